@@ -1,0 +1,69 @@
+"""Types of the binding over the C page path; `device.py` opens what it needs, `plugin/tmem.py` hands its callbacks on."""
+
+from collections.abc import Buffer
+from typing import NamedTuple
+
+class Layout(NamedTuple):
+    """Where the parts of a pool file lie, in bytes."""
+
+    index_offset: int
+    data_offset: int
+    data_bytes: int
+    minimum_bytes: int  # smallest limit the device works with
+
+def layout(size: int) -> Layout:
+    """The pool layout for a device of *size* bytes. Raises ValueError beyond 16 TiB."""
+
+def crc32c(data: bytes | bytearray | memoryview) -> int:
+    """CRC32C (Castagnoli, RFC 3720) of *data*."""
+
+class Device:
+    """One device: its pool, its backing file and the map's bits. Every method may be called from any thread.
+
+    The constructor attaches: it rebuilds free space from the index and gives back what no live word points at. Raises
+    OSError, and ValueError for an index that contradicts itself.
+    """
+
+    def __init__(
+        self,
+        pool_fd: int,
+        file_fd: int,  # -1: no backing file
+        map_fd: int,  # -1: no map
+        *,
+        name: str,
+        size: int,
+        limit: int,
+        granule: int,
+        file_bytes: int,  # how much of the backing file may be read and written
+        direct: bool,  # file_fd is O_DIRECT; otherwise the page cache is dropped behind each transfer
+        lost_zero: bool,
+        durable: bool,
+        cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
+    ) -> None: ...
+    def close(self) -> None:
+        """Unmap and free; descriptors stay open. Idempotent; the caller has ended all other calls."""
+    def demote(self, nbytes: int) -> int:
+        """Move the coldest pages to the file until *nbytes* of the pool's memory are free; returns bytes given back."""
+    def drain(self) -> None:
+        """Demote everything, make the file durable and the map clean. Puts are refused meanwhile. Raises OSError."""
+    def settle(self, budget: int) -> int:
+        """Compact for density and punch out free memory, moving at most *budget* records; returns bytes given back."""
+    def age(self) -> None:
+        """Begin the next coldness generation."""
+    def over_target(self) -> int:
+        """Bytes by which the pool's use exceeds its target now (0: none)."""
+    def wasted(self) -> int:
+        """Bytes of the pool's memory that hold no live slot."""
+    def request(self) -> tuple[int, int, int]:
+        """The control page's request: number, operation, argument."""
+    def finish_request(self, number: int, error: int) -> None:
+        """Publish a request as done with this errno."""
+
+# The callbacks of nbdkit's Python plugin, API version 2; the handle is a Device. All raise OSError.
+def pread(h: Device, buf: Buffer, offset: int, flags: int) -> None: ...
+def pwrite(h: Device, buf: Buffer, offset: int, flags: int) -> None: ...
+def flush(h: Device, flags: int) -> None: ...
+def trim(h: Device, count: int, offset: int, flags: int) -> None: ...
+def zero(h: Device, count: int, offset: int, flags: int) -> None: ...
+def cache(h: Device, count: int, offset: int, flags: int) -> None: ...
+def extents(h: Device, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]: ...

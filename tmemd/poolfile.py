@@ -1,0 +1,242 @@
+"""The pool file as other processes see it: identity, counters, control words.
+
+A pool file has one page each for its identity (written once, by the process that creates the pool), its counters
+(written by the plugin that serves the device) and its control words (written by whoever holds the control lock: tmemd,
+or tmemctl where no tmemd runs). docs/pool-format.md has the whole layout. Everything here goes through pread and
+pwrite: a process that does not serve the device never maps the file, for a truncated mapping is SIGBUS.
+"""
+
+from __future__ import annotations
+
+import enum
+import fcntl
+import os
+import struct
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import google_crc32c
+import msgspec
+
+PAGE: Final = 4096
+MAGIC: Final = b"TMEMPOOL"
+VERSION: Final = 1
+COUNTERS_OFFSET: Final = PAGE
+CONTROL_OFFSET: Final = 2 * PAGE
+STATES_OFFSET: Final = 4 * PAGE
+NAME_BYTES: Final = 64
+SUFFIX: Final = ".pool"
+
+_IDENTITY: Final = struct.Struct("<8sIIQQQQQQ16s16sQ64s")
+_CRC: Final = struct.Struct("<I")
+_WORD: Final = struct.Struct("<Q")
+_CHECKED: Final = struct.Struct("<QQ")
+_ALL_ONES: Final = (1 << 64) - 1
+# Lock bytes lie beyond any pool file's end, so that no lock ever meets data.
+_OWNER_LOCK: Final = 1 << 62
+_CONTROL_LOCK: Final = (1 << 62) + 1
+
+
+class PoolError(Exception):
+    """A pool file cannot be used; the message says which one, why, and what to do."""
+
+
+class Request(enum.IntEnum):
+    """What the control page can ask of the plugin that serves the pool."""
+
+    NONE = 0
+    DRAIN = 1
+    DEMOTE = 2
+    SETTLE = 3
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The identity page: what device a pool belongs to, and where its parts lie. All offsets and sizes in bytes."""
+
+    name: str
+    size: int
+    index_offset: int
+    data_offset: int
+    data_bytes: int
+    uuid: uuid.UUID
+    boot_id: uuid.UUID
+    generation: int
+    has_file: bool
+
+    @property
+    def pages(self) -> int:
+        """Pages of the device; the last one may be partly beyond its end."""
+        return -(-self.size // PAGE)
+
+    @property
+    def file_bytes(self) -> int:
+        """The length a whole pool file has."""
+        return self.data_offset + self.data_bytes
+
+    def pack(self) -> bytes:
+        """The identity page, 4096 bytes, checksum included."""
+        body = _IDENTITY.pack(
+            MAGIC, VERSION, int(self.has_file), self.size, self.pages, STATES_OFFSET, self.index_offset,
+            self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.generation,
+            self.name.encode(),
+        )  # fmt: skip
+        return (body + _CRC.pack(google_crc32c.value(body))).ljust(PAGE, b"\0")
+
+    @classmethod
+    def unpack(cls, page: bytes, where: str) -> Identity | None:
+        """Read an identity page; None when it was never written. Raises PoolError, naming *where*, when it is wrong."""
+        if not page.strip(b"\0"):
+            return None
+        if len(page) < _IDENTITY.size + _CRC.size or page[:8] != MAGIC:
+            raise PoolError(f"{where}: not a tmem pool")
+        body = page[: _IDENTITY.size]
+        _, version, flags, size, pages, states, index, data, data_bytes, uid, boot, generation, name = (
+            _IDENTITY.unpack(body)
+        )
+        if version != VERSION:
+            raise PoolError(f"{where}: pool format version {version}, this tmemd reads version {VERSION}")
+        if _CRC.unpack_from(page, _IDENTITY.size)[0] != google_crc32c.value(body):
+            raise PoolError(f"{where}: the pool's identity page is damaged (checksum mismatch)")
+        identity = cls(
+            name.rstrip(b"\0").decode(errors="replace"), size, index, data, data_bytes, uuid.UUID(bytes=uid),
+            uuid.UUID(bytes=boot), generation, bool(flags & 1),
+        )  # fmt: skip
+        if identity.pages != pages or states != STATES_OFFSET or not states < index < data:
+            raise PoolError(f"{where}: the pool's identity page contradicts itself")
+        return identity
+
+
+class Counters(msgspec.Struct, frozen=True):
+    """The counters page, in its order on disk. Sizes in bytes; pages and requests are counts; all only for reading."""
+
+    used_bytes: int  # all the RAM the pool takes, index included
+    limit_bytes: int  # the device's own upper bound, from its configuration
+    minimum_bytes: int  # the smallest target the device works with
+    pages_in_tmem: int
+    pages_in_file: int
+    pages_lost: int
+    payload_bytes: int  # compressed bytes of the pages in tmem
+    index_bytes: int
+    puts: int  # pages offered to tmem, refused ones included
+    puts_refused: int
+    puts_zero: int
+    puts_same: int
+    puts_raw: int
+    gets: int  # pages read from tmem
+    file_reads: int  # pages read from the backing file
+    invalidates: int  # stored pages dropped by overwrite, trim or zero
+    spills: int  # pages written to the file because their put was refused
+    demotions: int  # pages moved from tmem to the file
+    moves: int  # records moved by compaction
+    bad_checksums: int
+    io_errors: int
+    reads: int  # requests
+    writes: int
+    trims: int
+    flushes: int
+    done_request: int  # sequence number of the last control request carried out
+    done_error: int  # its errno, 0 for success
+    frozen: int
+    granules_set: int  # granules of the map in which the file is not to be trusted
+    pid: int  # of the process that serves the device
+
+
+_COUNTERS: Final = struct.Struct(f"<{len(Counters.__struct_fields__)}Q")
+
+# Offsets inside the control page; each value stands with its complement, so that a torn write is seen and ignored.
+_TARGET: Final = CONTROL_OFFSET
+_FROZEN: Final = CONTROL_OFFSET + 16
+_REQUEST: Final = CONTROL_OFFSET + 32  # sequence number
+_REQUEST_OP: Final = CONTROL_OFFSET + 48
+_REQUEST_ARG: Final = CONTROL_OFFSET + 56
+
+
+def lock(fd: int, *, control: bool) -> bool:
+    """Take the owner lock (to serve the pool) or the control lock (to write its control page), without waiting.
+
+    Open file description locks: they go when the last descriptor of this open is closed. Returns False when another
+    process holds it.
+    """
+    request = _flock(fcntl.F_WRLCK, _CONTROL_LOCK if control else _OWNER_LOCK)
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def is_locked(fd: int, *, control: bool) -> bool:
+    """Whether somebody else serves the pool (or holds its control lock)."""
+    request = _flock(fcntl.F_WRLCK, _CONTROL_LOCK if control else _OWNER_LOCK)
+    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request)
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def _flock(kind: int, start: int) -> bytes:
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, 1, 0)
+
+
+def read_identity(fd: int, where: str | Path) -> Identity | None:
+    """The identity of the pool behind *fd*, or None when nothing was created there yet. Raises PoolError."""
+    return Identity.unpack(os.pread(fd, PAGE, 0), str(where))
+
+
+def read_counters(fd: int, where: str | Path) -> Counters:
+    """A snapshot of the counters; each is consistent by itself, not with the others. Raises PoolError."""
+    data = os.pread(fd, _COUNTERS.size, COUNTERS_OFFSET)
+    if len(data) < _COUNTERS.size:
+        raise PoolError(f"{where}: the pool file is truncated ({os.fstat(fd).st_size} bytes)")
+    return Counters(*_COUNTERS.unpack(data))
+
+
+def _read_checked(fd: int, offset: int) -> int | None:
+    data = os.pread(fd, _CHECKED.size, offset).ljust(_CHECKED.size, b"\0")
+    value, complement = _CHECKED.unpack(data)
+    return int(value) if value ^ complement == _ALL_ONES else None
+
+
+def _write_checked(fd: int, offset: int, value: int) -> None:
+    os.pwrite(fd, _CHECKED.pack(value, value ^ _ALL_ONES), offset)
+
+
+def read_target(fd: int) -> int | None:
+    """The target somebody set, in bytes; None when nobody did (then the device's limit holds)."""
+    return _read_checked(fd, _TARGET)
+
+
+def write_target(fd: int, target: int) -> None:
+    """Set the target, in bytes. The caller holds the control lock."""
+    _write_checked(fd, _TARGET, target)
+
+
+def read_frozen(fd: int) -> bool:
+    """Whether the pool was told to refuse puts."""
+    return bool(_read_checked(fd, _FROZEN))
+
+
+def write_frozen(fd: int, frozen: bool) -> None:
+    """Freeze or thaw the pool; it takes effect with the next put. The caller holds the control lock."""
+    _write_checked(fd, _FROZEN, int(frozen))
+
+
+def write_request(fd: int, request: Request, argument: int = 0) -> int:
+    """Ask the serving plugin for something; done when Counters.done_request equals the number returned.
+
+    *argument* is a number of bytes for DEMOTE. The caller holds the control lock.
+    """
+    number = (_read_checked(fd, _REQUEST) or 0) + 1
+    os.pwrite(fd, _WORD.pack(request) + _WORD.pack(argument), _REQUEST_OP)
+    _write_checked(fd, _REQUEST, number)
+    return number
+
+
+def read_request(fd: int) -> tuple[int, Request, int]:
+    """The last request: its number (0: none yet), what, and its argument."""
+    number = _read_checked(fd, _REQUEST)
+    if not number:
+        return 0, Request.NONE, 0
+    op, argument = struct.unpack("<QQ", os.pread(fd, 16, _REQUEST_OP))
+    return number, Request(op) if op in iter(Request) else Request.NONE, argument
