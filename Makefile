@@ -1,0 +1,53 @@
+# Everything a person types here. `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/core/*.pyx tmemd/core/*.pxd)
+SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci --include='*' 2>/dev/null)
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help setup build sanitize lint format test test-quick bench demo clean
+
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup:  ## install what this machine lacks (Debian 12, root) and make .venv
+	@scripts/setup
+
+build: setup $(VENV)/built  ## compile the C core in place
+
+$(VENV)/built: $(SOURCES)
+	TMEMD_WERROR=1 $(PYTHON) setup.py -q build_ext --inplace
+	@touch $@
+
+sanitize: setup  ## instrumented builds below build/address-undefined and build/thread
+	TMEMD_SANITIZE=address,undefined $(PYTHON) setup.py -q build
+	TMEMD_SANITIZE=thread $(PYTHON) setup.py -q build
+
+lint: setup  ## ruff, mypy --strict, shellcheck
+	ruff check .
+	ruff format --check .
+	mypy
+	shellcheck $(SHELL_SCRIPTS)
+
+format: setup  ## let ruff rearrange the Python code
+	ruff check --fix .
+	ruff format .
+
+test: build  ## all tests, real guests included (about a quarter of an hour)
+	pytest
+
+test-quick: build  ## the tests that boot no guest
+	pytest -m 'not vm'
+
+bench: build  ## measure our device against nbdkit's own
+	@benchmarks/run
+
+demo: build  ## a real guest swaps on our device, before your eyes
+	@scripts/demo
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build *.egg-info tmemd/core/*.so $(VENV)/built

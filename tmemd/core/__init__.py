@@ -1,0 +1,1 @@
+"""The page path: plain C over liblz4 behind a thin binding."""
