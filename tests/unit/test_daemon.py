@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import array
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.unit import fakes
+from tmemd import poolfile, protocol
+from tmemd.client import attach_pool
+from tmemd.poolfile import PoolError
+from tmemd.sdnotify import notify
+
+MIB = fakes.MIB
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with fakes.on_tmpfs() as path:
+        yield path
+
+
+@pytest.fixture
+def tmemd(base: Path) -> Iterator[fakes.Tmemd]:
+    with fakes.tmemd(base, "--timeout=1") as running:
+        yield running
+
+
+def raw(path: Path, data: bytes, *, half: bool = False) -> bytes:
+    """What comes back for these bytes; with *half* we go on listening without ending the message."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(str(path))
+        sock.sendall(data)
+        if not half:
+            sock.shutdown(socket.SHUT_WR)
+        answer = bytearray()
+        # What tmemd leaves unread when it hangs up resets the connection, after its answer.
+        with suppress(ConnectionResetError):
+            while chunk := sock.recv(65536):
+                answer += chunk
+        return bytes(answer)
+
+
+def test_attach_gives_an_own_open_file_of_a_new_pool(tmemd: fakes.Tmemd) -> None:
+    fd, path = attach_pool(tmemd.socket, tmemd.attach("web", limit=100 * MIB))
+    try:
+        status = os.fstat(fd)
+        assert os.path.samestat(status, Path(path).stat())
+        assert (status.st_uid, status.st_mode & 0o777) == (os.geteuid(), 0o600)
+        assert poolfile.read_identity(fd, path) is None
+        assert poolfile.read_target(fd) == 100 * MIB
+        assert not os.get_inheritable(fd)
+        assert poolfile.is_locked(fd, control=True), "tmemd's lock is its own, not shared with our open file"
+        assert poolfile.lock(fd, control=False)
+        fakes.finish_pool(fd, "web", pid=4711)
+        (seen,) = tmemd.client.pools()
+        assert (seen.name, seen.served, seen.flat()["pid"]) == ("web", True, 4711)
+    finally:
+        os.close(fd)
+    assert not tmemd.client.pool("web").served
+
+
+def test_a_limit_or_a_default_or_the_size_is_the_first_target(base: Path) -> None:
+    with fakes.tmemd(base, "--default-target=7M") as running:
+        for name, limit, target in (("a", 9 * MIB, 9 * MIB), ("b", None, 7 * MIB)):
+            fd, _ = attach_pool(running.socket, running.attach(name, limit=limit))
+            assert poolfile.read_target(fd) == target
+            os.close(fd)
+
+
+def test_a_target_once_set_survives_and_one_at_the_limit_follows_it(tmemd: fakes.Tmemd) -> None:
+    fd, _ = attach_pool(tmemd.socket, tmemd.attach("web", limit=100 * MIB))
+    fakes.finish_pool(fd, "web", limit_bytes=100 * MIB)
+    os.close(fd)
+    fd, _ = attach_pool(tmemd.socket, tmemd.attach("web", limit=200 * MIB))
+    assert poolfile.read_target(fd) == 200 * MIB
+    tmemd.client.set_target("web", 50 * MIB)
+    os.close(fd)
+    fd, _ = attach_pool(tmemd.socket, tmemd.attach("web", limit=200 * MIB))
+    assert poolfile.read_target(fd) == 50 * MIB
+    os.close(fd)
+
+
+def test_a_pool_of_another_size_is_refused(tmemd: fakes.Tmemd) -> None:
+    with fakes.pool(tmemd.directory, "web", 64 * MIB) as fd:
+        with pytest.raises(PoolError, match="not 4194304"):
+            attach_pool(tmemd.socket, tmemd.attach("web", 4 * MIB))
+        assert poolfile.read_target(fd) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_end_it_cleanly(base: Path, number: signal.Signals) -> None:
+    with fakes.tmemd(base) as running, socket.socket(socket.AF_UNIX) as idle:
+        idle.connect(str(running.socket))
+        assert running.stop(number) == 0
+        assert not running.socket.exists()
+
+
+def test_a_restarted_tmemd_adopts_its_pools(base: Path) -> None:
+    with fakes.tmemd(base) as first:
+        fd, _ = attach_pool(first.socket, first.attach("web"))
+        fakes.finish_pool(fd, "web")
+        first.client.set_target("web", 10 * MIB)
+        first.client.set_frozen("web", True)
+        first.stop(signal.SIGKILL)
+    assert not poolfile.is_locked(fd, control=True)
+    with fakes.tmemd(base) as second:
+        assert poolfile.is_locked(fd, control=True)
+        status = second.client.pool("web")
+        assert (status.target_bytes, status.frozen) == (10 * MIB, True)
+        second.client.set_frozen("web", False)
+        assert not poolfile.read_frozen(fd)
+    os.close(fd)
+
+
+def test_two_on_one_socket_are_one_too_many(tmemd: fakes.Tmemd) -> None:
+    command = [sys.executable, "-m", "tmemd.daemon", f"--socket={tmemd.socket}", f"--pools={tmemd.directory}"]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert second.returncode == 1
+    assert "another tmemd" in second.stderr
+    assert tmemd.client.pools() == []
+
+
+def test_a_directory_that_is_not_on_tmpfs_is_refused(base: Path, tmp_path: Path) -> None:
+    if os.statvfs(tmp_path).f_fsid == os.statvfs(base).f_fsid:
+        pytest.skip("temporary files are on tmpfs here")
+    command = [sys.executable, "-m", "tmemd.daemon", f"--socket={base}/s", f"--pools={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert "not on tmpfs" in done.stderr
+
+
+HOSTILE = [
+    b"\n",
+    b"\0" * 100 + b"\n",
+    b'{"type":"show","name":"../../etc/passwd"}\n',
+    b'{"type":"destroy","name":"-rf"}\n',
+    b'{"type":"freeze","name":"web","frozen":"yes"}\n',
+    b'{"type":"list"}\n{"type":"list"}\n',
+    b'{"type":"list"}\nmore',
+    b"x" * (protocol.MAX_REQUEST * 4),
+    b"[" * 4000 + b"\n",
+]
+
+
+@pytest.mark.parametrize("data", HOSTILE)
+def test_hostile_bytes_get_an_error_and_change_nothing(tmemd: fakes.Tmemd, data: bytes) -> None:
+    with fakes.pool(tmemd.directory, "web") as fd:
+        before = os.pread(fd, 16384, 0)
+        assert isinstance(protocol.decode_answer(raw(tmemd.socket, data)), protocol.Failed)
+        assert os.pread(fd, 16384, 0) == before
+        assert [path.name for path in tmemd.directory.iterdir()] == ["web.pool"]
+        assert len(tmemd.client.pools()) == 1
+
+
+def test_half_a_message_gets_no_answer_and_a_slow_one_an_error(tmemd: fakes.Tmemd) -> None:
+    half = b'{"type":"list"'
+    assert raw(tmemd.socket, half) == b""
+    answer = protocol.decode_answer(raw(tmemd.socket, half, half=True))
+    assert isinstance(answer, protocol.Failed)
+    assert "longer than" in answer.error
+
+
+def test_descriptors_sent_to_it_are_not_kept(tmemd: fakes.Tmemd) -> None:
+    def open_files() -> int:
+        return len(list(Path(f"/proc/{tmemd.process.pid}/fd").iterdir()))
+
+    before = open_files()
+    for _ in range(20):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(tmemd.socket))
+            fds = array.array("i", [0] * 8)
+            sock.sendmsg([b'{"type":"list"}\n'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+            while sock.recv(65536):
+                pass
+    assert tmemd.client.pools() == []
+    assert open_files() <= before + 1
+
+
+def test_a_thousand_connections_leave_it_working(base: Path) -> None:
+    with fakes.tmemd(base, "--timeout=2") as running:
+        with ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(1000)]
+            for sock in socks:
+                sock.connect(str(running.socket))
+            answers = [protocol.decode_answer(sock.recv(65536)) for sock in socks]
+        errors = {answer.error.partition(" ")[0] for answer in answers if isinstance(answer, protocol.Failed)}
+        assert errors == {"too", "the"}  # many connections; request took too long
+        assert running.client.pools() == []
+        assert len(list(Path(f"/proc/{running.process.pid}/fd").iterdir())) < 20
+
+
+def test_readiness_is_told_to_systemd(base: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(base / "notify"))
+        manager.settimeout(20)
+        command = [sys.executable, "-m", "tmemd.daemon", f"--socket={base}/s", f"--pools={base}/pools"]
+        environment = os.environ | {"NOTIFY_SOCKET": str(base / "notify")}
+        with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+            assert manager.recv(100) == b"READY=1"
+            assert (base / "s").is_socket()
+            process.terminate()
+            assert manager.recv(100) == b"STOPPING=1"
+        assert process.returncode == 0
+
+
+def test_without_systemd_readiness_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "nonsense", "/nowhere/at/all", "@tmemd-no-such-socket"):
+        monkeypatch.setenv("NOTIFY_SOCKET", value)
+        notify("READY=1")
+
+
+AS_NOBODY = """
+import json, os, sys
+from pathlib import Path
+os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
+from tmemd import client, poolfile, protocol
+path = Path(sys.argv[1])
+seen = {}
+def attempt(name, call):
+    try:
+        seen[name] = call()
+    except poolfile.PoolError as error:
+        seen[name] = str(error)
+asked = client.Client.of_daemon(path)
+attempt("attach", lambda: os.fstat(client.attach_pool(path, protocol.Attach("mine", 1 << 20, True))[0]).st_uid)
+attempt("attach other", lambda: client.attach_pool(path, protocol.Attach("theirs", 1 << 26, True)))
+attempt("list", lambda: [status.name for status in asked.pools()])
+attempt("show other", lambda: asked.pool("theirs").name)
+attempt("freeze own", lambda: asked.set_frozen("mine", True))
+attempt("freeze other", lambda: asked.set_frozen("theirs", True))
+attempt("destroy other", lambda: asked.destroy("theirs", lose_pages=True))
+print(json.dumps(seen))
+"""
+
+
+def as_nobody(running: fakes.Tmemd) -> dict[str, object]:
+    command = [sys.executable, "-c", AS_NOBODY, str(running.socket)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    seen: dict[str, object] = json.loads(done.stdout)
+    return seen
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_other_users_see_and_attach_only_their_own(base: Path) -> None:
+    with fakes.tmemd(base, "--allow-user=nobody", "--group=65534") as running, fakes.pool(running.directory, "theirs"):
+        seen = as_nobody(running)
+        assert seen["attach"] == 65534
+        assert "another user" in str(seen["attach other"])
+        assert seen["list"] == []  # theirs is hidden, and our own is unfinished
+        assert "another user" in str(seen["show other"])
+        for change in ("freeze own", "freeze other", "destroy other"):
+            assert "only root" in str(seen[change])
+        with fakes.pool(running.directory, "mine"):
+            assert as_nobody(running)["list"] == ["mine"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_users_who_are_not_trusted_cannot_attach(base: Path) -> None:
+    with fakes.tmemd(base, "--group=65534") as running:
+        assert "--allow-user" in str(as_nobody(running)["attach"])
+        assert list(running.directory.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_without_a_group_nobody_else_connects(tmemd: fakes.Tmemd) -> None:
+    assert "Permission denied" in str(as_nobody(tmemd)["list"])

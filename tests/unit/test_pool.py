@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.unit import fakes
+from tmemd import poolfile
+from tmemd.client import Client
+from tmemd.pool import Pool, Pools
+from tmemd.poolfile import PoolError
+
+MIB = fakes.MIB
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with fakes.on_tmpfs() as path:
+        yield path
+
+
+def test_a_target_stays_between_minimum_and_limit(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web", used_bytes=8 * MIB) as fd:
+        for target in (0, fakes.MINIMUM - 1, fakes.LIMIT + 1):
+            with pytest.raises(PoolError, match="outside"):
+                client.set_target("web", target)
+        assert poolfile.read_target(fd) is None
+        for target in (fakes.MINIMUM, fakes.LIMIT, 2 * MIB):
+            client.set_target("web", target)
+            assert poolfile.read_target(fd) == target == client.pool("web").target_bytes
+
+
+def test_without_a_file_a_target_never_falls_below_use(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "ram", has_file=False, used_bytes=8 * MIB) as fd:
+        with pytest.raises(PoolError, match="below its use"):
+            client.set_target("ram", 8 * MIB - 1)
+        client.set_target("ram", 8 * MIB)
+        assert poolfile.read_target(fd) == 8 * MIB
+
+
+def test_the_effective_target_never_exceeds_the_limit(directory: Path) -> None:
+    with fakes.pool(directory, "web") as fd:
+        poolfile.write_target(fd, 2 * fakes.LIMIT)
+        assert Client.of_directory(directory).pool("web").target_bytes == fakes.LIMIT
+
+
+def test_freeze_and_thaw(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web") as fd:
+        for frozen in (True, False):
+            client.set_frozen("web", frozen)
+            assert poolfile.read_frozen(fd) == frozen == client.pool("web").frozen
+
+
+def test_changes_need_the_control_lock_and_reading_does_not(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web") as fd:
+        assert poolfile.lock(fd, control=True)
+        with pytest.raises(PoolError, match="controls"):
+            client.set_frozen("web", True)
+        assert not poolfile.read_frozen(fd)
+        assert [status.name for status in client.pools()] == ["web"]
+
+
+def test_unfinished_pools_are_not_listed_and_cannot_be_changed(directory: Path) -> None:
+    (directory / "new.pool").write_bytes(bytes(8192))
+    client = Client.of_directory(directory)
+    assert client.pools() == []
+    for change in (client.pool, lambda name: client.set_target(name, MIB), lambda name: client.set_frozen(name, True)):
+        with pytest.raises(PoolError, match="unfinished"):
+            change("new")
+    client.destroy("new")
+    assert list(directory.iterdir()) == []
+
+
+def test_damaged_pools_are_listed_as_such(directory: Path) -> None:
+    with fakes.pool(directory, "torn") as fd:
+        os.pwrite(fd, b"\1", 50)
+    with fakes.pool(directory, "short") as fd:
+        os.ftruncate(fd, 4096 + 8)
+    with fakes.pool(directory, "real"):
+        (directory / "copy.pool").write_bytes((directory / "real.pool").read_bytes())
+    (directory / "junk.pool").write_bytes(b"junk" * 3000)
+    listed = {status.name: status.error for status in Client.of_directory(directory).pools()}
+    assert listed["real"] is None
+    assert "damaged" in (listed["torn"] or "")
+    assert "truncated" in (listed["short"] or "")
+    assert "device 'real'" in (listed["copy"] or "")
+    assert "not a tmem pool" in (listed["junk"] or "")
+
+
+def test_only_pool_files_count(directory: Path) -> None:
+    outside = directory.parent / "outside.pool"
+    (directory / "link.pool").symlink_to(outside)
+    (directory / "folder.pool").mkdir()
+    (directory / "-x.pool").touch()
+    (directory / "web.json").touch()
+    os.mkfifo(directory / "fifo.pool")
+    client = Client.of_directory(directory)
+    assert client.pools() == []
+    for name in ("link", "folder", "fifo"):
+        with pytest.raises(PoolError):
+            client.destroy(name, lose_pages=True)
+    assert not outside.exists()
+
+
+def test_a_directory_that_is_not_there_is_an_error(directory: Path) -> None:
+    with pytest.raises(PoolError, match="No such file"):
+        Client.of_directory(directory / "nowhere").pools()
+
+
+def test_destroy_refuses_what_is_served_or_would_lose_pages(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    sidecar = directory / "web.json"
+    sidecar.touch()
+    with fakes.pool(directory, "web", pages_in_tmem=3) as fd:
+        assert poolfile.lock(fd, control=False)
+        with pytest.raises(PoolError, match="served"):
+            client.destroy("web", lose_pages=True)
+    with pytest.raises(PoolError, match="3 pages"):
+        client.destroy("web")
+    with closing(Pool(directory / "web.pool")) as pool:
+        assert not pool.is_served(), "a refused destroy keeps no lock"
+    client.destroy("web", lose_pages=True)
+    assert list(directory.iterdir()) == []
+
+
+def test_work_is_asked_of_who_serves_the_pool(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web") as fd, fakes.pool(directory, "ram", has_file=False):
+        with pytest.raises(PoolError, match="nobody serves"):
+            client.ask("web", "drain")
+        with pytest.raises(PoolError, match="no backing file"):
+            client.ask("ram", "demote", 4096)
+        assert poolfile.read_request(fd) == (0, poolfile.Request.NONE, 0)
+        assert poolfile.lock(fd, control=False)
+        assert client.ask("web", "demote", 4096) == 1
+        assert poolfile.read_request(fd) == (1, poolfile.Request.DEMOTE, 4096)
+        assert client.ask("web", "drain") == 2
+
+
+def test_a_keeper_holds_every_control_lock_and_notices_replaced_files(directory: Path) -> None:
+    with fakes.pool(directory, "web") as old, closing(Pools(directory, keep=True)) as keeper:
+        assert keeper.adopt_all() == []
+        assert poolfile.is_locked(old, control=True)
+        (directory / "web.pool").unlink()
+        with fakes.pool(directory, "web") as new:
+            with keeper.pool("web", control=True) as pool:
+                pool.set_frozen(True)
+            assert poolfile.read_frozen(new)
+            assert not poolfile.is_locked(old, control=True)
+
+
+def test_a_keeper_says_what_it_cannot_control_and_gets_it_later(directory: Path) -> None:
+    with closing(Pools(directory, keep=True)) as keeper:
+        with fakes.pool(directory, "web") as fd:
+            assert poolfile.lock(fd, control=True)
+            assert keeper.adopt_all() == ["web"]
+        assert keeper.adopt_all() == []
+
+
+def test_created_pools_belong_to_their_user_from_the_first_moment(directory: Path) -> None:
+    if os.geteuid():
+        pytest.skip("needs root to create files for another user")
+    with closing(Pools(directory, keep=True)) as keeper:
+        keeper.create("web", 12345, 54321)
+        keeper.create("web", 12345, 54321)
+        status = (directory / "web.pool").stat()
+        assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (12345, 54321, 0o600)
+        with pytest.raises(PoolError, match="another user"):
+            keeper.create("web", 0, 0)

@@ -1,0 +1,47 @@
+"""tmemctl: look at pools and change them. One module for each command."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from tmemd.cli import common
+from tmemd.poolfile import PoolError
+
+_COMMANDS: Final = ("list", "show", "set", "freeze", "thaw")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of tmemctl."""
+    parser = argparse.ArgumentParser(prog="tmemctl", description="Look at the pools of swap devices and change them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        module = importlib.import_module(f"tmemd.cli.{command.replace('-', '_')}")
+        summary = (module.__doc__ or "").partition("\n")[0]
+        subparser = commands.add_parser(command, help=summary[:1].lower() + summary[1:-1], description=module.__doc__)
+        module.add_arguments(subparser)
+        common.add_json(subparser)
+        subparser.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tmemctl; returns its exit status: 0, 1 after an error or a problem found, 130 after Ctrl-C."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+        sys.stdout.flush()
+    except PoolError as error:
+        print(f"tmemctl: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; Python must not meet the closed pipe again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return status

@@ -1,0 +1,7 @@
+"""``python -m tmemd.cli`` is tmemctl."""
+
+import sys
+
+from tmemd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,62 @@
+"""What the commands share: where the pools are, and how answers are printed."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tmemd.client import Client
+from tmemd.protocol import DEFAULT_SOCKET, PoolStatus
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """--json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """--socket and --pools: a tmemd to ask, or a directory to work on without one."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--socket", type=Path, metavar="PATH", help=f"tmemd's ($TMEMD_SOCKET, or {DEFAULT_SOCKET})")
+    where.add_argument("--pools", type=Path, metavar="DIR", help="work without tmemd on the pools of this directory")
+
+
+def add_pool(parser: argparse.ArgumentParser) -> None:
+    """The pool's name, and where it is."""
+    parser.add_argument("name", metavar="NAME", help="the pool's name")
+    add_where(parser)
+
+
+def client(arguments: argparse.Namespace) -> Client:
+    """Whom to ask, by the options of `add_where`."""
+    if arguments.pools:
+        return Client.of_directory(arguments.pools)
+    return Client.of_daemon(arguments.socket or Path(os.environ.get("TMEMD_SOCKET") or DEFAULT_SOCKET))
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value, indented for people."""
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_changed(arguments: argparse.Namespace) -> None:
+    """After a change: with --json the pool as it is now, without it nothing."""
+    if arguments.json:
+        print_json(client(arguments).pool(arguments.name).flat())
+
+
+def state(status: PoolStatus) -> str:
+    """A pool's state in a word or two."""
+    if status.error:
+        return "damaged"
+    return ("served" if status.served else "idle") + (", frozen" if status.frozen else "")
+
+
+def warn(message: str) -> None:
+    """A line on standard error."""
+    print(f"tmemctl: {message}", file=sys.stderr)

@@ -1,0 +1,139 @@
+"""Ask tmemd, or do without it."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from tmemd import protocol
+from tmemd.poolfile import PoolError
+from tmemd.protocol import PoolStatus
+
+_Answer = TypeVar("_Answer", bound=protocol.Answer)
+Transport = Callable[[protocol.Request], protocol.Answer]
+_CHUNK: Final = 64 * 1024
+_TIMEOUT: Final = struct.pack("ll", 10, 0)  # seconds and microseconds, for each system call
+
+
+def attach_pool(socket_path: Path | str, request: protocol.Attach) -> tuple[int, str]:
+    """Have tmemd create or find a pool: its open file, which the caller closes, and its path. Raises PoolError."""
+    answer, fds = _exchange(Path(socket_path), request)
+    with ExitStack() as on_error:
+        on_error.callback(_close_all, fds)
+        attached = _expect(protocol.Attached, answer)
+        if len(fds) != 1:
+            raise PoolError(f"tmemd ({socket_path}) sent {len(fds)} files with its answer, not one")
+        on_error.pop_all()
+    return fds[0], attached.path
+
+
+class Client:
+    """What can be asked about pools. Every method raises PoolError, with a line for the user, when it was not done."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._call = transport
+
+    @classmethod
+    def of_daemon(cls, socket_path: Path) -> Client:
+        """Ask the tmemd that listens there."""
+
+        def call(request: protocol.Request) -> protocol.Answer:
+            answer, fds = _exchange(socket_path, request)
+            _close_all(fds)
+            return answer
+
+        return cls(call)
+
+    @classmethod
+    def of_directory(cls, directory: Path) -> Client:
+        """Work on the pools of a directory that no tmemd controls."""
+        from tmemd.pool import Pools, perform  # noqa: PLC0415 - what attaches through a tmemd needs none of it
+
+        pools = Pools(directory)
+        return cls(lambda request: perform(pools, request))
+
+    def pools(self) -> list[PoolStatus]:
+        """All pools that may be seen, by name."""
+        return _expect(protocol.Listed, self._call(protocol.List())).pools
+
+    def pool(self, name: str) -> PoolStatus:
+        """One pool."""
+        pools = _expect(protocol.Listed, self._call(protocol.Show(protocol.check_name(name)))).pools
+        if len(pools) != 1:
+            raise PoolError(f"there is no pool {name}")
+        return pools[0]
+
+    def set_target(self, name: str, target: int) -> None:
+        """Set a pool's target, in bytes."""
+        _expect(protocol.Done, self._call(protocol.Target(protocol.check_name(name), target)))
+
+    def set_frozen(self, name: str, frozen: bool) -> None:
+        """Freeze or thaw a pool."""
+        _expect(protocol.Done, self._call(protocol.Freeze(protocol.check_name(name), frozen)))
+
+    def ask(self, name: str, work: protocol.Work, nbytes: int = 0) -> int:
+        """Ask the serving plugin for work; returns the number that done_request will reach."""
+        return _expect(protocol.Asked, self._call(protocol.Ask(protocol.check_name(name), work, nbytes))).number
+
+    def destroy(self, name: str, *, lose_pages: bool = False) -> None:
+        """Remove a pool nobody serves."""
+        _expect(protocol.Done, self._call(protocol.Destroy(protocol.check_name(name), lose_pages)))
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        with suppress(OSError):
+            os.close(fd)
+
+
+def _expect(kind: type[_Answer], answer: protocol.Answer) -> _Answer:
+    if isinstance(answer, kind):
+        return answer
+    if isinstance(answer, protocol.Failed):
+        raise PoolError(answer.error)
+    raise PoolError(f"tmemd gave an answer of the wrong kind: {type(answer).__name__}")
+
+
+def _exchange(path: Path, request: protocol.Request) -> tuple[protocol.Answer, list[int]]:
+    """One request, one answer, and the descriptors that came with it, which the caller closes."""
+    fds: list[int] = []
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            # Not settimeout(): that makes connect() fail at once where it should wait its turn.
+            for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+                sock.setsockopt(socket.SOL_SOCKET, option, _TIMEOUT)
+            sock.connect(str(path))
+            sock.sendall(protocol.encode(request))
+            return protocol.decode_answer(_receive_line(sock, fds)), fds
+    except PoolError:
+        _close_all(fds)
+        raise
+    except OSError as error:
+        _close_all(fds)
+        reason = "no answer" if isinstance(error, BlockingIOError) else error.strerror or error
+        raise PoolError(f"tmemd ({path}): {reason}") from None
+
+
+def _receive_line(sock: socket.socket, fds: list[int]) -> bytes:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        data, ancillary, _, _ = sock.recvmsg(_CHUNK, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
+        fds += _descriptors(ancillary)
+        line += data
+        if not data or len(line) > protocol.MAX_ANSWER:
+            raise PoolError("tmemd hung up in the middle of its answer" if not data else "tmemd's answer has no end")
+    return bytes(line)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return found.tolist()

@@ -1,0 +1,333 @@
+"""tmemd: creates pools for the plugins it trusts, sets their targets, and answers tmemctl.
+
+No page of any device passes through it, and plugins need it only to start: it may die and come back at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import grp
+import logging
+import os
+import pwd
+import resource
+import signal
+import socket
+import struct
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tmemd import pool, poolfile, protocol, tmpfs
+from tmemd.pool import Pools
+from tmemd.poolfile import PoolError
+from tmemd.sdnotify import notify
+from tmemd.sizes import size_argument
+
+_log: Final = logging.getLogger("tmemd")
+_UCRED: Final = struct.Struct("iII")
+# Enough for any use; a user who wants more gets an error instead of all of tmemd's descriptors.
+_CONNECTIONS_PER_USER: Final = 64
+_BACKLOG: Final = 128
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end, as the kernel says."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> Peer:
+        """Ask the kernel, which noted it when the peer connected."""
+        return cls(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may do what. Administrators (root and tmemd's own user) may do everything."""
+
+    plugin_users: frozenset[int]  # who may attach a plugin
+
+    def is_admin(self, uid: int) -> bool:
+        """Whether *uid* may change other users' pools."""
+        return uid in {0, os.geteuid()}
+
+    def check(self, request: protocol.Request, uid: int) -> None:
+        """Raise PoolError if *uid* may not ask for this; reading is let through and filtered by `may_see`."""
+        match request:
+            case protocol.Attach():
+                allowed = self.is_admin(uid) or uid in self.plugin_users
+                if not allowed:
+                    raise PoolError(f"user {uid} may not attach: start tmemd with --allow-user={uid}")
+            case protocol.List() | protocol.Show():
+                pass
+            case _:
+                if not self.is_admin(uid):
+                    raise PoolError("only root and tmemd's own user may change pools")
+
+    def may_see(self, status: protocol.PoolStatus, uid: int) -> bool:
+        """Whether *uid* may know of this pool."""
+        return self.is_admin(uid) or status.uid == uid
+
+
+class Daemon:
+    """What tmemd knows while it runs: the pools it controls, who may ask, and who is asking."""
+
+    def __init__(self, pools: Pools, access: Access, *, default_target: int | None, timeout: float) -> None:
+        self._pools = pools
+        self._access = access
+        self._default_target = default_target
+        self._timeout = timeout
+        self._connections: Counter[int] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Serve everybody who connects, until cancelled."""
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                try:
+                    sock, _ = await loop.sock_accept(listener)
+                except OSError as error:  # out of descriptors, or the peer is gone already
+                    _log.warning("accept: %s", error.strerror)
+                    await asyncio.sleep(0.1)
+                    continue
+                task = loop.create_task(self._serve(sock))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, sock: socket.socket) -> None:
+        peer = Peer.of(sock)
+        self._connections[peer.uid] += 1
+        try:
+            if self._connections[peer.uid] > _CONNECTIONS_PER_USER:
+                await self._patiently(_send(sock, protocol.Failed("too many connections of yours are open")))
+            else:
+                await self._patiently(self._exchange(sock, peer))
+        except TimeoutError:
+            _say(sock, protocol.Failed(f"the request took longer than {self._timeout:g} s to arrive"))
+        except OSError as error:
+            _log.debug("process %d: %s", peer.pid, error)
+        finally:
+            self._connections[peer.uid] -= 1
+            sock.close()
+
+    async def _patiently(self, exchange: Awaitable[None]) -> None:
+        async with asyncio.timeout(self._timeout):
+            await exchange
+
+    async def _exchange(self, sock: socket.socket, peer: Peer) -> None:
+        try:
+            line = await _receive_line(sock)
+            if line is None:
+                return
+            answer = self._answer(sock, peer, line)
+        except PoolError as error:
+            answer = protocol.Failed(str(error))
+        if answer:
+            await _send(sock, answer)
+
+    def _answer(self, sock: socket.socket, peer: Peer, line: bytes) -> protocol.Answer | None:
+        request = protocol.decode_request(line)
+        self._access.check(request, peer.uid)
+        try:
+            if isinstance(request, protocol.Attach):
+                self._attach(sock, peer, request)
+                return None
+            return self._perform(request, peer.uid)
+        except OSError as error:
+            _log.exception("process %d, user %d: %s", peer.pid, peer.uid, request)
+            raise PoolError(f"tmemd met an error: {error.strerror}") from error
+
+    def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
+        answer = pool.perform(self._pools, request)
+        if not isinstance(answer, protocol.Listed):
+            _log.info("user %d: %s", uid, request)
+            return answer
+        seen = [status for status in answer.pools if self._access.may_see(status, uid)]
+        if isinstance(request, protocol.Show) and not seen:
+            raise PoolError(f"pool {request.name} belongs to another user")
+        return protocol.Listed(seen)
+
+    def _attach(self, sock: socket.socket, peer: Peer, request: protocol.Attach) -> None:
+        self._pools.create(request.name, peer.uid, peer.gid)
+        with self._pools.pool(request.name, control=True) as found:
+            identity = found.identity()
+            if identity and identity.size != request.size:
+                raise PoolError(
+                    f"pool {request.name} is of a device of {identity.size} bytes, not {request.size}:"
+                    f" serve it with size={identity.size}, or destroy it"
+                )
+            poolfile.write_target(found.fd, self._first_target(found, request))
+            # The plugin gets an open file description of its own: locks belong to it, and ours must end with us.
+            fd = pool.open_pool_file(found.path)
+            try:
+                socket.send_fds(sock, [protocol.encode(protocol.Attached(str(found.path)))], [fd])
+            finally:
+                os.close(fd)
+        _log.info("user %d, process %d: attached %s", peer.uid, peer.pid, request.name)
+
+    def _first_target(self, found: pool.Pool, request: protocol.Attach) -> int:
+        """A target once set stays; one that stood at the device's limit follows that limit."""
+        limit = request.limit or self._default_target or request.size
+        target = poolfile.read_target(found.fd)
+        if target is None or found.identity() is None:
+            return limit
+        return limit if target >= poolfile.read_counters(found.fd, found.path).limit_bytes else target
+
+
+async def _receive_line(sock: socket.socket) -> bytes | None:
+    """The one line a client sends; None when it hung up before its end. Raises PoolError when it is no such line."""
+    loop = asyncio.get_running_loop()
+    line = b""
+    while b"\n" not in line:
+        if len(line) > protocol.MAX_REQUEST:
+            raise PoolError(f"bad request: longer than {protocol.MAX_REQUEST} bytes")
+        data = await loop.sock_recv(sock, protocol.MAX_REQUEST)
+        if not data:
+            return None
+        line += data
+    if not line.endswith(b"\n") or line.count(b"\n") > 1:
+        raise PoolError("bad request: a connection carries one request, on one line")
+    return line
+
+
+async def _send(sock: socket.socket, answer: protocol.Answer) -> None:
+    await asyncio.get_running_loop().sock_sendall(sock, protocol.encode(answer))
+
+
+def _say(sock: socket.socket, answer: protocol.Answer) -> None:
+    """Send what fits without waiting, to somebody who kept us waiting."""
+    with suppress(OSError):
+        sock.send(protocol.encode(answer))
+
+
+def listen(path: Path, group: int | None, resources: ExitStack) -> socket.socket:
+    """The control socket, which only its owner and *group* may connect to. Raises PoolError, OSError.
+
+    *resources* gets what undoes it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The lock says whether another tmemd lives; the socket's file alone cannot.
+    lock = resources.enter_context(path.with_name(path.name + ".lock").open("w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise PoolError(f"another tmemd listens on {path}") from None
+    path.unlink(missing_ok=True)
+    listener = resources.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+    # Between bind and chmod nobody can connect: connect() is refused until listen().
+    listener.bind(str(path))
+    resources.callback(path.unlink, missing_ok=True)
+    if group is not None:
+        os.chown(path, -1, group)
+    path.chmod(0o660)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def prepare_directory(path: Path, size: str | None) -> None:
+    """Make *path* a place for pools: on a tmpfs of its own when *size* is given. Raises PoolError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o711)
+        if size is not None and not tmpfs.mount_tmpfs(path, size):
+            _log.warning("%s: this kernel cannot keep a tmpfs out of swap (noswap, Linux 6.4)", path)
+        if not tmpfs.is_tmpfs(path):
+            raise PoolError(f"{path} is not on tmpfs: mount one there, or say --tmpfs-size")
+    except OSError as error:
+        raise PoolError(f"{path}: {error.strerror or error}") from None
+
+
+async def _run(daemon: Daemon, listener: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    accepting = loop.create_task(daemon.accept(listener))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, accepting.cancel)
+    _log.info("listening on %s", listener.getsockname())
+    notify("READY=1")
+    with suppress(asyncio.CancelledError):
+        await accepting
+    notify("STOPPING=1")
+
+
+def _start(arguments: argparse.Namespace) -> None:
+    with ExitStack() as resources:
+        prepare_directory(arguments.pools, arguments.tmpfs_size)
+        pools = Pools(arguments.pools.resolve(), keep=True)
+        resources.callback(pools.close)
+        listener = listen(arguments.socket, arguments.group, resources)
+        for name in pools.adopt_all():
+            _log.warning("pool %s cannot be controlled yet", name)
+        access = Access(frozenset(arguments.allow_user))
+        daemon = Daemon(pools, access, default_target=arguments.default_target, timeout=arguments.timeout)
+        asyncio.run(_run(daemon, listener))
+
+
+def _uid(text: str) -> int:
+    try:
+        return int(text) if text.isascii() and text.isdigit() else pwd.getpwnam(text).pw_uid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"there is no user {text!r}") from None
+
+
+def _gid(text: str) -> int:
+    try:
+        return int(text) if text.isascii() and text.isdigit() else grp.getgrnam(text).gr_gid
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"there is no group {text!r}") from None
+
+
+def _tmpfs_size(text: str) -> str:
+    percent = text.removesuffix("%")
+    if percent != text and percent.isascii() and percent.isdigit() and 0 < int(percent) <= 100:
+        return text
+    return str(size_argument(text))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of tmemd."""
+    parser = argparse.ArgumentParser(prog="tmemd", description="Give swap devices their share of this host's RAM.")
+    add = parser.add_argument
+    add("--socket", type=Path, default=protocol.DEFAULT_SOCKET, metavar="PATH", help="where to listen (%(default)s)")
+    add("--pools", type=Path, default=protocol.DEFAULT_POOLS, metavar="DIR", help="where pools are (%(default)s)")
+    add("--tmpfs-size", type=_tmpfs_size, metavar="SIZE", help="mount a tmpfs of this size, or of N%% of RAM, on DIR")
+    add("--group", type=_gid, help="who may connect, besides tmemd's own user")
+    add("--allow-user", type=_uid, action="append", default=[], metavar="USER",
+        help="whose plugins to trust, besides root's and those of tmemd's own user; may be repeated")  # fmt: skip
+    add("--default-target", type=size_argument, metavar="SIZE",
+        help="first target of a device that names no limit of its own (its size)")  # fmt: skip
+    add("--timeout", type=float, default=protocol.TIMEOUT, metavar="SECONDS", help=argparse.SUPPRESS)
+    add("--verbose", action="store_true", help="log more")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tmemd until SIGTERM or SIGINT; returns its exit status."""
+    arguments = build_parser().parse_args(argv)
+    level = logging.DEBUG if arguments.verbose else logging.INFO
+    logging.basicConfig(level=level, format="tmemd: %(message)s", stream=sys.stderr)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
+    try:
+        _start(arguments)
+    except (PoolError, OSError) as error:
+        _log.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

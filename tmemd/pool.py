@@ -1,0 +1,303 @@
+"""The pools of a directory, and what may be done to each from outside the plugin that serves it.
+
+tmemd and, where no tmemd runs, tmemctl work through this module. Pool files belong to the users whose plugins write
+them, so nothing in them is believed and nothing done to them can block: opens wait for no lease, nothing is mapped.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from tmemd import poolfile, protocol
+from tmemd.poolfile import Counters, Identity, PoolError
+from tmemd.protocol import PoolStatus
+from tmemd.sizes import format_size
+
+SIDECAR: Final = ".json"  # beside each pool file: what its plugin was told to open
+_OPEN: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_WORK: Final[dict[protocol.Work, poolfile.Request]] = {
+    "drain": poolfile.Request.DRAIN,
+    "demote": poolfile.Request.DEMOTE,
+    "settle": poolfile.Request.SETTLE,
+}
+_NO_COUNTERS: Final = Counters(*(0 for _ in Counters.__struct_fields__))
+
+
+def pool_path(directory: Path, name: str) -> Path:
+    """Where the pool file of that name lies. Raises PoolError for what is no name."""
+    return directory / (protocol.check_name(name) + poolfile.SUFFIX)
+
+
+def open_pool_file(path: Path) -> int:
+    """An own open file description of a pool file; closing it is the caller's. Raises PoolError."""
+    try:
+        fd = os.open(path, _OPEN)
+    except FileNotFoundError:
+        raise PoolError(f"there is no pool {path.stem} in {path.parent}") from None
+    except OSError as error:
+        raise PoolError(f"{path}: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise PoolError(f"{path}: not a regular file")
+    return fd
+
+
+class Pool:
+    """One open pool file."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it. Raises PoolError."""
+        self.path = path
+        self.name = path.stem
+        self.fd = open_pool_file(path)
+        self._controlled = False
+
+    def close(self) -> None:
+        """Close it; the control lock goes with it."""
+        os.close(self.fd)
+
+    def take_control(self) -> None:
+        """Take the control lock, if it is not held yet. Raises PoolError when another process has it."""
+        self._controlled = self._controlled or poolfile.lock(self.fd, control=True)
+        if not self._controlled:
+            raise PoolError(f"another process, probably tmemd, controls pool {self.name}: go through its socket")
+
+    def is_replaced(self) -> bool:
+        """Whether the path leads to another file now, or to none."""
+        try:
+            now = self.path.stat(follow_symlinks=False)
+        except OSError:
+            return True
+        return not os.path.samestat(now, os.fstat(self.fd))
+
+    def uid(self) -> int:
+        """The user the pool belongs to."""
+        return os.fstat(self.fd).st_uid
+
+    def is_served(self) -> bool:
+        """Whether a plugin serves it."""
+        return poolfile.is_locked(self.fd, control=False)
+
+    def identity(self) -> Identity | None:
+        """What device it belongs to; None while it is unfinished. Raises PoolError."""
+        identity = poolfile.read_identity(self.fd, self.path)
+        if identity and identity.name != self.name:
+            raise PoolError(f"{self.path}: this is the pool of device {identity.name!r}")
+        return identity
+
+    def finished(self) -> Identity:
+        """Its identity. Raises PoolError while it is unfinished."""
+        identity = self.identity()
+        if identity is None:
+            raise PoolError(f"pool {self.name} is unfinished: no plugin has served it yet")
+        return identity
+
+    def status(self) -> PoolStatus | None:
+        """What is known of it; None while it is unfinished. A damaged pool has a status too."""
+        try:
+            identity = self.identity()
+            if identity is None:
+                return None
+            counters = poolfile.read_counters(self.fd, self.path)
+        except PoolError as error:
+            return self._status(None, _NO_COUNTERS, str(error))
+        return self._status(identity, counters, None)
+
+    def _status(self, identity: Identity | None, counters: Counters, error: str | None) -> PoolStatus:
+        target = poolfile.read_target(self.fd)
+        limit = counters.limit_bytes
+        return PoolStatus(
+            name=self.name,
+            path=str(self.path),
+            uid=self.uid(),
+            size=identity.size if identity else 0,
+            has_file=identity.has_file if identity else False,
+            target_bytes=limit if target is None else min(target, limit),
+            frozen=poolfile.read_frozen(self.fd),
+            served=self.is_served(),
+            error=error,
+            counters=counters,
+        )
+
+    def set_target(self, target: int) -> None:
+        """Set the target, in bytes. Raises PoolError where the device could not keep to it."""
+        identity = self.finished()
+        counters = poolfile.read_counters(self.fd, self.path)
+        low, high = counters.minimum_bytes, counters.limit_bytes
+        if not low <= target <= high:
+            raise PoolError(
+                f"pool {self.name}: a target of {target} bytes ({format_size(target)}) is outside"
+                f" {low} to {high} bytes ({format_size(low)} to {format_size(high)})"
+            )
+        if not identity.has_file and target < counters.used_bytes:
+            raise PoolError(
+                f"pool {self.name} has no backing file, so its target cannot fall below its use,"
+                f" {counters.used_bytes} bytes ({format_size(counters.used_bytes)})"
+            )
+        poolfile.write_target(self.fd, target)
+
+    def set_frozen(self, frozen: bool) -> None:
+        """Freeze or thaw it. Raises PoolError while it is unfinished."""
+        self.finished()
+        poolfile.write_frozen(self.fd, frozen)
+
+    def ask(self, work: protocol.Work, nbytes: int) -> int:
+        """Ask the serving plugin for work; returns the request's number. Raises PoolError where nobody could do it."""
+        if not self.finished().has_file and work != "settle":
+            raise PoolError(f"pool {self.name} has no backing file to {work} to")
+        if not self.is_served():
+            raise PoolError(f"nobody serves pool {self.name}, so nobody could {work} it")
+        return poolfile.write_request(self.fd, _WORK[work], nbytes)
+
+    def destroy(self, *, lose_pages: bool) -> None:
+        """Remove the pool file and what lies beside it. Raises PoolError while it is served, or would lose pages."""
+        # The owner's lock, on an open file of its own, keeps plugins from attaching to what is about to go.
+        with closing(Pool(self.path)) as owner:
+            if not poolfile.lock(owner.fd, control=False):
+                raise PoolError(f"pool {self.name} is served: stop its plugin first")
+            loss = self._loss()
+            if loss and not lose_pages:
+                raise PoolError(f"destroying pool {self.name} would lose {loss}: drain it first, or say --yes")
+            with suppress(FileNotFoundError):
+                self.path.with_suffix(SIDECAR).unlink()
+            self.path.unlink()
+
+    def _loss(self) -> str:
+        status = self.status()
+        if status is None:
+            return ""
+        if status.error:
+            return "its contents, which cannot be read"
+        return f"{status.counters.pages_in_tmem} pages in tmem" if status.counters.pages_in_tmem else ""
+
+
+class Pools:
+    """The pools of one directory.
+
+    With *keep*, as in tmemd, the control lock of every pool found is held from then on; without, only for each change.
+    """
+
+    def __init__(self, directory: Path, *, keep: bool = False) -> None:
+        self.directory = directory
+        self._keep = keep
+        self._kept: dict[str, Pool] = {}
+
+    def close(self) -> None:
+        """Let go of every pool."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
+    def names(self) -> list[str]:
+        """The pools there are now. Raises PoolError when the directory cannot be read."""
+        try:
+            entries = sorted(entry.name for entry in self.directory.iterdir())
+        except OSError as error:
+            raise PoolError(f"{self.directory}: {error.strerror}") from None
+        names = [entry.removesuffix(poolfile.SUFFIX) for entry in entries if entry.endswith(poolfile.SUFFIX)]
+        return [name for name in names if protocol.is_name(name)]
+
+    @contextmanager
+    def pool(self, name: str, *, control: bool = False) -> Iterator[Pool]:
+        """The pool of that name, under the control lock if *control*. Raises PoolError."""
+        path = pool_path(self.directory, name)
+        if self._keep:
+            pool = self._adopt(path)
+            if control:
+                pool.take_control()
+            yield pool
+            return
+        with closing(Pool(path)) as pool:
+            if control:
+                pool.take_control()
+            yield pool
+
+    def _adopt(self, path: Path) -> Pool:
+        pool = self._kept.get(path.stem)
+        if pool and pool.is_replaced():
+            self._kept.pop(path.stem).close()
+            pool = None
+        if pool is None:
+            pool = self._kept[path.stem] = Pool(path)
+        # Whoever holds it is asked again each time: a tmemctl lets go soon, and what can be read is read without.
+        with suppress(PoolError):
+            pool.take_control()
+        return pool
+
+    def adopt_all(self) -> list[str]:
+        """Take control of all pools there are; returns the names of those that somebody else controls or that fail."""
+        failed = []
+        for name in self.names():
+            try:
+                with self.pool(name, control=True):
+                    pass
+            except PoolError:
+                failed.append(name)
+        return failed
+
+    def statuses(self) -> list[PoolStatus]:
+        """Every finished pool's status; those that vanish meanwhile are left out."""
+        found = []
+        for name in self.names():
+            with suppress(PoolError), self.pool(name) as pool:
+                found.append(pool.status())
+        return [status for status in found if status]
+
+    def create(self, name: str, uid: int, gid: int) -> None:
+        """Make sure the pool exists and belongs to *uid*. Raises PoolError when it is somebody else's."""
+        path = pool_path(self.directory, name)
+        with suppress(FileExistsError):
+            _create_owned(path, uid, gid)
+        with suppress(FileExistsError):
+            _create_owned(path.with_suffix(SIDECAR), uid, gid)
+        with self.pool(name) as pool:
+            if pool.uid() != uid:
+                raise PoolError(f"pool {name} belongs to another user")
+
+
+def _create_owned(path: Path, uid: int, gid: int) -> None:
+    """Create an empty file that belongs to *uid* from its first moment. Raises FileExistsError, PoolError."""
+    with ExitStack() as opened:
+        try:
+            directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, directory)
+            fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            opened.callback(os.close, fd)
+            os.fchown(fd, uid, gid)
+            # Only with a directory does Python call linkat(), which follows the link that leads to a nameless file.
+            os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=directory, follow_symlinks=True)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise PoolError(f"cannot create {path} for user {uid}: {error.strerror}") from None
+
+
+def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
+    """Carry out anything but an Attach. Raises PoolError."""
+    match request:
+        case protocol.List():
+            return protocol.Listed(pools.statuses())
+        case protocol.Show(name):
+            with pools.pool(name) as pool:
+                pool.finished()
+                status = pool.status()
+                return protocol.Listed([status] if status else [])
+        case protocol.Target(name, target):
+            with pools.pool(name, control=True) as pool:
+                pool.set_target(target)
+        case protocol.Freeze(name, frozen):
+            with pools.pool(name, control=True) as pool:
+                pool.set_frozen(frozen)
+        case protocol.Ask(name, work, nbytes):
+            with pools.pool(name, control=True) as pool:
+                return protocol.Asked(pool.ask(work, nbytes))
+        case protocol.Destroy(name, lose_pages):
+            with pools.pool(name, control=True) as pool:
+                pool.destroy(lose_pages=lose_pages)
+        case protocol.Attach():
+            raise PoolError("only tmemd attaches plugins")
+    return protocol.Done()
