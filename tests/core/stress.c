@@ -1,0 +1,288 @@
+/* Many threads on overlapping pages, while others demote, settle, drain, age and change the target.
+ *
+ * usage: stress OPERATIONS SEED file|durable|ram
+ *
+ * The device has three regions. Pages of the first are written by one thread each, so that every read, by whichever
+ * thread, must find a version between the last one acknowledged before it began and the last one begun when it ended.
+ * Pages of the second are written by all; a read must find one whole write. The third takes requests of any size and
+ * offset and is there for the sanitizers. Exit status 0 and 'ok' when nothing was wrong.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "tmem.h"
+
+enum { THREADS = 4, REGION = 640, PAGES = 3 * REGION, RUN = 8, GRANULE = 1 << 20 };
+
+static struct tm_device *device;
+static struct tm_control *control;
+static uint64_t operations, minimum, limit;
+static bool has_file;
+static _Atomic uint32_t begun[REGION], acknowledged[REGION];
+static _Atomic int working = THREADS;
+
+#define CHECK(condition, ...)                                      \
+    do {                                                           \
+        if (!(condition)) {                                        \
+            fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);        \
+            fprintf(stderr, __VA_ARGS__);                          \
+            fputc('\n', stderr);                                   \
+            abort();                                               \
+        }                                                          \
+    } while (0)
+
+static uint64_t rnd(uint64_t *state)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state;
+}
+
+/* A page's content for a version: zeros for every eighth one, else a mix of noise and repetition of varying share. */
+static void fill(uint8_t *page, uint32_t number, uint32_t version)
+{
+    uint64_t words[TM_PAGE / 8], state = ((uint64_t)number << 32 | version) * 0x9e3779b97f4a7c15 | 1;
+    size_t noise = rnd(&state) % (TM_PAGE / 8);
+
+    for (size_t i = 0; i < TM_PAGE / 8; i++)
+        words[i] = i < noise ? rnd(&state) : i % 16;
+    words[0] = (uint64_t)number << 32 | version;
+    memcpy(page, words, TM_PAGE);
+    if (version % 8 == 0)
+        memset(page, 0, TM_PAGE);
+}
+
+static bool is_version(const uint8_t *page, uint32_t number, uint32_t version)
+{
+    uint8_t expected[TM_PAGE];
+
+    fill(expected, number, version);
+    return memcmp(page, expected, TM_PAGE) == 0;
+}
+
+/* Without a backing file a write may be refused: try until it is stored. */
+static void write_pages(const uint8_t *data, uint32_t first, uint32_t count, bool fua)
+{
+    int error;
+
+    while ((error = tm_write(device, data, count * TM_PAGE, (uint64_t)first * TM_PAGE, fua)) == EIO && !has_file)
+        ;
+    CHECK(error == 0, "write of page %u: %s", first, strerror(error));
+}
+
+static void write_own(uint64_t *seed, unsigned thread)
+{
+    uint8_t data[RUN * TM_PAGE];
+    uint32_t first = (uint32_t)(rnd(seed) % (REGION / RUN / THREADS) * THREADS + thread) * RUN;
+    uint32_t version = atomic_load(&begun[first]) + 1;
+    int error = 0;
+
+    for (uint32_t i = 0; i < RUN; i++) {
+        atomic_store(&begun[first + i], version);
+        fill(data + i * TM_PAGE, first + i, version);
+    }
+    if (version % 16 == 0)
+        error = tm_trim(device, sizeof data, (uint64_t)first * TM_PAGE, false);
+    else if (version % 16 == 8)
+        error = tm_zero(device, sizeof data, (uint64_t)first * TM_PAGE, false);
+    else
+        write_pages(data, first, RUN, version % 32 == 1);
+    CHECK(error == 0, "version %u: %s", version, strerror(error));
+    for (uint32_t i = 0; i < RUN; i++)
+        atomic_store(&acknowledged[first + i], version);
+}
+
+static void read_own(uint32_t number)
+{
+    uint8_t page[TM_PAGE];
+    uint32_t low = atomic_load(&acknowledged[number]);
+    int error = tm_read(device, page, TM_PAGE, (uint64_t)number * TM_PAGE);
+    uint32_t high = atomic_load(&begun[number]);
+
+    CHECK(error == 0, "read of page %u: %s", number, strerror(error));
+    for (uint32_t version = high; version + 1 > low; version--)
+        if (is_version(page, number, version))
+            return;
+    CHECK(false, "page %u is no version from %u to %u", number, low, high);
+}
+
+static void write_shared(uint64_t *seed)
+{
+    uint8_t data[RUN * TM_PAGE];
+    uint32_t first = REGION + (uint32_t)(rnd(seed) % (REGION - RUN)), count = (uint32_t)(rnd(seed) % RUN) + 1;
+
+    for (uint32_t i = 0; i < count; i++)
+        fill(data + i * TM_PAGE, first + i, (uint32_t)rnd(seed));
+    write_pages(data, first, count, false);
+}
+
+static void read_shared(uint64_t *seed)
+{
+    static const uint8_t zeros[TM_PAGE];
+    uint8_t data[RUN * TM_PAGE];
+    uint32_t first = REGION + (uint32_t)(rnd(seed) % (REGION - RUN));
+    int error = tm_read(device, data, sizeof data, (uint64_t)first * TM_PAGE);
+
+    CHECK(error == 0, "read of page %u: %s", first, strerror(error));
+    for (uint32_t i = 0; i < RUN; i++) {
+        const uint8_t *page = data + i * TM_PAGE;
+        uint64_t stamp;
+        memcpy(&stamp, page, sizeof stamp);
+        CHECK(!memcmp(page, zeros, TM_PAGE) ||
+                  (stamp >> 32 == first + i && is_version(page, first + i, (uint32_t)stamp)),
+              "page %u is a mixture", first + i);
+    }
+}
+
+static void any_request(uint64_t *seed)
+{
+    static const uint64_t base = 2 * (uint64_t)REGION * TM_PAGE;
+    uint8_t data[3 * TM_PAGE] = {0};
+    uint32_t count = (uint32_t)(rnd(seed) % sizeof data) + 1;
+    uint64_t offset = base + rnd(seed) % ((uint64_t)REGION * TM_PAGE - count);
+    struct tm_extent extents[8];
+    size_t n = 8;
+    int error = 0;
+
+    switch (rnd(seed) % 6) {
+    case 0: error = tm_read(device, data, count, offset); break;
+    case 1: error = tm_zero(device, count, offset, false); break;
+    case 2: error = tm_trim(device, count, offset, false); break;
+    case 3: error = tm_extents(device, count, offset, extents, &n); break;
+    case 4: error = tm_cache(device, count, offset); break;
+    default:
+        memset(data, (int)count, sizeof data);
+        error = tm_write(device, data, count, offset, false);
+    }
+    CHECK(error == 0 || (!has_file && error == EIO), "request of %u at %llu: %s", count, (unsigned long long)offset,
+          strerror(error));
+}
+
+static void *worker(void *argument)
+{
+    unsigned thread = (unsigned)(uintptr_t)argument & 0xff;
+    uint64_t seed = (uintptr_t)argument * 0x9e3779b97f4a7c15 | 1;
+
+    for (uint64_t i = 0; i < operations; i++) {
+        switch (rnd(&seed) % 6) {
+        case 0: write_own(&seed, thread); break;
+        case 1: write_shared(&seed); break;
+        case 2: read_shared(&seed); break;
+        case 3: any_request(&seed); break;
+        default: read_own((uint32_t)(rnd(&seed) % REGION));
+        }
+    }
+    atomic_fetch_sub(&working, 1);
+    return NULL;
+}
+
+static void set(struct tm_checked *word, uint64_t value)
+{
+    atomic_store(&word->value, value);
+    atomic_store(&word->complement, ~value);
+}
+
+static void *keeper(void *argument)
+{
+    uint64_t seed = (uintptr_t)argument | 1, freed;
+    int error = 0;
+
+    while (atomic_load(&working)) {
+        uint64_t some = rnd(&seed) % (512 << 10);
+        switch (rnd(&seed) % 8) {
+        case 0: set(&control->target, minimum + rnd(&seed) % (limit - minimum)); break;
+        case 1: set(&control->frozen, has_file && rnd(&seed) % 4 == 0); break;
+        case 2: tm_settle(device, some % 100); break;
+        case 3: tm_age(device); break;
+        case 4: error = tm_flush(device); break;
+        case 5: tm_wasted(device); tm_over_target(device); break;
+        case 6: error = has_file && some % 8 == 0 ? tm_drain(device) : 0; break;
+        default: error = has_file ? tm_demote(device, some, &freed) : 0;
+        }
+        CHECK(error == 0, "keeper: %s", strerror(error));
+    }
+    return NULL;
+}
+
+static int memory_file(const char *name, uint64_t size)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC);
+
+    CHECK(fd >= 0 && ftruncate(fd, (off_t)size) == 0, "%s: %s", name, strerror(errno));
+    return fd;
+}
+
+static void open_device(const struct tm_config *config)
+{
+    char error[256] = "";
+    int code = tm_open(config, &device, error, sizeof error);
+
+    CHECK(code == 0, "open: %s %s", strerror(code), error);
+}
+
+static void run_threads(uint64_t seed)
+{
+    pthread_t threads[THREADS + 2];
+
+    for (unsigned i = 0; i < THREADS + 2; i++)
+        CHECK(pthread_create(&threads[i], NULL, i < THREADS ? worker : keeper, (void *)(uintptr_t)(seed << 8 | i)) == 0,
+              "no thread");
+    for (unsigned i = 0; i < THREADS + 2; i++)
+        pthread_join(threads[i], NULL);
+}
+
+static void verify(int pool_fd)
+{
+    struct stat status;
+
+    for (uint32_t number = 0; number < REGION; number++)
+        read_own(number);
+    CHECK(fstat(pool_fd, &status) == 0, "fstat: %s", strerror(errno));
+    CHECK(atomic_load(&tm_counters(device)->used) == (uint64_t)status.st_blocks * 512, "used is %llu, tmpfs took %llu",
+          (unsigned long long)atomic_load(&tm_counters(device)->used), (unsigned long long)status.st_blocks * 512);
+}
+
+int main(int argc, char **argv)
+{
+    CHECK(argc == 4, "usage: stress OPERATIONS SEED file|durable|ram");
+    operations = strtoull(argv[1], NULL, 10);
+    uint64_t seed = strtoull(argv[2], NULL, 10), size = (uint64_t)PAGES * TM_PAGE;
+    has_file = strcmp(argv[3], "ram") != 0;
+
+    struct tm_layout layout;
+    CHECK(tm_layout_for(size, &layout) == 0, "layout");
+    minimum = layout.minimum;
+    /* With a file, too little for all pages, so that puts are refused; without, enough, so that retries end. */
+    limit = minimum + (has_file ? size / 4 : 2 * size);
+    int pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes);
+    control = mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, pool_fd, TM_CONTROL_OFFSET);
+    CHECK(control != MAP_FAILED, "mmap: %s", strerror(errno));
+    set(&control->target, limit);
+    struct tm_config config = {
+        .name = "stress", .pool_fd = pool_fd, .file_fd = has_file ? memory_file("file", size) : -1,
+        .map_fd = has_file ? memory_file("map", 2 * TM_PAGE) : -1, .size = size, .limit = limit, .granule = GRANULE,
+        .file_bytes = has_file ? size : 0, .durable = strcmp(argv[3], "durable") == 0,
+    };
+
+    open_device(&config);
+    run_threads(seed);
+    set(&control->frozen, 0);
+    verify(pool_fd);
+    tm_close(device);
+    open_device(&config);
+    verify(pool_fd);
+    tm_settle(device, UINT64_MAX);
+    verify(pool_fd);
+    tm_close(device);
+    munmap(control, TM_PAGE);
+    puts("ok");
+    return 0;
+}

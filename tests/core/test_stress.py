@@ -1,0 +1,44 @@
+"""The C core without Python, under the sanitizers: many threads, no warning, no wrong page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ROOT
+
+CORE = ROOT / "tmemd" / "core"
+STRESS = Path(__file__).with_name("stress.c")
+OPTIONS = {
+    "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
+    "ASAN_OPTIONS": "detect_leaks=1",
+    "UBSAN_OPTIONS": "halt_on_error=1 print_stacktrace=1",
+}
+
+
+def build(directory: Path, sanitizers: str) -> Path:
+    """Compile the core and the stress program with *sanitizers*."""
+    program = directory / "stress"
+    sources = [STRESS, *CORE.glob("*.c")]
+    subprocess.run(
+        ["gcc", "-std=c11", "-g", "-O1", "-fno-omit-frame-pointer", f"-fsanitize={sanitizers}", "-Wall", "-Wextra",
+         "-Werror", f"-I{CORE}", *map(str, sources), "-o", str(program), "-pthread", "-llz4"],
+        check=True,
+    )  # fmt: skip
+    return program
+
+
+@pytest.fixture(scope="module", params=["thread", "address,undefined"])
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stress program, instrumented."""
+    return build(tmp_path_factory.mktemp("stress"), request.param)
+
+
+@pytest.mark.parametrize("mode", ["file", "durable", "ram"])
+def test_invariant_3_and_5_threads_on_overlapping_pages_under_sanitizers(program: Path, mode: str) -> None:
+    command = [str(program), "4000", "1", mode]
+    result = subprocess.run(command, env=os.environ | OPTIONS, capture_output=True, text=True, timeout=300, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", "")

@@ -1,0 +1,21 @@
+"""Builds crash/recorder.c and says how to run a program under it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+
+def build_recorder(directory: Path) -> Path:
+    """Compile the shim into *directory*."""
+    library = directory / "recorder.so"
+    source = Path(__file__).with_name("recorder.c")
+    flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
+    subprocess.run(["gcc", *flags, str(source), "-o", str(library)], check=True)
+    return library
+
+
+def recording(library: Path, below: Path, record: Path) -> dict[str, str]:
+    """An environment in which changes of files below *below* are recorded to *record*."""
+    return os.environ | {"LD_PRELOAD": str(library), "RECORD_BELOW": str(below), "RECORD_TO": str(record)}

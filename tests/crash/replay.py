@@ -1,0 +1,130 @@
+"""What a disk may hold after the host died: replays a record of crash/recorder.c up to any moment.
+
+What was written before the last sync of its file is there; of what came later any part may be missing. Whole writes
+and single sectors of them go missing, as disks do both.
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SECTOR = 512
+_ENTRY = struct.Struct("<IIQQ")
+
+Survives = Callable[[], bool]
+
+
+class Operation(enum.IntEnum):
+    """As in recorder.c."""
+
+    MARK = 0
+    WRITE = 1
+    SYNC = 2
+    TRUNCATE = 3
+    PUNCH = 4
+    ALLOCATE = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One operation of the record."""
+
+    operation: Operation
+    path: Path
+    offset: int
+    length: int
+    data: bytes
+
+
+def parse(record: bytes) -> Iterator[Entry]:
+    """The operations of a record, in order."""
+    at = 0
+    while at < len(record):
+        number, path_length, offset, length = _ENTRY.unpack_from(record, at)
+        at += _ENTRY.size
+        path = Path(record[at : at + path_length].decode())
+        at += path_length
+        operation = Operation(number)
+        data = record[at : at + length] if operation is Operation.WRITE else b""
+        at += len(data)
+        yield Entry(operation, path, offset, length, data)
+
+
+@dataclass
+class File:
+    """A file's size and its sectors that are not zeros."""
+
+    size: int = 0
+    sectors: dict[int, bytes] = field(default_factory=dict)
+
+    def copy(self) -> File:
+        """Another one like it."""
+        return File(self.size, dict(self.sectors))
+
+    def apply(self, entry: Entry, survives: Survives) -> None:
+        """Do what *entry* says, as far as it survives; sectors are asked for one by one."""
+        if entry.operation is Operation.TRUNCATE:
+            self.size = entry.length
+            for sector in [n for n in self.sectors if n * SECTOR >= self.size]:
+                del self.sectors[sector]
+            return
+        self.size = max(self.size, entry.offset + entry.length)
+        if entry.operation is not Operation.ALLOCATE:
+            data = entry.data or bytes(entry.length)
+            for at, piece in _pieces(entry.offset, data):
+                if survives():
+                    self._put(at, piece)
+
+    def _put(self, offset: int, piece: bytes) -> None:
+        sector, within = divmod(offset, SECTOR)
+        old = self.sectors.get(sector, bytes(SECTOR))
+        self.sectors[sector] = old[:within] + piece + old[within + len(piece) :]
+
+    def write_to(self, path: Path) -> None:
+        """Make a sparse file of it."""
+        with path.open("wb") as file:
+            file.truncate(self.size)
+            for sector, data in sorted(self.sectors.items()):
+                file.seek(sector * SECTOR)
+                file.write(data[: max(0, self.size - sector * SECTOR)])
+
+
+def _pieces(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
+    end = offset + len(data)
+    at = offset
+    while at < end:
+        stop = min(end, (at // SECTOR + 1) * SECTOR)
+        yield at, data[at - offset : stop - offset]
+        at = stop
+
+
+class Disk:
+    """The files of a record while it is replayed: what is safe of each, and what was written since its last sync."""
+
+    def __init__(self) -> None:
+        self._safe: dict[Path, File] = {}
+        self._unsynced: dict[Path, list[Entry]] = {}
+
+    def step(self, entry: Entry) -> None:
+        """Go on by one operation."""
+        if entry.operation is Operation.SYNC:
+            file = self._safe.setdefault(entry.path, File())
+            for late in self._unsynced.pop(entry.path, []):
+                file.apply(late, lambda: True)
+        elif entry.operation is not Operation.MARK:
+            self._unsynced.setdefault(entry.path, []).append(entry)
+
+    def after_death(self, rng: random.Random) -> dict[Path, File]:
+        """The files as a disk may have them if the host dies now."""
+        files = {path: file.copy() for path, file in self._safe.items()}
+        for path, entries in self._unsynced.items():
+            file = files.setdefault(path, File())
+            for entry in entries:
+                share = rng.choice([0.0, 0.5, 1.0])
+                file.apply(entry, lambda share=share: rng.random() < share)  # type: ignore[misc]
+        return files

@@ -1,0 +1,166 @@
+"""What the tests share: a server that is always reaped, connections to it, and waiting for events with a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import nbd
+
+from tmemd import poolfile
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGIN = ROOT / "plugin" / "tmem.py"
+KIB = 1 << 10
+MIB = 1 << 20
+# Only a guard against a hang: no test measures time with it.
+DEADLINE = 60.0
+
+
+def wait_until(ready: Callable[[], bool], what: str) -> None:
+    """Poll until *ready* is true; AssertionError naming *what* when it never is."""
+    end = time.monotonic() + DEADLINE
+    while not ready():
+        assert time.monotonic() < end, f"waited {DEADLINE:.0f} s in vain for {what}"
+        time.sleep(0.002)
+
+
+def environment() -> dict[str, str]:
+    """The environment nbdkit needs to find this interpreter's packages."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def device(name: str, pools: Path, size: object, backing: object, limit: object, **keys: object) -> list[str]:
+    """The plugin's parameters for one device."""
+    keys = {"name": name, "size": size, "backing": backing, "limit": limit, "pools": pools} | keys
+    return [f"{key}={value}" for key, value in keys.items()]
+
+
+def nbdkit_command(socket: Path, parameters: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    """The command line that serves *parameters* in the foreground."""
+    return ["nbdkit", "-f", "-U", str(socket), *options, "python", str(PLUGIN), *parameters]
+
+
+def connect(socket: Path, export: str = "") -> nbd.NBD:
+    """A new connection. Requests of any size and offset are let through for the server to judge."""
+    handle = nbd.NBD()
+    handle.set_strict_mode(0)
+    handle.set_export_name(export)
+    handle.add_meta_context(nbd.CONTEXT_BASE_ALLOCATION)
+    handle.connect_unix(str(socket))
+    return handle
+
+
+class Server:
+    """One nbdkit with our plugin in it, started by `start` and ended by `stop` or `kill`."""
+
+    def __init__(
+        self, run: Path, parameters: Sequence[str], options: Sequence[str] = (), wrapper: Sequence[str] = ()
+    ) -> None:
+        self._wrapper = list(wrapper)  # a command that executes its arguments in its place
+        self.socket = run / "nbd.sock"
+        self.parameters = list(parameters)
+        self._options = list(options)
+        self._pidfile = run / "nbdkit.pid"
+        self._log = run / "nbdkit.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The running server's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> Server:
+        """Start and wait until it accepts connections. AssertionError with its messages when it ends instead."""
+        for left_over in (self.socket, self._pidfile):
+            left_over.unlink(missing_ok=True)
+        command = nbdkit_command(self.socket, self.parameters, ["-P", str(self._pidfile), *self._options])
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen([*self._wrapper, *command], stderr=log, env=environment())
+        wait_until(self._ready_or_ended, "nbdkit to listen")
+        assert self._process.poll() is None, f"nbdkit ended at its start:\n{self.log()}"
+        return self
+
+    def _ready_or_ended(self) -> bool:
+        assert self._process is not None
+        return self._process.poll() is not None or self._pidfile.exists()
+
+    def log(self) -> str:
+        """All that nbdkit wrote to its standard error so far, restarts included."""
+        return self._log.read_text(errors="replace")
+
+    def connect(self, export: str = "") -> nbd.NBD:
+        """A new connection to *export*."""
+        return connect(self.socket, export)
+
+    @contextlib.contextmanager
+    def client(self, export: str = "") -> Iterator[nbd.NBD]:
+        """A connection for the length of a with block."""
+        handle = self.connect(export)
+        try:
+            yield handle
+        finally:
+            with contextlib.suppress(nbd.Error):
+                handle.shutdown()
+
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> int:
+        """SIGTERM, once every client has gone; returns the exit status."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(DEADLINE)
+
+    def kill(self) -> None:
+        """SIGKILL; no harm when it is gone already."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+def counters(pool: Path) -> poolfile.Counters:
+    """The counters of a pool as another process sees them."""
+    with open(pool, "rb") as file:
+        return poolfile.read_counters(file.fileno(), pool)
+
+
+def taken(path: Path) -> int:
+    """Bytes the file system took for *path*: on tmpfs, RAM."""
+    return path.stat().st_blocks * 512
+
+
+class Control:
+    """The control page of a pool, as tmemctl writes it."""
+
+    def __init__(self, pool: Path) -> None:
+        self.pool = pool
+        self._fd = os.open(pool, os.O_RDWR)
+        assert poolfile.lock(self._fd, control=True), "somebody else holds the control lock"
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def target(self, nbytes: int) -> None:
+        """Set the target."""
+        poolfile.write_target(self._fd, nbytes)
+
+    def frozen(self, frozen: bool) -> None:
+        """Freeze or thaw."""
+        poolfile.write_frozen(self._fd, frozen)
+
+    def request(self, op: poolfile.Request, argument: int = 0) -> int:
+        """Ask for something and wait until it is done; returns its errno."""
+        number = poolfile.write_request(self._fd, op, argument)
+        wait_until(lambda: counters(self.pool).done_request >= number, f"{op.name} to be done")
+        return counters(self.pool).done_error

@@ -1,0 +1,95 @@
+"""A core device over files of the test's own: no nbdkit, no locks, no background thread."""
+
+from __future__ import annotations
+
+import os
+import struct
+import uuid
+from pathlib import Path
+
+from tests.content import PAGE
+from tests.harness import MIB
+from tmemd import poolfile
+from tmemd.core import _core
+
+GRANULE = 16 * MIB
+_MAP = struct.Struct("<8sIIQQ16s16sQ")
+
+
+class Rig:
+    """A pool file, a backing file and a map, and the one `Device` that serves them now."""
+
+    def __init__(self, pools: Path, disk: Path | None, size: int, limit: int, *, durable: bool = False) -> None:
+        self.pool, self.disk, self.size, self.limit, self._durable = pools / "rig.pool", disk, size, limit, durable
+        self._abandoned: list[_core.Device] = []
+        self._pool_fd = self._create_pool()
+        self._file_fd, self._map_fd = self._create_disk(disk) if disk else (-1, -1)
+        self.device = self._open()
+
+    def _create_pool(self) -> int:
+        fd = os.open(self.pool, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        layout = _core.layout(self.size)
+        self.minimum = layout.minimum_bytes
+        self.identity = poolfile.Identity(
+            "rig", self.size, layout.index_offset, layout.data_offset, layout.data_bytes, uuid.uuid4(), uuid.uuid4(), 1,
+            self.disk is not None,
+        )  # fmt: skip
+        os.ftruncate(fd, self.identity.file_bytes)
+        os.pwrite(fd, self.identity.pack(), 0)
+        return fd
+
+    def _create_disk(self, disk: Path) -> tuple[int, int]:
+        file_fd = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.ftruncate(file_fd, self.identity.pages * PAGE)
+        map_fd = os.open(f"{disk}.map", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        header = _MAP.pack(
+            b"TMEMMAP1", 1, 0, self.size, GRANULE, self.identity.uuid.bytes, self.identity.boot_id.bytes, 1
+        )
+        header += struct.pack("<I", _core.crc32c(header))
+        os.pwrite(map_fd, header.ljust(2 * PAGE, b"\0"), 0)
+        return file_fd, map_fd
+
+    def _open(self) -> _core.Device:
+        return _core.Device(
+            self._pool_fd, self._file_fd, self._map_fd, name="rig", size=self.size, limit=self.limit, granule=GRANULE,
+            file_bytes=self.identity.pages * PAGE if self.disk else 0, direct=False, lost_zero=False,
+            durable=self._durable, cgroup=[],
+        )  # fmt: skip
+
+    def reattach(self, *, clean: bool) -> None:
+        """Serve the same files anew; unless *clean* the device before is left as SIGKILL would leave it."""
+        if clean:
+            self.device.close()
+        else:
+            self._abandoned.append(self.device)
+        self.device = self._open()
+
+    def close(self) -> None:
+        """Close everything, abandoned devices included."""
+        for device in [*self._abandoned, self.device]:
+            device.close()
+        for fd in (self._pool_fd, self._file_fd, self._map_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def counters(self) -> poolfile.Counters:
+        """The counters page."""
+        return poolfile.read_counters(self._pool_fd, self.pool)
+
+    def target(self, nbytes: int) -> None:
+        """Set the target."""
+        poolfile.write_target(self._pool_fd, nbytes)
+
+    def frozen(self, frozen: bool) -> None:
+        """Freeze or thaw."""
+        poolfile.write_frozen(self._pool_fd, frozen)
+
+    def write(self, offset: int, data: bytes, flags: int = 0) -> None:
+        """One write request."""
+        _core.pwrite(self.device, data, offset, flags)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """One read request."""
+        buffer = bytearray(length)
+        _core.pread(self.device, buffer, offset, 0)
+        return bytes(buffer)

@@ -1,0 +1,86 @@
+"""Writes with verification while the target moves, puts are frozen and thawed, and the device is drained."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Serve
+from tests.content import PAGE
+from tests.crash.writers import Ledger, Writers
+from tests.harness import MIB, Control, Server, counters, device
+from tmemd import poolfile
+
+LIMIT = 8 * MIB
+
+
+def change_at_random(pool: Path, times: int, seed: int, ended: object) -> None:
+    """Change target or frozen state *times* times, draining and demoting in between."""
+    assert callable(ended)
+    rng = random.Random(seed)
+    minimum = counters(pool).minimum_bytes
+    with Control(pool) as control:
+        for step in range(times):
+            if rng.random() < 0.6:
+                control.target(rng.randint(minimum, LIMIT))
+            else:
+                control.frozen(rng.random() < 0.5)
+            if step % 25 == 24:
+                assert control.request(poolfile.Request.DRAIN) == 0
+            if step % 7 == 6:
+                assert control.request(poolfile.Request.DEMOTE, rng.randrange(MIB)) == 0
+            # Some traffic between two changes, or they would all fall on the same few requests.
+            written = counters(pool).writes
+            while counters(pool).writes < written + 20 and not ended():
+                pass
+        control.frozen(False)
+        control.target(LIMIT)
+
+
+def test_no_wrong_page_under_a_verifying_loader(serve: Serve, pools: Path, disk: Path) -> None:
+    server = serve(device("control", pools, 4096 * PAGE, disk, LIMIT))
+    ledger = Ledger(4096)
+    writers = Writers(server.socket, "", ledger, 1)
+    try:
+        change_at_random(pools / "control.pool", 400, 1, writers.stop.is_set)
+    finally:
+        writers.stop.set()
+        writers.join()
+    assert writers.failed == []
+    with server.client() as client:
+        ledger.verify(client)
+    now = counters(pools / "control.pool")
+    assert (now.bad_checksums, now.io_errors) == (0, 0)
+    assert min(now.puts_refused, now.spills, now.demotions, now.gets, now.file_reads) > 0
+
+
+def fio(server: Server, report: Path) -> subprocess.Popen[bytes]:
+    """A verifying fio over four connections, running."""
+    return subprocess.Popen(
+        ["fio", "--name=verify", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={server.socket}", "--rw=randwrite",
+         "--bs=4k", "--bsrange=4k-64k", "--size=16m", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1",
+         "--verify_backlog=512", "--buffer_compress_percentage=60", "--loops=20", "--output-format=json",
+         f"--output={report}"],
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("fio"), reason="fio is not installed")
+def test_no_wrong_page_under_fio(serve: Serve, pools: Path, disk: Path, tmp_path: Path) -> None:
+    server = serve(device("fio", pools, "16M", disk, LIMIT))
+    with fio(server, tmp_path / "fio.json") as process:
+        try:
+            change_at_random(pools / "fio.pool", 300, 2, lambda: process.poll() is not None)
+            assert process.wait() == 0, (tmp_path / "fio.json").read_text()
+        finally:
+            process.kill()
+    (job,) = json.loads((tmp_path / "fio.json").read_text())["jobs"]
+    assert job["error"] == 0
+    assert job["read"]["io_kbytes"] >= 16 * 1024
+    now = counters(pools / "fio.pool")
+    assert (now.bad_checksums, now.io_errors) == (0, 0)
+    assert now.spills > 0

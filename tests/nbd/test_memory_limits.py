@@ -1,0 +1,145 @@
+"""No memory to be had: a full tmpfs and a memory cgroup near its limit refuse puts, and nobody dies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbd
+import pytest
+
+from tests.conftest import Serve
+from tests.content import PAGE, incompressible
+from tests.crash.writers import pages
+from tests.harness import MIB, Server, counters, device
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and making cgroups needs root")
+
+PAGES = 4096
+
+
+@pytest.fixture
+def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 6 MiB."""
+    directory = tmp_path / "tmpfs"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(directory)], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+class Cgroup:
+    """A memory cgroup of the test's own: version 1 or 2, whichever controls memory here."""
+
+    def __init__(self, limit: int) -> None:
+        first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+        self._old = (first / "memory.limit_in_bytes").exists()
+        if not self._old and "memory" not in (second / "cgroup.subtree_control").read_text().split():
+            pytest.skip("no memory cgroup controller")
+        self.path = Path(tempfile.mkdtemp(prefix="tmemd-test-", dir=first if self._old else second))
+        self.limit = limit
+        (self.path / ("memory.limit_in_bytes" if self._old else "memory.max")).write_text(str(limit))
+
+    @property
+    def usage(self) -> int:
+        """Bytes charged now."""
+        return int((self.path / ("memory.usage_in_bytes" if self._old else "memory.current")).read_text())
+
+    def kills(self) -> int:
+        """How often the OOM killer struck."""
+        lines = (self.path / ("memory.oom_control" if self._old else "memory.events")).read_text().splitlines()
+        return int(dict(line.split() for line in lines)["oom_kill"])
+
+    def wrapper(self) -> tuple[str, ...]:
+        """A command that moves itself here and becomes another."""
+        return ("sh", "-c", f'echo $$ > {self.path}/cgroup.procs; exec "$@"', "sh")
+
+
+@pytest.fixture
+def cgroup() -> Iterator[Cgroup]:
+    """A memory cgroup with room for nbdkit and a few MiB more."""
+    group = Cgroup(128 * MIB)
+    try:
+        yield group
+    finally:
+        group.path.rmdir()
+
+
+def write_all(server: Server) -> None:
+    """Write pages nobody can compress, all over the device."""
+    with server.client() as client:
+        for first in range(0, PAGES, 64):
+            client.pwrite(b"".join(incompressible(page, 1) for page in range(first, first + 64)), first * PAGE)
+
+
+def verify_all(server: Server) -> None:
+    """Every page holds what `write_all` wrote."""
+    with server.client() as client:
+        assert [n for n, data in enumerate(pages(client, PAGES)) if data != incompressible(n, 1)] == []
+
+
+def fill(directory: Path) -> None:
+    """Take all that is left of a file system."""
+    with (directory / "filler").open("wb") as file:
+        left = os.statvfs(directory)
+        os.posix_fallocate(file.fileno(), 0, left.f_bavail * left.f_bsize)
+
+
+def test_invariant_4_a_full_tmpfs_refuses_puts(serve: Serve, small_tmpfs: Path, disk: Path) -> None:
+    server = serve(device("full", small_tmpfs, PAGES * PAGE, disk, "32M"))
+    write_all(server)
+    verify_all(server)
+    now = counters(small_tmpfs / "full.pool")
+    assert now.puts_refused > 0
+    assert now.pages_in_tmem > 0
+    assert now.io_errors == 0
+
+
+def test_invariant_4_a_tmpfs_filled_by_others_refuses_puts_and_reads_work(
+    serve: Serve, small_tmpfs: Path, disk: Path
+) -> None:
+    server = serve(device("full", small_tmpfs, PAGES * PAGE, disk, "32M"))
+    fill(small_tmpfs)
+    with server.client() as client:
+        assert not any(any(data) for data in pages(client, PAGES))
+    write_all(server)
+    verify_all(server)
+    server.kill()
+    server.start()
+    verify_all(server)
+
+
+def test_invariant_4_ram_only_on_a_full_tmpfs_is_eio_not_sigbus(serve: Serve, small_tmpfs: Path) -> None:
+    server = serve(device("full", small_tmpfs, PAGES * PAGE, "none", "32M"))
+    fill(small_tmpfs)
+    with pytest.raises(nbd.Error, match="Input/output error"):
+        write_all(server)
+    with server.client() as client:
+        assert client.pread(PAGE, (PAGES - 1) * PAGE) == bytes(PAGE)
+    assert server.alive()
+
+
+def test_invariant_4_a_cgroup_near_its_limit_refuses_puts(
+    serve: Serve, pools: Path, disk: Path, cgroup: Cgroup
+) -> None:
+    server = serve(device("group", pools, "512M", disk, "1G"), wrapper=cgroup.wrapper())
+    try:
+        with server.client() as client:
+            for first in range(0, 65536, 64):
+                client.pwrite(b"".join(incompressible(page, 1) for page in range(first, first + 64)), first * PAGE)
+            for first in range(0, 65536, 1024):
+                assert client.pread(PAGE, first * PAGE) == incompressible(first, 1)
+        assert server.alive()
+        assert cgroup.kills() == 0
+        now = counters(pools / "group.pool")
+        assert now.puts_refused > 0
+        assert now.pages_in_tmem > 0
+        assert now.used_bytes < cgroup.limit
+    finally:
+        server.kill()
+        (pools / "group.pool").unlink()  # its memory is charged to the cgroup, which could not be removed before
