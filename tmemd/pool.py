@@ -19,7 +19,7 @@ from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
 
 SIDECAR: Final = ".json"  # beside each pool file: what its plugin was told to open
-_OPEN: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WORK: Final[dict[protocol.Work, poolfile.Request]] = {
     "drain": poolfile.Request.DRAIN,
     "demote": poolfile.Request.DEMOTE,
@@ -33,10 +33,10 @@ def pool_path(directory: Path, name: str) -> Path:
     return directory / (protocol.check_name(name) + poolfile.SUFFIX)
 
 
-def open_pool_file(path: Path) -> int:
+def open_pool_file(path: Path, *, writable: bool = True) -> int:
     """An own open file description of a pool file; closing it is the caller's. Raises PoolError."""
     try:
-        fd = os.open(path, _OPEN)
+        fd = os.open(path, _OPEN | (os.O_RDWR if writable else os.O_RDONLY))
     except FileNotFoundError:
         raise PoolError(f"there is no pool {path.stem} in {path.parent}") from None
     except OSError as error:

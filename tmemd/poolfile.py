@@ -139,7 +139,6 @@ class Counters(msgspec.Struct, frozen=True):
     flushes: int
     done_request: int  # sequence number of the last control request carried out
     done_error: int  # its errno, 0 for success
-    frozen: int
     granules_set: int  # granules of the map in which the file is not to be trusted
     pid: int  # of the process that serves the device
 

@@ -12,7 +12,20 @@ from typing import Final
 from tmemd.cli import common
 from tmemd.poolfile import PoolError
 
-_COMMANDS: Final = ("list", "show", "set", "freeze", "thaw")
+_COMMANDS: Final = (
+    "list",
+    "show",
+    "map",
+    "set",
+    "freeze",
+    "thaw",
+    "drain",
+    "demote",
+    "settle",
+    "destroy",
+    "check",
+    "plugin-path",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,70 @@
+"""Check pool files: every index word, record and checksum, without the code that wrote them. Exit 1 on problems."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tmemd import check
+from tmemd.cli import common
+from tmemd.poolfile import PoolError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of this command."""
+    parser.add_argument("names", nargs="+", metavar="NAME|FILE", help="a pool's name, or a path with a '/' in it")
+    parser.add_argument("--strict", action="store_true", help="let notes count as problems")
+    common.add_where(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check them all."""
+    paths = [_path(arguments, pool) for pool in arguments.names]
+    with _bar() as progress:
+        reports = [check.check_pool(path, progress) for path in paths]
+    if arguments.json:
+        common.print_json([{"ok": report.ok, **dataclasses.asdict(report)} for report in reports])
+    else:
+        for report in reports:
+            _print(report)
+    return int(not all(report.ok and not (arguments.strict and report.notes) for report in reports))
+
+
+def _path(arguments: argparse.Namespace, pool: str) -> Path:
+    if "/" in pool:
+        return Path(pool)
+    # Not Client.pool(): that has nothing to say of a damaged pool.
+    for status in common.client(arguments).pools():
+        if status.name == pool:
+            return Path(status.path)
+    raise PoolError(f"there is no pool {pool}; a path to a pool file needs a '/' in it")
+
+
+def _print(report: check.Report) -> None:
+    for problem in report.problems:
+        print(f"{report.path}: {problem}")
+    if report.more_problems:
+        print(f"{report.path}: and {report.more_problems} problems more")
+    for note in report.notes:
+        print(f"{report.path}: note: {note}")
+    pages = ", ".join(f"{count} {place}" for place, count in report.pages.items() if count)
+    print(
+        f"{report.path}: {'ok' if report.ok else 'DAMAGED'}: {pages or 'no'} pages; {report.records} records in"
+        f" {report.spans} spans are right{', while in use' if report.served else ''}"
+    )
+
+
+@contextmanager
+def _bar() -> Iterator[check.Progress]:
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)

@@ -1,0 +1,83 @@
+"""Drain a pool: move all its pages to the backing file, so that the file alone holds the device.
+
+With a plugin that serves the pool, or without one. Puts are refused meanwhile, and accepted again afterwards: freeze
+the pool first to keep it empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+
+from tmemd.cli import common, work
+from tmemd.client import Client
+from tmemd.poolfile import PoolError
+from tmemd.protocol import PoolStatus
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of this command."""
+    common.add_pool(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Drain it and wait."""
+    client = common.client(arguments)
+    before = client.pool(arguments.name)
+    status = _drain_served(client, before) if before.served else _drain_idle(client, before)
+    if arguments.json:
+        common.print_json(status.flat())
+    else:
+        moved = before.counters.pages_in_tmem - status.counters.pages_in_tmem
+        print(f"{arguments.name}: drained, {max(0, moved)} pages fewer in tmem")
+    return 0
+
+
+def _drain_served(client: Client, before: PoolStatus) -> PoolStatus:
+    total = before.counters.pages_in_tmem
+    return work.do(client, before.name, "drain", done=lambda now: total - now.counters.pages_in_tmem, total=total)
+
+
+def _drain_idle(client: Client, before: PoolStatus) -> PoolStatus:
+    if before.error:
+        raise PoolError(before.error)
+    if not before.has_file:
+        raise PoolError(f"pool {before.name} has no backing file to drain to")
+    if os.geteuid() == before.uid:
+        _drain_here(Path(before.path))
+    else:
+        _drain_as_owner(before)
+    return client.pool(before.name)
+
+
+def _drain_here(path: Path) -> None:
+    # The page path is loaded only here: every other command works where it was never built.
+    from tmemd.device import drain_offline  # noqa: PLC0415
+
+    try:
+        drain_offline(path)
+    except OSError as error:
+        raise PoolError(f"{path}: {error}") from None
+
+
+def _drain_as_owner(status: PoolStatus) -> None:
+    """Run this command as the pool's user, who also says where the backing file is: root must not believe that."""
+    try:
+        user = pwd.getpwuid(status.uid)
+    except KeyError:
+        raise PoolError(f"pool {status.name} belongs to user {status.uid}, who has no account") from None
+    path = Path(status.path)
+    command = [sys.executable, "-P", "-m", "tmemd.cli", "drain", f"--pools={path.parent}", "--", status.name]
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    try:
+        done = subprocess.run(
+            command, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, stdout=subprocess.DEVNULL, check=False
+        )
+    except PermissionError:
+        raise PoolError(f"pool {status.name} belongs to {user.pw_name}: run this as that user or as root") from None
+    if done.returncode:
+        raise PoolError(f"pool {status.name} was not drained")

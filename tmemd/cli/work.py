@@ -1,0 +1,51 @@
+"""Waiting for work that the serving plugin was asked for."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from tmemd.client import Client
+from tmemd.poolfile import PoolError
+from tmemd.protocol import PoolStatus, Work
+
+_INTERVAL: Final = 0.1  # seconds
+
+
+def do(
+    client: Client, name: str, work: Work, nbytes: int = 0, *, done: Callable[[PoolStatus], int], total: int
+) -> PoolStatus:
+    """Ask for *work* and wait, with a bar of *done* out of *total*; returns the pool's status afterwards.
+
+    Raises PoolError when it failed or the plugin went away; Ctrl-C ends only the waiting.
+    """
+    number = client.ask(name, work, nbytes)
+    with bar(f"{work} {name}", total) as advance:
+        while True:
+            status = client.pool(name)
+            advance(done(status))
+            if status.counters.done_request >= number:
+                break
+            if not status.served:
+                raise PoolError(f"the plugin that served {name} went away before it could {work} it")
+            time.sleep(_INTERVAL)
+    if status.counters.done_request == number and status.counters.done_error:
+        raise PoolError(f"{work} of {name} failed: {os.strerror(status.counters.done_error)}")
+    return status
+
+
+@contextmanager
+def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error, if that is a terminal; yields what to call with how much is done."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda completed: progress.update(task, completed=completed)

@@ -1,0 +1,321 @@
+# cython: language_level=3, boundscheck=False, freethreading_compatible=False
+"""A thin binding over the C page path: checks buffers and ranges, drops the GIL, turns errnos into exceptions."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport EINVAL
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+import errno
+import os
+from typing import NamedTuple
+
+
+cdef extern from "tmem.h" nogil:
+    struct tm_device:
+        pass
+
+    struct tm_layout:
+        uint64_t index_offset
+        uint64_t data_offset
+        uint64_t data_bytes
+        uint64_t minimum
+
+    struct tm_cgroup:
+        int limit_fd
+        int usage_fd
+
+    struct tm_config:
+        const char *name
+        int pool_fd
+        int file_fd
+        int map_fd
+        uint64_t size
+        uint64_t limit
+        uint64_t granule
+        uint64_t file_bytes
+        bint direct
+        bint lost_zero
+        bint durable
+        const tm_cgroup *cgroups
+        size_t n_cgroups
+
+    struct tm_extent:
+        uint64_t offset
+        uint64_t length
+        bint zero
+
+    int tm_layout_for(uint64_t size, tm_layout *layout)
+    int tm_open(const tm_config *config, tm_device **device, char *error, size_t error_size)
+    void tm_close(tm_device *device)
+    int tm_read(tm_device *device, void *buffer, uint32_t count, uint64_t offset)
+    int tm_write(tm_device *device, const void *buffer, uint32_t count, uint64_t offset, bint fua)
+    int tm_zero(tm_device *device, uint64_t count, uint64_t offset, bint fua)
+    int tm_trim(tm_device *device, uint64_t count, uint64_t offset, bint fua)
+    int tm_flush(tm_device *device)
+    int tm_cache(tm_device *device, uint64_t count, uint64_t offset)
+    int tm_extents(tm_device *device, uint64_t count, uint64_t offset, tm_extent *extents, size_t *n)
+    int tm_demote(tm_device *device, uint64_t nbytes, uint64_t *freed)
+    int tm_drain(tm_device *device)
+    uint64_t tm_settle(tm_device *device, uint64_t moves)
+    void tm_age(tm_device *device)
+    uint64_t tm_over_target(tm_device *device)
+    uint64_t tm_wasted(tm_device *device)
+    uint64_t tm_request(tm_device *device, uint64_t *op, uint64_t *argument)
+    void tm_finish_request(tm_device *device, uint64_t number, int error)
+
+cdef extern from "crc32c.h" nogil:
+    uint32_t tm_crc32c(uint32_t crc, const void *data, size_t length)
+
+cdef extern from "pin.h":
+    void tm_pin_thread()
+
+# nbdkit-plugin.h
+cdef enum:
+    FLAG_FUA = 2
+    EXTENT_HOLE_ZERO = 3
+    EXTENTS_MAX = 256
+
+# Whether the callbacks pin their threads' Python state: only right for threads that nbdkit started.
+cdef bint pinning = False
+
+
+class Layout(NamedTuple):
+    """Where the parts of a pool file lie, in bytes."""
+
+    index_offset: int
+    data_offset: int
+    data_bytes: int
+    minimum_bytes: int
+
+
+def layout(uint64_t size):
+    """The pool layout for a device of *size* bytes. Raises ValueError for 0 or more than 16 TiB."""
+    cdef tm_layout answer
+    if tm_layout_for(size, &answer):
+        raise ValueError(f"a device of {size} bytes is not possible (1 byte to 16 TiB)")
+    return Layout(answer.index_offset, answer.data_offset, answer.data_bytes, answer.minimum)
+
+
+def crc32c(data):
+    """CRC32C (Castagnoli, RFC 3720) of *data*."""
+    cdef Py_buffer view
+    cdef uint32_t answer
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    answer = tm_crc32c(0, view.buf, <size_t>view.len)
+    PyBuffer_Release(&view)
+    return answer
+
+
+def pin_threads():
+    """Let the callbacks below keep each calling thread's Python state until that thread ends (see pin.h)."""
+    global pinning
+    pinning = True
+
+
+cdef int fail(int code) except -1:
+    raise OSError(code, os.strerror(code))
+
+
+cdef class Device:
+    """One device: its pool, its backing file and the map's bits. Every method may be called from any thread."""
+
+    cdef tm_device *device
+    cdef uint64_t size
+
+    def __init__(
+        self, int pool_fd, int file_fd, int map_fd, *, str name, uint64_t size, uint64_t limit, uint64_t granule,
+        uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
+    ):
+        cdef char error[256]
+        cdef bytes encoded = name.encode()
+        cdef size_t n = len(cgroup)
+        cdef int code
+        cdef tm_cgroup *cgroups = <tm_cgroup *>calloc(n + 1, sizeof(tm_cgroup))
+        cdef tm_config config
+        if cgroups == NULL:
+            raise MemoryError
+        for i, (limit_fd, usage_fd) in enumerate(cgroup):
+            cgroups[i] = tm_cgroup(limit_fd, usage_fd)
+        config = tm_config(
+            encoded, pool_fd, file_fd, map_fd, size, limit, granule, file_bytes, direct, lost_zero, durable, cgroups, n
+        )
+        with nogil:
+            code = tm_open(&config, &self.device, error, sizeof(error))
+            free(cgroups)
+        if code == EINVAL:
+            raise ValueError((<bytes>error).decode())
+        if code:
+            raise OSError(code, (<bytes>error).decode())
+        self.size = size
+
+    def __dealloc__(self):
+        if self.device != NULL:
+            tm_close(self.device)
+
+    def close(self):
+        """Unmap and free; descriptors stay open. Idempotent; the caller has ended all other calls."""
+        cdef tm_device *device = self.device
+        self.device = NULL
+        if device != NULL:
+            with nogil:
+                tm_close(device)
+
+    cdef tm_device *handle(self, uint64_t offset, uint64_t count) except NULL:
+        """The open device, if it has [offset, offset + count)."""
+        if self.device == NULL:
+            fail(errno.EBADF)
+        if offset > self.size or count > self.size - offset:
+            fail(EINVAL)
+        return self.device
+
+    def demote(self, uint64_t nbytes):
+        """Move the coldest pages to the file until *nbytes* of records are gone from the pool; returns how many were."""
+        cdef tm_device *device = self.handle(0, 0)
+        cdef uint64_t freed
+        cdef int code
+        with nogil:
+            code = tm_demote(device, nbytes, &freed)
+        if code:
+            fail(code)
+        return freed
+
+    def drain(self):
+        """Demote everything, make the file durable and the map clean. Puts are refused meanwhile. Raises OSError."""
+        cdef tm_device *device = self.handle(0, 0)
+        cdef int code
+        with nogil:
+            code = tm_drain(device)
+        if code:
+            fail(code)
+
+    def settle(self, uint64_t budget):
+        """Compact and punch out free memory, moving at most *budget* records; returns the bytes given back."""
+        cdef tm_device *device = self.handle(0, 0)
+        cdef uint64_t given
+        with nogil:
+            given = tm_settle(device, budget)
+        return given
+
+    def age(self):
+        """Begin the next coldness generation."""
+        cdef tm_device *device = self.handle(0, 0)
+        with nogil:
+            tm_age(device)
+
+    def over_target(self):
+        """Bytes by which the pool's use exceeds its target now (0: none)."""
+        return tm_over_target(self.handle(0, 0))
+
+    def wasted(self):
+        """Bytes of the pool's memory that hold no live slot."""
+        return tm_wasted(self.handle(0, 0))
+
+    def request(self):
+        """The control page's request: number (0: none), operation, argument."""
+        cdef uint64_t op = 0, argument = 0
+        cdef uint64_t number = tm_request(self.handle(0, 0), &op, &argument)
+        return number, op, argument
+
+    def finish_request(self, uint64_t number, int error):
+        """Publish a request as done with this errno (0: success)."""
+        tm_finish_request(self.handle(0, 0), number, error)
+
+
+def pread(Device h not None, buf, uint64_t offset, flags):
+    """Fill *buf* from the device."""
+    cdef Py_buffer view
+    cdef tm_device *device
+    cdef int code
+    if pinning:
+        tm_pin_thread()
+    PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+    try:
+        device = h.handle(offset, <uint64_t>view.len)
+        with nogil:
+            code = tm_read(device, view.buf, <uint32_t>view.len, offset)
+    finally:
+        PyBuffer_Release(&view)
+    if code:
+        fail(code)
+
+
+def pwrite(Device h not None, buf, uint64_t offset, uint32_t flags):
+    """Write *buf* to the device."""
+    cdef Py_buffer view
+    cdef tm_device *device
+    cdef int code
+    if pinning:
+        tm_pin_thread()
+    PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
+    try:
+        device = h.handle(offset, <uint64_t>view.len)
+        with nogil:
+            code = tm_write(device, view.buf, <uint32_t>view.len, offset, flags & FLAG_FUA)
+    finally:
+        PyBuffer_Release(&view)
+    if code:
+        fail(code)
+
+
+def flush(Device h not None, flags):
+    """Durable devices: copy what changed into the file and sync it. Others: nothing."""
+    cdef tm_device *device = h.handle(0, 0)
+    cdef int code
+    if pinning:
+        tm_pin_thread()
+    with nogil:
+        code = tm_flush(device)
+    if code:
+        fail(code)
+
+
+def trim(Device h not None, uint64_t count, uint64_t offset, uint32_t flags):
+    """Forget the whole pages of a range: they read as zeros."""
+    cdef tm_device *device = h.handle(offset, count)
+    cdef int code
+    if pinning:
+        tm_pin_thread()
+    with nogil:
+        code = tm_trim(device, count, offset, flags & FLAG_FUA)
+    if code:
+        fail(code)
+
+
+def zero(Device h not None, uint64_t count, uint64_t offset, uint32_t flags):
+    """Make a range read as zeros."""
+    cdef tm_device *device = h.handle(offset, count)
+    cdef int code
+    if pinning:
+        tm_pin_thread()
+    with nogil:
+        code = tm_zero(device, count, offset, flags & FLAG_FUA)
+    if code:
+        fail(code)
+
+
+def cache(Device h not None, uint64_t count, uint64_t offset, flags):
+    """Bring pages of a range that are in the file into tmem, as far as puts are accepted."""
+    cdef tm_device *device = h.handle(offset, count)
+    cdef int code
+    if pinning:
+        tm_pin_thread()
+    with nogil:
+        code = tm_cache(device, count, offset)
+    if code:
+        fail(code)
+
+
+def extents(Device h not None, uint64_t count, uint64_t offset, flags):
+    """What lies in a range: (offset, length, type) from its start on, maybe not to its end."""
+    cdef tm_extent found[EXTENTS_MAX]
+    cdef size_t n = EXTENTS_MAX
+    cdef tm_device *device = h.handle(offset, count)
+    cdef int code
+    if pinning:
+        tm_pin_thread()
+    with nogil:
+        code = tm_extents(device, count, offset, found, &n)
+    if code:
+        fail(code)
+    return [(found[i].offset, found[i].length, EXTENT_HOLE_ZERO if found[i].zero else 0) for i in range(n)]

@@ -1,0 +1,147 @@
+#define _GNU_SOURCE
+#include "budget.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A cgroup at its limit kills instead of answering ENOSPC, and its usage is counted in per-CPU batches: stay this far
+ * away from it, and read it again after this much. */
+#define HEADROOM_MARGIN (UINT64_C(16) << 20)
+#define HEADROOM_STEP (UINT64_C(2) << 20)
+#define INDEX_RESERVE (UINT64_C(256) << 10)
+
+int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, const struct tm_layout *layout,
+                   struct tm_counters *counters, const struct tm_control *control)
+{
+    *budget = (struct tm_budget){
+        .counters = counters,
+        .control = control,
+        .limit = config->limit,
+        .has_file = config->file_fd >= 0,
+        .index_total = layout->blocks * TM_PAGE,
+        .last_target = config->limit,
+        .n_cgroups = config->n_cgroups,
+    };
+    pthread_mutex_init(&budget->headroom_lock, NULL);
+    if (!config->n_cgroups)
+        return 0;
+    budget->cgroups = calloc(config->n_cgroups, sizeof *budget->cgroups);
+    if (!budget->cgroups)
+        return ENOMEM;
+    memcpy(budget->cgroups, config->cgroups, config->n_cgroups * sizeof *budget->cgroups);
+    return 0;
+}
+
+void tm_budget_destroy(struct tm_budget *budget)
+{
+    free(budget->cgroups);
+    pthread_mutex_destroy(&budget->headroom_lock);
+}
+
+static bool read_checked(const struct tm_checked *word, uint64_t *value)
+{
+    *value = atomic_load_explicit(&word->value, memory_order_relaxed);
+    return (*value ^ atomic_load_explicit(&word->complement, memory_order_relaxed)) == UINT64_MAX;
+}
+
+uint64_t tm_target(struct tm_budget *budget)
+{
+    uint64_t target;
+    if (read_checked(&budget->control->target, &target))
+        atomic_store_explicit(&budget->last_target, target, memory_order_relaxed);
+    else
+        target = atomic_load_explicit(&budget->last_target, memory_order_relaxed);
+    if (target > budget->limit)
+        target = budget->limit;
+    uint64_t used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
+    return !budget->has_file && target < used ? used : target;
+}
+
+bool tm_refusing(struct tm_budget *budget)
+{
+    uint64_t frozen;
+    return (read_checked(&budget->control->frozen, &frozen) && frozen) || atomic_load(&budget->draining) ||
+           atomic_load_explicit(&budget->counters->used, memory_order_relaxed) > tm_target(budget);
+}
+
+uint64_t tm_index_reserve(struct tm_budget *budget)
+{
+    uint64_t missing = budget->index_total - atomic_load_explicit(&budget->counters->index_bytes, memory_order_relaxed);
+    return missing < INDEX_RESERVE ? missing : INDEX_RESERVE;
+}
+
+static bool read_number(int fd, uint64_t *number)
+{
+    char text[32];
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    if (n <= 0)
+        return false;
+    text[n] = 0;
+    *number = strncmp(text, "max", 3) == 0 ? UINT64_MAX : strtoull(text, NULL, 10);
+    return true;
+}
+
+/* Bytes free in the tightest cgroup, less the margin; a file that cannot be read does not bind. */
+static uint64_t read_headroom(const struct tm_budget *budget)
+{
+    uint64_t room = UINT64_MAX;
+    for (size_t i = 0; i < budget->n_cgroups; i++) {
+        uint64_t limit, usage;
+        if (!read_number(budget->cgroups[i].limit_fd, &limit) || !read_number(budget->cgroups[i].usage_fd, &usage))
+            continue;
+        uint64_t here = limit > usage + HEADROOM_MARGIN ? limit - usage - HEADROOM_MARGIN : 0;
+        room = here < room ? here : room;
+    }
+    return room;
+}
+
+static bool take_headroom(struct tm_budget *budget, uint64_t bytes)
+{
+    if (!budget->n_cgroups)
+        return true;
+    pthread_mutex_lock(&budget->headroom_lock);
+    if (budget->headroom < bytes) {
+        uint64_t room = read_headroom(budget);
+        budget->headroom = room < HEADROOM_STEP ? room : HEADROOM_STEP;
+    }
+    bool enough = budget->headroom >= bytes;
+    if (enough)
+        budget->headroom -= bytes;
+    pthread_mutex_unlock(&budget->headroom_lock);
+    return enough;
+}
+
+static bool charge(struct tm_budget *budget, uint64_t bytes, uint64_t reserve)
+{
+    uint64_t target = tm_target(budget);
+    uint64_t used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
+    do {
+        if (used + bytes + reserve > target)
+            return false;
+    } while (!atomic_compare_exchange_weak(&budget->counters->used, &used, used + bytes));
+    return true;
+}
+
+int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t reserve)
+{
+    if (!charge(budget, bytes, reserve))
+        return ENOSPC;
+    int error = take_headroom(budget, bytes) ? 0 : ENOMEM;
+    if (!error && fallocate(pool_fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0) {
+        error = errno;
+        /* A part may have been allocated before the host ran out. */
+        fallocate(pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
+    }
+    if (error)
+        atomic_fetch_sub(&budget->counters->used, bytes);
+    return error;
+}
+
+void tm_give(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes)
+{
+    fallocate(pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
+    atomic_fetch_sub(&budget->counters->used, bytes);
+}

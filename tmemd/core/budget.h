@@ -1,0 +1,43 @@
+/* What the pool may take from the host: the target, the freeze, and the memory cgroup's headroom. */
+#ifndef TM_BUDGET_H
+#define TM_BUDGET_H
+
+#include <pthread.h>
+#include <stddef.h>
+
+#include "layout.h"
+#include "tmem.h"
+
+struct tm_budget {
+    struct tm_counters *counters;
+    const struct tm_control *control;
+    uint64_t limit;
+    bool has_file;
+    uint64_t index_total;           /* bytes of the whole index */
+    _Atomic uint64_t last_target;   /* the last one read whole */
+    _Atomic bool draining;          /* puts are refused while a drain runs */
+    pthread_mutex_t headroom_lock;
+    uint64_t headroom;              /* bytes known to be free in the cgroup; under headroom_lock */
+    struct tm_cgroup *cgroups;
+    size_t n_cgroups;
+};
+
+int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, const struct tm_layout *layout,
+                   struct tm_counters *counters, const struct tm_control *control);
+void tm_budget_destroy(struct tm_budget *budget);
+
+/* The target now, in bytes: what the control page says, within the device's limit. */
+uint64_t tm_target(struct tm_budget *budget);
+/* Whether puts are refused whatever memory is free. */
+bool tm_refusing(struct tm_budget *budget);
+
+/* Memory held back from records so that the index can always grow a little. */
+uint64_t tm_index_reserve(struct tm_budget *budget);
+
+/* Allocate [offset, offset + bytes) of the pool file, leaving `reserve` bytes of the target free: 0, or the errno with
+ * which the host refused (ENOSPC: over the target). It is allocated, hence zero, before it is touched. */
+int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t reserve);
+/* Punch it out again. */
+void tm_give(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes);
+
+#endif

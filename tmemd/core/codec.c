@@ -1,0 +1,87 @@
+#include "codec.h"
+
+#include <lz4.h>
+#include <string.h>
+
+#include "crc32c.h"
+
+_Static_assert(LZ4_COMPRESSBOUND(TM_PAGE) <= 4128, "LZ4's bound has grown");
+_Static_assert(sizeof(struct tm_record) == TM_RECORD_HEADER, "the record header has padding");
+
+/* Above this, compression saves less than the time to undo it is worth; the page is stored raw. */
+enum { WORTH_COMPRESSING = TM_PAGE - 64 };
+
+bool tm_is_same(const uint8_t *page, uint64_t *word)
+{
+    memcpy(word, page, 8);
+    return memcmp(page, page + 8, TM_PAGE - 8) == 0;
+}
+
+static uint32_t record_crc(uint32_t number, uint16_t length, uint16_t encoding, const uint8_t *payload)
+{
+    struct {
+        uint32_t number;
+        uint16_t length, encoding;
+    } head = {number, length, encoding};
+    return tm_crc32c(tm_crc32c(0, &head, sizeof head), payload, length);
+}
+
+static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, enum tm_encoding *encoding)
+{
+    uint64_t word;
+    if (tm_is_same(page, &word)) {
+        *encoding = TM_SAME;
+        memcpy(payload, &word, 8);
+        return 8;
+    }
+    /* LZ4's own choice of state and speed: a state kept between calls, or acceleration 2, gained at most 2 % on pages of
+     * live processes and cost 0.5 to 3.4 % in size. */
+    int length = LZ4_compress_default((const char *)page, (char *)payload, TM_PAGE, LZ4_COMPRESSBOUND(TM_PAGE));
+    if (length > 0 && length <= WORTH_COMPRESSING) {
+        *encoding = TM_LZ4;
+        return (uint32_t)length;
+    }
+    *encoding = TM_RAW;
+    memcpy(payload, page, TM_PAGE);
+    return TM_PAGE;
+}
+
+uint32_t tm_encode(struct tm_encoded *encoded, uint32_t number, const uint8_t *page, enum tm_encoding *encoding)
+{
+    struct tm_record *record = (struct tm_record *)encoded->record;
+    uint32_t length = encode_payload(record->payload, page, encoding);
+    atomic_store_explicit(&record->page, number, memory_order_relaxed);
+    record->length = (uint16_t)length;
+    record->encoding = (uint16_t)*encoding;
+    record->crc = record_crc(number, record->length, record->encoding, record->payload);
+    return length;
+}
+
+static bool decode_payload(const uint8_t *payload, uint32_t length, enum tm_encoding encoding, uint8_t *page)
+{
+    switch (encoding) {
+    case TM_RAW:
+        if (length != TM_PAGE)
+            return false;
+        memcpy(page, payload, TM_PAGE);
+        return true;
+    case TM_LZ4:
+        return LZ4_decompress_safe((const char *)payload, (char *)page, (int)length, TM_PAGE) == TM_PAGE;
+    case TM_SAME:
+        if (length != 8)
+            return false;
+        for (int i = 0; i < TM_PAGE; i += 8)
+            memcpy(page + i, payload, 8);
+        return true;
+    }
+    return false;
+}
+
+bool tm_decode(const struct tm_record *record, uint64_t word, uint32_t number, uint8_t *page)
+{
+    uint32_t length = tm_length(word);
+    return atomic_load_explicit(&record->page, memory_order_relaxed) == number && record->length == length &&
+           record->encoding == tm_encoding(word) &&
+           record->crc == record_crc(number, record->length, record->encoding, record->payload) &&
+           decode_payload(record->payload, length, tm_encoding(word), page);
+}

@@ -1,0 +1,172 @@
+#define _GNU_SOURCE
+#include "device.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "sigbus.h"
+
+/* A target below this leaves no room to work in: the header, a good part of the index, and some records. */
+#define MINIMUM_INDEX (UINT64_C(8) << 20)
+#define MINIMUM_RECORDS (UINT64_C(512) << 10)
+
+static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
+
+int tm_layout_for(uint64_t size, struct tm_layout *layout)
+{
+    if (!size || size > TM_MAX_SIZE)
+        return EINVAL;
+    layout->pages = (size + TM_PAGE - 1) / TM_PAGE;
+    layout->blocks = (layout->pages + TM_BLOCK_PAGES - 1) / TM_BLOCK_PAGES;
+    layout->index_offset = TM_STATES_OFFSET + round_up(layout->blocks, TM_PAGE);
+    uint64_t index_bytes = layout->blocks * TM_PAGE;
+    layout->data_offset = round_up(layout->index_offset + index_bytes, TM_SPAN_BYTES);
+    /* Room for every page stored raw, what spans lose at their ends, and a partly filled span of each class. */
+    uint64_t data = layout->pages * TM_SLOT_MAX / 16 * 17 + (uint64_t)TM_CLASSES * TM_SPAN_BYTES;
+    layout->data_bytes = data < TM_MAX_DATA ? round_up(data, TM_SPAN_BYTES) : TM_MAX_DATA;
+    layout->minimum = layout->index_offset - TM_PAGE + MINIMUM_RECORDS +
+                      (index_bytes < MINIMUM_INDEX ? index_bytes : MINIMUM_INDEX);
+    return 0;
+}
+
+static int map_pool(struct tm_device *device, char *error, size_t error_size)
+{
+    struct stat status;
+    device->mapped = device->layout.data_offset + device->layout.data_bytes;
+    if (fstat(device->pool_fd, &status) < 0)
+        return errno;
+    if ((uint64_t)status.st_size != device->mapped) {
+        snprintf(error, error_size, "the pool file is %jd bytes long, not %" PRIu64, (intmax_t)status.st_size,
+                 device->mapped);
+        return EINVAL;
+    }
+    void *base = mmap(NULL, device->mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, device->pool_fd, 0);
+    if (base == MAP_FAILED)
+        return errno;
+    device->base = base;
+    madvise(base, device->mapped, MADV_DONTDUMP); /* guests' memory has no place in a core file */
+    device->counters = (struct tm_counters *)(device->base + TM_COUNTERS_OFFSET);
+    device->control = (const struct tm_control *)(device->base + TM_CONTROL_OFFSET);
+    device->states = (_Atomic uint8_t *)(device->base + TM_STATES_OFFSET);
+    device->index = (_Atomic uint64_t *)(device->base + device->layout.index_offset);
+    return tm_sigbus_watch(base, device->mapped, device->name);
+}
+
+static void init_locks(struct tm_device *device)
+{
+    pthread_mutex_init(&device->index_lock, NULL);
+    pthread_mutex_init(&device->clean_lock, NULL);
+    for (size_t i = 0; i < TM_STRIPES; i++) {
+        pthread_mutex_init(&device->locks.stripes[i].change, NULL);
+        pthread_mutex_init(&device->locks.stripes[i].look, NULL);
+    }
+}
+
+static int init_parts(struct tm_device *device, const struct tm_config *config)
+{
+    struct tm_counters *counters = device->counters;
+    int failed = tm_budget_init(&device->budget, config, &device->layout, counters, device->control);
+    if (!failed)
+        failed = tm_slots_init(&device->slots, device->pool_fd, device->base + device->layout.data_offset,
+                               &device->layout, &device->budget);
+    if (!failed)
+        failed = tm_map_init(&device->map, config->map_fd, config->granule, &device->layout, counters);
+    tm_file_init(&device->file, config->file_fd, config->file_bytes, config->direct);
+    atomic_store(&counters->limit, config->limit);
+    atomic_store(&counters->minimum, device->layout.minimum);
+    atomic_store(&counters->pid, (uint64_t)getpid());
+    device->blocks = mmap(NULL, device->layout.blocks, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return device->blocks == MAP_FAILED ? errno : failed;
+}
+
+static int open_device(struct tm_device *device, const struct tm_config *config, char *error, size_t error_size)
+{
+    int failed = tm_layout_for(config->size, &device->layout);
+    if (!failed)
+        failed = map_pool(device, error, error_size);
+    if (!failed)
+        failed = init_parts(device, config);
+    if (!failed)
+        failed = tm_index_attach(device, error, error_size);
+    if (!failed && atomic_load(&device->blocks[0]) == TM_STATE_LOST) {
+        failed = tm_lock_in_index(device, 0, 1); /* page 0 is not lost, so block 0 cannot be lost as a whole */
+        if (!failed)
+            tm_unlock_run(&device->locks, 0, 1);
+    }
+    return failed;
+}
+
+int tm_open(const struct tm_config *config, struct tm_device **opened, char *error, size_t error_size)
+{
+    struct tm_device *device = calloc(1, sizeof *device);
+    if (!device)
+        return ENOMEM;
+    *error = 0;
+    snprintf(device->name, sizeof device->name, "%s", config->name);
+    device->size = config->size;
+    device->pool_fd = config->pool_fd;
+    device->lost_zero = config->lost_zero;
+    device->durable = config->durable;
+    device->file.fd = -1;
+    device->map.fd = -1;
+    init_locks(device);
+    int failed = open_device(device, config, error, error_size);
+    if (failed) {
+        if (!*error)
+            snprintf(error, error_size, "%s", strerror(failed));
+        tm_close(device);
+        return failed;
+    }
+    *opened = device;
+    return 0;
+}
+
+void tm_close(struct tm_device *device)
+{
+    if (device->base) {
+        tm_sigbus_forget(device->base);
+        munmap(device->base, device->mapped);
+    }
+    if (device->blocks && (void *)device->blocks != MAP_FAILED)
+        munmap((void *)device->blocks, device->layout.blocks);
+    tm_slots_destroy(&device->slots);
+    tm_budget_destroy(&device->budget);
+    tm_map_destroy(&device->map);
+    tm_file_destroy(&device->file);
+    free(device);
+}
+
+uint64_t tm_over_target(struct tm_device *device)
+{
+    /* The reserve for the index is filled up again ahead of need; without a file nothing can be given back. */
+    uint64_t used = atomic_load(&device->counters->used);
+    uint64_t target = tm_target(&device->budget), reserve = tm_index_reserve(&device->budget);
+    return tm_has_file(device) && used + reserve > target ? used + reserve - target : 0;
+}
+
+uint64_t tm_wasted(struct tm_device *device) { return atomic_load(&device->slots.free_bytes); }
+
+uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument)
+{
+    const struct tm_control *control = device->control;
+    uint64_t number = atomic_load(&control->request.value);
+    if ((number ^ atomic_load(&control->request.complement)) != UINT64_MAX)
+        return 0;
+    *op = atomic_load(&control->request_op);
+    *argument = atomic_load(&control->request_argument);
+    return number;
+}
+
+void tm_finish_request(struct tm_device *device, uint64_t number, int error)
+{
+    atomic_store(&device->counters->done_error, (uint64_t)error);
+    atomic_store(&device->counters->done_request, number);
+}
+
+const struct tm_counters *tm_counters(const struct tm_device *device) { return device->counters; }

@@ -1,0 +1,146 @@
+#define _GNU_SOURCE
+#include "file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* Without O_DIRECT: drop the page cache after this many bytes written. */
+#define DROP_EVERY (UINT64_C(8) << 20)
+
+void tm_file_init(struct tm_file *file, int fd, uint64_t bytes, bool direct)
+{
+    *file = (struct tm_file){.fd = fd, .bytes = bytes, .direct = direct};
+    pthread_mutex_init(&file->lock, NULL);
+}
+
+void tm_file_destroy(struct tm_file *file)
+{
+    while (file->spare) {
+        struct tm_bounce *bounce = file->spare;
+        file->spare = bounce->next;
+        free(bounce->pages);
+        free(bounce);
+    }
+    pthread_mutex_destroy(&file->lock);
+}
+
+static struct tm_bounce *new_bounce(void)
+{
+    struct tm_bounce *bounce = malloc(sizeof *bounce);
+    if (!bounce)
+        return NULL;
+    bounce->pages = aligned_alloc(TM_PAGE, (size_t)TM_RUN_MAX * TM_PAGE);
+    if (bounce->pages)
+        return bounce;
+    free(bounce);
+    return NULL;
+}
+
+struct tm_bounce *tm_bounce_get(struct tm_file *file)
+{
+    pthread_mutex_lock(&file->lock);
+    struct tm_bounce *bounce = file->spare;
+    if (bounce)
+        file->spare = bounce->next;
+    pthread_mutex_unlock(&file->lock);
+    return bounce ? bounce : new_bounce();
+}
+
+void tm_bounce_put(struct tm_file *file, struct tm_bounce *bounce)
+{
+    if (!bounce)
+        return;
+    pthread_mutex_lock(&file->lock);
+    bounce->next = file->spare;
+    file->spare = bounce;
+    pthread_mutex_unlock(&file->lock);
+}
+
+/* Bytes of the run that the file has. */
+static size_t clamp(const struct tm_file *file, uint64_t offset, uint64_t length)
+{
+    return offset >= file->bytes ? 0 : length < file->bytes - offset ? length : file->bytes - offset;
+}
+
+int tm_file_read(struct tm_file *file, uint64_t page, uint32_t n, uint8_t *buffer)
+{
+    uint64_t offset = page * TM_PAGE;
+    size_t length = clamp(file, offset, (uint64_t)n * TM_PAGE), done = 0;
+    while (done < length) {
+        ssize_t got = pread(file->fd, buffer + done, length - done, (off_t)(offset + done));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return errno;
+        if (got == 0)
+            return EIO; /* shorter than it was: somebody truncated it */
+        done += (size_t)got;
+    }
+    memset(buffer + length, 0, (size_t)n * TM_PAGE - length);
+    if (!file->direct)
+        posix_fadvise(file->fd, (off_t)offset, (off_t)length, POSIX_FADV_DONTNEED);
+    return 0;
+}
+
+static void drop_cache(struct tm_file *file, uint64_t offset, uint64_t length)
+{
+    sync_file_range(file->fd, (off_t)offset, (off_t)length, SYNC_FILE_RANGE_WRITE);
+    if (atomic_fetch_add(&file->undropped, length) + length < DROP_EVERY)
+        return;
+    atomic_store(&file->undropped, 0);
+    posix_fadvise(file->fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+int tm_file_write(struct tm_file *file, uint64_t page, uint32_t n, const uint8_t *buffer)
+{
+    uint64_t offset = page * TM_PAGE;
+    size_t length = clamp(file, offset, (uint64_t)n * TM_PAGE), done = 0;
+    while (done < length) {
+        ssize_t put = pwrite(file->fd, buffer + done, length - done, (off_t)(offset + done));
+        if (put < 0 && errno == EINTR)
+            continue;
+        if (put <= 0)
+            return put < 0 ? errno : EIO;
+        done += (size_t)put;
+    }
+    if (!file->direct)
+        drop_cache(file, offset, length);
+    return 0;
+}
+
+static int write_zeros(struct tm_file *file, uint64_t page, uint64_t n)
+{
+    struct tm_bounce *bounce = tm_bounce_get(file);
+    if (!bounce)
+        return ENOMEM;
+    memset(bounce->pages, 0, (size_t)TM_RUN_MAX * TM_PAGE);
+    int error = 0;
+    while (n && !error) {
+        uint32_t run = n < TM_RUN_MAX ? (uint32_t)n : TM_RUN_MAX;
+        error = tm_file_write(file, page, run, bounce->pages);
+        page += run;
+        n -= run;
+    }
+    tm_bounce_put(file, bounce);
+    return error;
+}
+
+int tm_file_zero(struct tm_file *file, uint64_t page, uint64_t n)
+{
+    size_t length = clamp(file, page * TM_PAGE, n * TM_PAGE);
+    if (!length)
+        return 0;
+    if (fallocate(file->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)(page * TM_PAGE), (off_t)length) == 0)
+        return 0;
+    return write_zeros(file, page, n);
+}
+
+int tm_file_sync(struct tm_file *file)
+{
+    if (!atomic_load(&file->sync_failed) && fdatasync(file->fd) < 0)
+        atomic_store(&file->sync_failed, true);
+    return atomic_load(&file->sync_failed) ? EIO : 0;
+}

@@ -1,0 +1,45 @@
+/* The backing file: page n at n x 4096, read and written in runs of neighbouring pages that bypass the page cache. */
+#ifndef TM_FILE_H
+#define TM_FILE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "layout.h"
+
+/* Pages of the longest run that is one read or write. */
+enum { TM_RUN_MAX = 64 };
+
+/* An aligned buffer for one run. */
+struct tm_bounce {
+    struct tm_bounce *next;
+    uint8_t *pages;
+};
+
+struct tm_file {
+    int fd; /* -1: none */
+    uint64_t bytes;
+    bool direct;
+    _Atomic bool sync_failed;       /* an fdatasync failed: what it covered may be lost, whatever later ones say */
+    _Atomic uint64_t undropped;     /* bytes written since the page cache was last dropped */
+    pthread_mutex_t lock;           /* guards the list */
+    struct tm_bounce *spare;
+};
+
+void tm_file_init(struct tm_file *file, int fd, uint64_t bytes, bool direct);
+void tm_file_destroy(struct tm_file *file);
+
+/* A buffer of TM_RUN_MAX pages; NULL when memory is short. */
+struct tm_bounce *tm_bounce_get(struct tm_file *file);
+void tm_bounce_put(struct tm_file *file, struct tm_bounce *bounce);
+
+/* Whole pages between an aligned buffer and the file; 0 or an errno. What lies beyond the file's end reads as zeros. */
+int tm_file_read(struct tm_file *file, uint64_t page, uint32_t n, uint8_t *buffer);
+int tm_file_write(struct tm_file *file, uint64_t page, uint32_t n, const uint8_t *buffer);
+/* Zero n pages, keeping their blocks reserved where the file system can. */
+int tm_file_zero(struct tm_file *file, uint64_t page, uint64_t n);
+/* fdatasync; once it has failed it fails for ever, for the kernel forgets what it could not write. */
+int tm_file_sync(struct tm_file *file);
+
+#endif

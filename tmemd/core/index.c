@@ -1,0 +1,324 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "device.h"
+
+/* Records demoted to let the index grow by one page when even its reserve is used up. */
+enum { DEMOTE_FOR_INDEX = 64 * TM_PAGE };
+
+uint32_t tm_block_pages(const struct tm_device *device, uint64_t block)
+{
+    uint64_t left = device->layout.pages - block * TM_BLOCK_PAGES;
+    return left < TM_BLOCK_PAGES ? (uint32_t)left : TM_BLOCK_PAGES;
+}
+
+/* The word that every page of a block in this state has. Page 0 is in the file whatever became of the others. */
+static uint64_t state_word(uint8_t state, uint64_t page)
+{
+    switch (state) {
+    case TM_STATE_FILE:
+        return TM_FILE | TM_WORD_FLAG;
+    case TM_STATE_LOST:
+        return page ? TM_LOST : TM_FILE | TM_WORD_FLAG;
+    case TM_STATE_ZERO:
+        return TM_ZERO;
+    default:
+        return TM_NOWHERE;
+    }
+}
+
+static bool in_index(struct tm_device *device, uint64_t block)
+{
+    return atomic_load_explicit(&device->blocks[block], memory_order_acquire) == TM_BLOCK_IN_INDEX;
+}
+
+uint64_t tm_word(struct tm_device *device, uint64_t page)
+{
+    uint8_t state = atomic_load_explicit(&device->blocks[page / TM_BLOCK_PAGES], memory_order_acquire);
+    return state == TM_BLOCK_IN_INDEX ? atomic_load_explicit(&device->index[page], memory_order_acquire)
+                                      : state_word(state, page);
+}
+
+/* The counter of pages of this kind; NULL: not counted. */
+static _Atomic uint64_t *pages_counter(struct tm_device *device, uint64_t word)
+{
+    switch (tm_kind(word)) {
+    case TM_TMEM:
+        return &device->counters->pages_in_tmem;
+    case TM_FILE:
+        return &device->counters->pages_in_file;
+    case TM_LOST:
+        return &device->counters->pages_lost;
+    default:
+        return NULL;
+    }
+}
+
+static void count_word(struct tm_device *device, uint64_t word)
+{
+    _Atomic uint64_t *counter = pages_counter(device, word);
+    if (counter)
+        tm_count(counter, 1);
+    if (tm_kind(word) == TM_TMEM)
+        tm_count(&device->counters->payload_bytes, tm_length(word));
+}
+
+/* Account for a word that is gone, and free its slot. */
+static void release_word(struct tm_device *device, uint64_t word)
+{
+    _Atomic uint64_t *counter = pages_counter(device, word);
+    if (counter)
+        tm_uncount(counter, 1);
+    if (tm_kind(word) != TM_TMEM)
+        return;
+    tm_uncount(&device->counters->payload_bytes, tm_length(word));
+    tm_slot_free(&device->slots, tm_slot_size(tm_length(word)), tm_location(word));
+}
+
+void tm_touch(struct tm_device *device, uint64_t page, uint64_t word)
+{
+    if (in_index(device, page / TM_BLOCK_PAGES))
+        atomic_store_explicit(&device->index[page], word, memory_order_release);
+}
+
+uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word)
+{
+    tm_look(&device->locks, page);
+    uint64_t old = atomic_load_explicit(&device->index[page], memory_order_relaxed);
+    atomic_store_explicit(&device->index[page], word, memory_order_release);
+    tm_unlook(&device->locks, page);
+    count_word(device, word);
+    release_word(device, old); /* nobody looks at it any more: whoever did held the look lock */
+    return old;
+}
+
+void tm_replace(struct tm_device *device, uint64_t page, uint64_t word)
+{
+    if (tm_kind(tm_publish(device, page, word)) == TM_TMEM)
+        tm_count(&device->counters->invalidates, 1);
+}
+
+static uint64_t index_offset(const struct tm_device *device, uint64_t block)
+{
+    return device->layout.index_offset + block * TM_PAGE;
+}
+
+/* Allocate and fill the block's page of the index, then let everyone see it. Under index_lock. */
+static int fill_block(struct tm_device *device, uint64_t block)
+{
+    int error = tm_take(&device->budget, device->pool_fd, index_offset(device, block), TM_PAGE, 0);
+    if (error)
+        return error;
+    uint8_t state = atomic_load_explicit(&device->blocks[block], memory_order_relaxed);
+    uint64_t first = block * TM_BLOCK_PAGES;
+    for (uint32_t i = 0; state != TM_STATE_INDEX && i < tm_block_pages(device, block); i++)
+        atomic_store_explicit(&device->index[first + i], state_word(state, first + i), memory_order_relaxed);
+    tm_count(&device->counters->index_bytes, TM_PAGE);
+    /* Killed before this, the page of the index means nothing yet; after it, it is whole. */
+    atomic_store_explicit(&device->states[block], TM_STATE_INDEX, memory_order_release);
+    atomic_store_explicit(&device->blocks[block], TM_BLOCK_IN_INDEX, memory_order_release);
+    return 0;
+}
+
+static int use_block(struct tm_device *device, uint64_t block)
+{
+    int error = 0;
+    for (int attempt = 0; attempt < 2; attempt++) {
+        pthread_mutex_lock(&device->index_lock);
+        error = in_index(device, block) ? 0 : fill_block(device, block);
+        pthread_mutex_unlock(&device->index_lock);
+        if (!error || attempt || !tm_has_file(device))
+            break;
+        uint64_t freed;
+        if (tm_demote(device, DEMOTE_FOR_INDEX, &freed) != 0)
+            break;
+    }
+    return error;
+}
+
+int tm_lock_in_index(struct tm_device *device, uint64_t first, uint32_t n)
+{
+    uint64_t one = first / TM_BLOCK_PAGES, other = (first + n - 1) / TM_BLOCK_PAGES;
+    for (;;) {
+        int error = in_index(device, one) ? 0 : use_block(device, one);
+        if (!error && !in_index(device, other))
+            error = use_block(device, other);
+        if (error)
+            return error;
+        tm_lock_run(&device->locks, first, n);
+        if (in_index(device, one) && in_index(device, other))
+            return 0;
+        tm_unlock_run(&device->locks, first, n); /* a trim of the whole block came between */
+    }
+}
+
+static void look_block(struct tm_device *device, uint64_t block)
+{
+    for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
+        tm_look(&device->locks, block * TM_BLOCK_PAGES + i);
+}
+
+static void unlook_block(struct tm_device *device, uint64_t block)
+{
+    for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
+        tm_unlook(&device->locks, block * TM_BLOCK_PAGES + i);
+}
+
+/* Switch the whole block to `state` in one step, and give its page of the index back. Under its change locks. */
+static void empty_block(struct tm_device *device, uint64_t block, uint8_t state)
+{
+    uint64_t words[TM_BLOCK_PAGES], first = block * TM_BLOCK_PAGES;
+    uint32_t n = tm_block_pages(device, block);
+    look_block(device, block); /* blocks are aligned to the stripes, so this takes them in order */
+    bool had_index = in_index(device, block);
+    for (uint32_t i = 0; i < n; i++)
+        words[i] = tm_word(device, first + i);
+    atomic_store_explicit(&device->states[block], state, memory_order_release);
+    atomic_store_explicit(&device->blocks[block], state, memory_order_release);
+    if (had_index) {
+        tm_give(&device->budget, device->pool_fd, index_offset(device, block), TM_PAGE);
+        tm_uncount(&device->counters->index_bytes, TM_PAGE);
+    }
+    unlook_block(device, block);
+    for (uint32_t i = 0; i < n; i++) {
+        tm_count(&device->counters->invalidates, tm_kind(words[i]) == TM_TMEM);
+        release_word(device, words[i]);
+    }
+}
+
+int tm_zero_block(struct tm_device *device, uint64_t block)
+{
+    uint64_t first = block * TM_BLOCK_PAGES;
+    uint32_t n = tm_block_pages(device, block);
+    tm_lock_run(&device->locks, first, n);
+    /* fill_block does not hold change locks, so it is kept away by its own. */
+    pthread_mutex_lock(&device->index_lock);
+    uint8_t state = atomic_load(&device->blocks[block]);
+    int error = 0;
+    if (state != TM_STATE_INDEX && state != TM_STATE_ZERO) {
+        for (uint32_t i = 0; i < n && !error; i++)
+            error = tm_map_mark(&device->map, first + i);
+        if (!error)
+            empty_block(device, block, tm_has_file(device) ? TM_STATE_ZERO : TM_STATE_INDEX);
+    }
+    pthread_mutex_unlock(&device->index_lock);
+    tm_unlock_run(&device->locks, first, n);
+    return error;
+}
+
+/* Call visit for each allocated run of [start, end) of the pool file. */
+static int each_allocated(struct tm_device *device, uint64_t start, uint64_t end,
+                          void (*visit)(struct tm_device *, uint64_t offset, uint64_t bytes))
+{
+    for (off_t at = (off_t)start; (uint64_t)at < end;) {
+        off_t data = lseek(device->pool_fd, at, SEEK_DATA);
+        if (data < 0)
+            return errno == ENXIO ? 0 : errno;
+        if ((uint64_t)data >= end)
+            return 0;
+        off_t hole = lseek(device->pool_fd, data, SEEK_HOLE);
+        if (hole < 0)
+            return errno;
+        at = (uint64_t)hole < end ? hole : (off_t)end;
+        visit(device, (uint64_t)data, (uint64_t)(at - data));
+    }
+    return 0;
+}
+
+static void adopt_index_pages(struct tm_device *device, uint64_t offset, uint64_t bytes)
+{
+    tm_count(&device->counters->used, bytes);
+    for (uint64_t at = offset; at < offset + bytes; at += TM_PAGE) {
+        uint64_t block = (at - device->layout.index_offset) / TM_PAGE;
+        static const uint8_t zeros[TM_PAGE];
+        bool used = atomic_load(&device->blocks[block]) == TM_STATE_INDEX &&
+                    memcmp(device->base + at, zeros, TM_PAGE) != 0;
+        if (used) {
+            atomic_store(&device->blocks[block], TM_BLOCK_IN_INDEX);
+            tm_count(&device->counters->index_bytes, TM_PAGE);
+        } else {
+            tm_give(&device->budget, device->pool_fd, at, TM_PAGE);
+        }
+    }
+}
+
+static void adopt_data_pages(struct tm_device *device, uint64_t offset, uint64_t bytes)
+{
+    tm_count(&device->counters->used, bytes);
+    tm_slots_backed(&device->slots, offset - device->layout.data_offset, bytes);
+}
+
+static bool is_valid(struct tm_device *device, uint64_t word)
+{
+    if (tm_kind(word) > TM_LOST || ((tm_kind(word) == TM_FILE || tm_kind(word) == TM_LOST) && !tm_has_file(device)))
+        return false;
+    if (tm_kind(word) != TM_TMEM)
+        return true;
+    uint32_t length = tm_length(word);
+    return length >= 1 && length <= TM_PAGE && tm_encoding(word) <= TM_SAME &&
+           tm_location(word) < device->layout.data_bytes &&
+           tm_slots_claim(&device->slots, tm_slot_size(length), tm_location(word));
+}
+
+/* Count a block's pages and claim their slots; returns the first page whose word cannot be, or UINT64_MAX. */
+static uint64_t adopt_block(struct tm_device *device, uint64_t block)
+{
+    uint64_t first = block * TM_BLOCK_PAGES;
+    for (uint64_t page = first; page < first + tm_block_pages(device, block); page++) {
+        uint64_t word = tm_word(device, page);
+        if (!is_valid(device, word))
+            return page;
+        count_word(device, word);
+    }
+    return UINT64_MAX;
+}
+
+static void forget_counts(struct tm_counters *counters, uint64_t used)
+{
+    atomic_store(&counters->used, used);
+    atomic_store(&counters->pages_in_tmem, 0);
+    atomic_store(&counters->pages_in_file, 0);
+    atomic_store(&counters->pages_lost, 0);
+    atomic_store(&counters->payload_bytes, 0);
+    atomic_store(&counters->index_bytes, 0);
+}
+
+int tm_index_attach(struct tm_device *device, char *error, size_t error_size)
+{
+    const struct tm_layout *layout = &device->layout;
+    uint64_t index_end = layout->index_offset + layout->blocks * TM_PAGE;
+    uint64_t states_bytes = (layout->blocks + TM_PAGE - 1) / TM_PAGE * TM_PAGE;
+    forget_counts(device->counters, TM_STATES_OFFSET - TM_PAGE + states_bytes); /* one page of the header is a hole */
+    for (uint64_t block = 0; block < layout->blocks; block++) {
+        uint8_t state = atomic_load(&device->states[block]);
+        if (state > TM_STATE_ZERO || (state != TM_STATE_INDEX && !tm_has_file(device))) {
+            snprintf(error, error_size, "block %" PRIu64 " is in no known state", block);
+            return EINVAL;
+        }
+        atomic_store(&device->blocks[block], state);
+    }
+    int failed = each_allocated(device, layout->index_offset, index_end, adopt_index_pages);
+    if (!failed)
+        failed = each_allocated(device, layout->data_offset, layout->data_offset + layout->data_bytes,
+                                adopt_data_pages);
+    if (failed) {
+        snprintf(error, error_size, "cannot find what the pool has allocated: %s", strerror(failed));
+        return failed;
+    }
+    for (uint64_t block = 0; block < layout->blocks; block++) {
+        uint8_t state = atomic_load(&device->blocks[block]);
+        if (state == TM_STATE_INDEX || state == TM_STATE_ZERO)
+            continue;
+        uint64_t bad = adopt_block(device, block);
+        if (bad != UINT64_MAX) {
+            snprintf(error, error_size, "the index contradicts itself at page %" PRIu64, bad);
+            return EINVAL;
+        }
+    }
+    return tm_slots_finish(&device->slots);
+}

@@ -1,0 +1,109 @@
+/* The pool file's layout and the words of its index; docs/pool-format.md is the same in prose. */
+#ifndef TM_LAYOUT_H
+#define TM_LAYOUT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum {
+    TM_PAGE = 4096,
+    TM_BLOCK_PAGES = 512, /* pages whose index words share one page of the index */
+    TM_COUNTERS_OFFSET = TM_PAGE,
+    TM_CONTROL_OFFSET = 2 * TM_PAGE,
+    TM_STATES_OFFSET = 4 * TM_PAGE,
+    TM_SPAN_BYTES = 64 * TM_PAGE, /* 64 pages, so that one word says which of them are backed */
+    TM_SPAN_PAGES = TM_SPAN_BYTES / TM_PAGE,
+    TM_SLOT_ALIGN = 16,
+    TM_SLOT_MIN = 32,
+    TM_RECORD_HEADER = 12,
+    TM_SLOT_MAX = 4112, /* a raw page and its header, rounded up */
+};
+
+#define TM_MAX_SIZE (UINT64_C(1) << 44)     /* page numbers are 32 bits in records */
+#define TM_MAX_DATA (UINT64_C(1) << 40)     /* locations are 36 bits of 16 bytes */
+
+/* What a block's pages are while its index page is not in use. */
+enum tm_state { TM_STATE_INDEX = 0, TM_STATE_FILE = 1, TM_STATE_LOST = 2, TM_STATE_ZERO = 3 };
+
+enum tm_kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 4 };
+
+enum tm_encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
+
+#define TM_WORD_FLAG (UINT64_C(1) << 5) /* tmem: the file holds the same; file: no checksum is known */
+#define TM_GENERATIONS 16u
+
+static inline enum tm_kind tm_kind(uint64_t word) { return (enum tm_kind)(word & 7); }
+static inline enum tm_encoding tm_encoding(uint64_t word) { return (enum tm_encoding)(word >> 3 & 3); }
+static inline unsigned tm_generation(uint64_t word) { return (unsigned)(word >> 8 & 15); }
+static inline uint32_t tm_length(uint64_t word) { return (uint32_t)(word >> 12 & 0x1fff); }
+static inline uint64_t tm_location(uint64_t word) { return (word >> 28) * TM_SLOT_ALIGN; }
+static inline uint32_t tm_file_crc(uint64_t word) { return (uint32_t)(word >> 32); }
+
+static inline uint64_t tm_tmem_word(uint64_t location, uint32_t length, enum tm_encoding encoding, unsigned generation)
+{
+    return location / TM_SLOT_ALIGN << 28 | (uint64_t)length << 12 | (uint64_t)generation << 8 |
+           (uint64_t)encoding << 3 | TM_TMEM;
+}
+
+static inline uint64_t tm_file_word(uint32_t crc, unsigned generation)
+{
+    return (uint64_t)crc << 32 | (uint64_t)generation << 8 | TM_FILE;
+}
+
+static inline uint64_t tm_with_generation(uint64_t word, unsigned generation)
+{
+    return (word & ~(UINT64_C(15) << 8)) | (uint64_t)generation << 8;
+}
+
+static inline uint64_t tm_with_location(uint64_t word, uint64_t location)
+{
+    return (word & ((UINT64_C(1) << 28) - 1)) | location / TM_SLOT_ALIGN << 28;
+}
+
+/* Bytes of the slot that holds a record of this payload length. */
+static inline uint32_t tm_slot_size(uint32_t length)
+{
+    uint32_t size = (TM_RECORD_HEADER + length + TM_SLOT_ALIGN - 1) & ~(uint32_t)(TM_SLOT_ALIGN - 1);
+    return size < TM_SLOT_MIN ? TM_SLOT_MIN : size;
+}
+
+struct tm_record {
+    _Atomic uint32_t page; /* atomic: the compactor looks at slots that are being written */
+    uint32_t crc;
+    uint16_t length;
+    uint16_t encoding;
+    uint8_t payload[];
+};
+
+/* The counters page; tmemd.poolfile.Counters names the same fields in the same order. Writer: the serving process. */
+struct tm_counters {
+    _Atomic uint64_t used, limit, minimum;
+    _Atomic uint64_t pages_in_tmem, pages_in_file, pages_lost;
+    _Atomic uint64_t payload_bytes, index_bytes;
+    _Atomic uint64_t puts, puts_refused, puts_zero, puts_same, puts_raw;
+    _Atomic uint64_t gets, file_reads, invalidates, spills, demotions, moves;
+    _Atomic uint64_t bad_checksums, io_errors;
+    _Atomic uint64_t reads, writes, trims, flushes;
+    _Atomic uint64_t done_request, done_error, granules_set, pid;
+};
+
+/* A word of the control page and its complement: a torn write does not match and is ignored. */
+struct tm_checked {
+    _Atomic uint64_t value, complement;
+};
+
+/* The control page. Writer: the holder of the control lock, another process. */
+struct tm_control {
+    struct tm_checked target, frozen, request;
+    _Atomic uint64_t request_op, request_argument;
+};
+
+/* Where the parts of a pool file lie, in bytes. */
+struct tm_layout {
+    uint64_t pages, blocks;
+    uint64_t index_offset, data_offset, data_bytes;
+    uint64_t minimum;
+};
+
+#endif

@@ -1,0 +1,82 @@
+#define _GNU_SOURCE
+#include "sigbus.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <unistd.h>
+
+/* The handler can be given nothing but what is global. Mappings are never freed while it may look, only emptied. */
+enum { MAPPINGS = 1024 };
+
+static struct {
+    _Atomic uintptr_t base;
+    _Atomic uint64_t bytes;
+    _Atomic(const char *) name;
+} mappings[MAPPINGS];
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static bool installed;
+static struct sigaction previous;
+
+static void say(const char *text)
+{
+    ssize_t ignored = write(STDERR_FILENO, text, strlen(text));
+    (void)ignored;
+}
+
+static void handle(int signal, siginfo_t *info, void *context)
+{
+    uintptr_t address = (uintptr_t)info->si_addr;
+    for (int i = 0; i < MAPPINGS; i++) {
+        uintptr_t base = atomic_load(&mappings[i].base);
+        if (!base || address < base || address - base >= atomic_load(&mappings[i].bytes))
+            continue;
+        say("tmem: ");
+        say(atomic_load(&mappings[i].name));
+        say(": the pool file was truncated while in use, or its tmpfs is damaged; stopping\n");
+        _exit(1);
+    }
+    if (previous.sa_flags & SA_SIGINFO)
+        previous.sa_sigaction(signal, info, context);
+    else
+        sigaction(signal, &previous, NULL); /* the fault comes again and takes its default course */
+}
+
+static int install(void)
+{
+    struct sigaction action = {.sa_sigaction = handle, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    if (!installed && sigaction(SIGBUS, &action, &previous) < 0)
+        return errno;
+    installed = true;
+    return 0;
+}
+
+int tm_sigbus_watch(const void *base, uint64_t bytes, const char *name)
+{
+    pthread_mutex_lock(&lock);
+    int error = install(), i = 0;
+    while (i < MAPPINGS && atomic_load(&mappings[i].base))
+        i++;
+    if (!error && i == MAPPINGS)
+        error = EMFILE;
+    if (!error) {
+        atomic_store(&mappings[i].name, name);
+        atomic_store(&mappings[i].bytes, bytes);
+        atomic_store(&mappings[i].base, (uintptr_t)base);
+    }
+    pthread_mutex_unlock(&lock);
+    return error;
+}
+
+void tm_sigbus_forget(const void *base)
+{
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < MAPPINGS; i++)
+        if (atomic_load(&mappings[i].base) == (uintptr_t)base)
+            atomic_store(&mappings[i].base, 0);
+    pthread_mutex_unlock(&lock);
+}

@@ -1,0 +1,73 @@
+/* The page path: one device's pool in a tmpfs file, its backing file and the bits of its map.
+ *
+ * All calls return 0 or an errno and may be made from any thread, but for tm_open and tm_close. Offsets and counts are
+ * bytes of the device; the caller has checked that they lie within it.
+ */
+#ifndef TM_TMEM_H
+#define TM_TMEM_H
+
+#include <stddef.h>
+
+#include "layout.h"
+
+struct tm_device;
+
+struct tm_cgroup {
+    int limit_fd, usage_fd; /* memory.max and memory.current, or their v1 names */
+};
+
+struct tm_config {
+    const char *name;
+    int pool_fd, file_fd, map_fd; /* file and map: -1 for none; all stay the caller's */
+    uint64_t size, limit;
+    uint64_t granule;    /* bytes of the device that one bit of the map speaks for; a multiple of 2 MiB or of 4 KiB */
+    uint64_t file_bytes; /* how much of the file may be read and written */
+    bool direct;         /* file_fd bypasses the page cache */
+    bool lost_zero;      /* lost pages read as zeros */
+    bool durable;        /* FLUSH and FUA reach the disk */
+    const struct tm_cgroup *cgroups;
+    size_t n_cgroups;
+};
+
+/* Fill *layout for a device of size bytes; EINVAL when it is 0 or too big. */
+int tm_layout_for(uint64_t size, struct tm_layout *layout);
+
+/* Attach to a formatted pool: rebuild from its index, give back what no live word points at. On failure, *error (of
+ * error_size bytes) says what is wrong. */
+int tm_open(const struct tm_config *config, struct tm_device **device, char *error, size_t error_size);
+void tm_close(struct tm_device *device);
+
+int tm_read(struct tm_device *device, void *buffer, uint32_t count, uint64_t offset);
+int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset, bool fua);
+/* Make a range read as zeros; a trim may leave partly covered pages as they are. */
+int tm_zero(struct tm_device *device, uint64_t count, uint64_t offset, bool fua);
+int tm_trim(struct tm_device *device, uint64_t count, uint64_t offset, bool fua);
+int tm_flush(struct tm_device *device);
+/* Bring pages of the range that are in the file into tmem, as far as puts are accepted. */
+int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset);
+
+struct tm_extent {
+    uint64_t offset, length;
+    bool zero;
+};
+/* Describe [offset, offset + count) from its start in at most *n extents; *n becomes the number filled. */
+int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents, size_t *n);
+
+/* Move coldest pages to the file until records of at least `bytes` are gone from tmem; *freed tells how many. */
+int tm_demote(struct tm_device *device, uint64_t bytes, uint64_t *freed);
+/* Demote everything, make the file durable and the map clean; puts are refused meanwhile. */
+int tm_drain(struct tm_device *device);
+/* Compact, moving at most `moves` records, and punch out free memory; returns the bytes given back. */
+uint64_t tm_settle(struct tm_device *device, uint64_t moves);
+/* Begin the next coldness generation. */
+void tm_age(struct tm_device *device);
+
+uint64_t tm_over_target(struct tm_device *device);
+/* Bytes of memory for records that hold no live slot. */
+uint64_t tm_wasted(struct tm_device *device);
+/* The last request of the control page: its number (0: none), operation and argument. */
+uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument);
+void tm_finish_request(struct tm_device *device, uint64_t number, int error);
+const struct tm_counters *tm_counters(const struct tm_device *device);
+
+#endif

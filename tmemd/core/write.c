@@ -1,0 +1,208 @@
+#include <errno.h>
+#include <string.h>
+
+#include "device.h"
+
+/* Pages of a run that were refused and wait to be written to the file together. */
+struct spill {
+    struct tm_device *device;
+    struct tm_bounce *bounce; /* NULL until the first refusal */
+    uint64_t first;
+    uint32_t n;
+};
+
+/* The word of a page of zeros: 'nowhere' only where the file is known to hold zeros too. */
+static uint64_t zero_word(struct tm_device *device, uint64_t page)
+{
+    return tm_has_file(device) && tm_word(device, page) != TM_NOWHERE ? TM_ZERO : TM_NOWHERE;
+}
+
+static void count_encoding(struct tm_device *device, enum tm_encoding encoding)
+{
+    if (encoding == TM_SAME)
+        tm_count(&device->counters->puts_same, 1);
+    if (encoding == TM_RAW)
+        tm_count(&device->counters->puts_raw, 1);
+}
+
+/* Encode the page into a slot of its own; 0: refused. The slot holds the whole record before any word says so. */
+static uint64_t store_record(struct tm_device *device, uint64_t page, const uint8_t *content)
+{
+    struct tm_encoded encoded;
+    enum tm_encoding encoding;
+    uint64_t location;
+    uint32_t length = tm_encode(&encoded, (uint32_t)page, content, &encoding);
+    if (!tm_slot_alloc(&device->slots, tm_slot_size(length), &location))
+        return 0;
+    tm_copy_record(device, location, (const struct tm_record *)encoded.record, length);
+    count_encoding(device, encoding);
+    return tm_tmem_word(location, length, encoding, atomic_load_explicit(&device->generation, memory_order_relaxed));
+}
+
+bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool filed)
+{
+    uint64_t first_word, word;
+    tm_count(&device->counters->puts, 1);
+    if (tm_is_same(content, &first_word) && !first_word) {
+        tm_count(&device->counters->puts_zero, 1);
+        tm_replace(device, page, zero_word(device, page));
+        return true;
+    }
+    word = tm_refusing(&device->budget) ? 0 : store_record(device, page, content);
+    if (!word) {
+        tm_count(&device->counters->puts_refused, 1);
+        return false;
+    }
+    tm_replace(device, page, filed ? word | TM_WORD_FLAG : word);
+    return true;
+}
+
+/* Write the waiting pages to the file and let the index say so. On failure the index still says what it said: a page that
+ * was in tmem stays as it was, one in the file is old, new, or fails its checksum. */
+static int spill_flush(struct spill *spill)
+{
+    struct tm_device *device = spill->device;
+    if (!spill->n)
+        return 0;
+    int error = tm_file_write(&device->file, spill->first, spill->n, spill->bounce->pages);
+    if (error) {
+        tm_count(&device->counters->io_errors, 1);
+    } else {
+        unsigned generation = atomic_load_explicit(&device->generation, memory_order_relaxed);
+        for (uint32_t i = 0; i < spill->n; i++) {
+            uint32_t crc = tm_crc32c(0, spill->bounce->pages + (size_t)i * TM_PAGE, TM_PAGE);
+            tm_replace(device, spill->first + i, tm_file_word(crc, generation));
+        }
+    }
+    spill->n = 0;
+    return error;
+}
+
+static int spill_page(struct spill *spill, uint64_t page, const uint8_t *content)
+{
+    if (!tm_has_file(spill->device))
+        return EIO;
+    if (!spill->bounce && !(spill->bounce = tm_bounce_get(&spill->device->file)))
+        return ENOMEM;
+    int error = spill->n && spill->first + spill->n != page ? spill_flush(spill) : 0;
+    if (error)
+        return error;
+    if (!spill->n)
+        spill->first = page;
+    memcpy(spill->bounce->pages + (size_t)spill->n++ * TM_PAGE, content, TM_PAGE);
+    return 0;
+}
+
+/* Page 0 holds the swap signature: it is in the file, durably, whatever becomes of the pool. */
+static int write_through(struct spill *spill, const uint8_t *content)
+{
+    struct tm_device *device = spill->device;
+    int error = spill_page(spill, 0, content);
+    if (!error)
+        error = spill_flush(spill);
+    return error ? error : tm_file_sync(&device->file);
+}
+
+static int write_page(struct spill *spill, uint64_t page, const uint8_t *content)
+{
+    struct tm_device *device = spill->device;
+    int error = tm_map_mark(&device->map, page);
+    bool filed = page == 0 && tm_has_file(device);
+    if (!error && filed)
+        error = write_through(spill, content);
+    if (error || tm_put(device, page, content, filed))
+        return error;
+    if (filed)
+        return 0;
+    tm_count(&device->counters->spills, tm_has_file(device));
+    return spill_page(spill, page, content);
+}
+
+/* What the page will be: the caller's bytes, around them what it holds now (zeros, where that is lost). */
+static int merge_page(struct tm_device *device, uint64_t page, const uint8_t *bytes, uint32_t from, uint32_t count,
+                      uint8_t *content)
+{
+    tm_look(&device->locks, page);
+    bool lost = tm_kind(tm_word(device, page)) == TM_LOST;
+    tm_unlook(&device->locks, page);
+    int error = lost ? 0 : tm_read_locked(device, page, content);
+    if (lost)
+        memset(content, 0, TM_PAGE);
+    memcpy(content + from, bytes, count);
+    return error;
+}
+
+static int write_part(struct spill *spill, uint64_t page, const uint8_t *bytes, uint32_t from, uint32_t count)
+{
+    uint8_t content[TM_PAGE];
+    int error = merge_page(spill->device, page, bytes, from, count, content);
+    return error ? error : write_page(spill, page, content);
+}
+
+/* Write bytes that touch at most TM_RUN_MAX pages, all under their change locks. */
+static int write_run(struct tm_device *device, const uint8_t *bytes, uint32_t count, uint64_t offset)
+{
+    uint64_t first = offset / TM_PAGE;
+    uint32_t n = (uint32_t)((offset + count - 1) / TM_PAGE - first + 1);
+    struct spill spill = {.device = device};
+    int error = tm_lock_in_index(device, first, n);
+    if (error)
+        return error;
+    while (count && !error) {
+        uint32_t from = (uint32_t)(offset % TM_PAGE), length = TM_PAGE - from;
+        length = length < count ? length : count;
+        error = length == TM_PAGE ? write_page(&spill, offset / TM_PAGE, bytes)
+                                  : write_part(&spill, offset / TM_PAGE, bytes, from, length);
+        bytes += length;
+        offset += length;
+        count -= length;
+    }
+    int failed = spill_flush(&spill);
+    tm_unlock_run(&device->locks, first, n);
+    if (spill.bounce)
+        tm_bounce_put(&device->file, spill.bounce);
+    return error ? error : failed;
+}
+
+/* Bytes from offset to the end of the run of pages that is written in one go. */
+static uint32_t run_length(uint64_t offset, uint32_t count)
+{
+    uint32_t room = TM_RUN_MAX * TM_PAGE - (uint32_t)(offset % TM_PAGE);
+    return room < count ? room : count;
+}
+
+int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset, bool fua)
+{
+    const uint8_t *bytes = buffer;
+    int error = 0;
+    tm_count(&device->counters->writes, 1);
+    while (count && !error) {
+        uint32_t length = run_length(offset, count);
+        error = write_run(device, bytes, length, offset);
+        bytes += length;
+        offset += length;
+        count -= length;
+    }
+    if (!error && fua)
+        error = tm_flush(device);
+    return error ? EIO : 0;
+}
+
+int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset)
+{
+    uint8_t content[TM_PAGE];
+    uint64_t last = (offset + count + TM_PAGE - 1) / TM_PAGE;
+    for (uint64_t page = offset / TM_PAGE; page < last && !tm_refusing(&device->budget); page++) {
+        tm_lock_run(&device->locks, page, 1);
+        tm_look(&device->locks, page);
+        uint64_t word = tm_word(device, page);
+        tm_unlook(&device->locks, page);
+        bool in_index = atomic_load(&device->blocks[page / TM_BLOCK_PAGES]) == TM_BLOCK_IN_INDEX;
+        bool stop = in_index && tm_kind(word) == TM_FILE &&
+                    (tm_read_locked(device, page, content) != 0 || !tm_put(device, page, content, true));
+        tm_unlock_run(&device->locks, page, 1);
+        if (stop)
+            break; /* a hint: what cannot be brought in stays where it is */
+    }
+    return 0;
+}

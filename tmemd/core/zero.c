@@ -1,0 +1,126 @@
+#include <errno.h>
+
+#include "device.h"
+
+/* Whole pages of one run become zeros. */
+static int zero_run(struct tm_device *device, uint64_t first, uint32_t n)
+{
+    uint64_t zero = tm_has_file(device) ? TM_ZERO : TM_NOWHERE;
+    int error = tm_lock_in_index(device, first, n);
+    if (error)
+        return error;
+    for (uint64_t page = first; page < first + n && !error; page++) {
+        uint64_t word = tm_word(device, page);
+        if (word == TM_NOWHERE || word == TM_ZERO)
+            continue;
+        error = tm_map_mark(&device->map, page);
+        if (!error)
+            tm_replace(device, page, zero);
+    }
+    tm_unlock_run(&device->locks, first, n);
+    return error;
+}
+
+static bool is_zero_block(struct tm_device *device, uint64_t block)
+{
+    uint8_t state = atomic_load_explicit(&device->blocks[block], memory_order_acquire);
+    return state == TM_STATE_INDEX || state == TM_STATE_ZERO;
+}
+
+static int zero_pages(struct tm_device *device, uint64_t page, uint64_t end)
+{
+    int error = 0;
+    while (page < end && !error) {
+        uint64_t block = page / TM_BLOCK_PAGES, block_end = (block + 1) * TM_BLOCK_PAGES;
+        bool whole = page % TM_BLOCK_PAGES == 0 && end - page >= tm_block_pages(device, block);
+        uint64_t next = block_end < end ? block_end : end;
+        if (whole && (block || !tm_has_file(device))) {
+            error = tm_zero_block(device, block);
+        } else if (!is_zero_block(device, block)) {
+            next = next - page > TM_RUN_MAX ? page + TM_RUN_MAX : next;
+            error = zero_run(device, page, (uint32_t)(next - page));
+        }
+        page = next;
+    }
+    return error;
+}
+
+/* Write zeros over less than a page; the page may be the device's last, which ends early. */
+static int zero_part(struct tm_device *device, uint64_t offset, uint64_t count)
+{
+    static const uint8_t zeros[TM_PAGE];
+    return count ? tm_write(device, zeros, (uint32_t)count, offset, false) : 0;
+}
+
+/* [offset, end) without page 0, whose zeros must reach the file, and without partly covered pages at either end. */
+static int zero_range(struct tm_device *device, uint64_t offset, uint64_t end, bool edges)
+{
+    uint64_t first = (offset + TM_PAGE - 1) / TM_PAGE, last = end == device->size ? device->layout.pages : end / TM_PAGE;
+    if (first == 0 && tm_has_file(device))
+        first = 1;
+    if (last < first) /* inside one page */
+        return edges ? zero_part(device, offset, end - offset) : 0;
+    bool head = edges || (offset == 0 && end >= TM_PAGE);
+    int error = head ? zero_part(device, offset, first * TM_PAGE - offset) : 0;
+    if (!error)
+        error = zero_pages(device, first, last);
+    if (!error && edges && end > last * TM_PAGE)
+        error = zero_part(device, last * TM_PAGE, end - last * TM_PAGE);
+    return error;
+}
+
+static int zero_and_flush(struct tm_device *device, uint64_t count, uint64_t offset, bool fua, bool edges)
+{
+    int error = count ? zero_range(device, offset, offset + count, edges) : 0;
+    if (!error && fua)
+        error = tm_flush(device);
+    return error ? EIO : 0;
+}
+
+int tm_zero(struct tm_device *device, uint64_t count, uint64_t offset, bool fua)
+{
+    return zero_and_flush(device, count, offset, fua, true);
+}
+
+int tm_trim(struct tm_device *device, uint64_t count, uint64_t offset, bool fua)
+{
+    tm_count(&device->counters->trims, 1);
+    return zero_and_flush(device, count, offset, fua, false);
+}
+
+static bool reads_as_zeros(struct tm_device *device, uint64_t page)
+{
+    tm_look(&device->locks, page);
+    enum tm_kind kind = tm_kind(tm_word(device, page));
+    tm_unlook(&device->locks, page);
+    return kind == TM_NOWHERE || kind == TM_ZERO;
+}
+
+/* The end of the pages from `page` on that are alike, looking no further than `end`. */
+static uint64_t alike_until(struct tm_device *device, uint64_t page, uint64_t end)
+{
+    bool zero = reads_as_zeros(device, page);
+    while (page < end && reads_as_zeros(device, page) == zero) {
+        uint64_t block = page / TM_BLOCK_PAGES;
+        bool one_state = block && atomic_load(&device->blocks[block]) != TM_BLOCK_IN_INDEX;
+        page = one_state ? (block + 1) * TM_BLOCK_PAGES : page + 1;
+    }
+    return page < end ? page : end;
+}
+
+int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents, size_t *n)
+{
+    uint64_t end = offset + count, last = (end + TM_PAGE - 1) / TM_PAGE;
+    size_t room = *n;
+    for (*n = 0; *n < room && offset < end;) {
+        uint64_t page = offset / TM_PAGE;
+        bool zero = reads_as_zeros(device, page);
+        uint64_t until = alike_until(device, page, last) * TM_PAGE;
+        until = until < end ? until : end;
+        if (until <= offset) /* it changed between two looks */
+            continue;
+        extents[(*n)++] = (struct tm_extent){.offset = offset, .length = until - offset, .zero = zero};
+        offset = until;
+    }
+    return 0;
+}
