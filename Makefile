@@ -17,11 +17,15 @@ help:  ## list the targets
 setup:  ## install what this machine lacks (Debian 12, root) and make .venv
 	@scripts/setup
 
-build: setup $(VENV)/built  ## compile the C core in place
+build: $(VENV)/built build/hog  ## compile the C core in place
 
-$(VENV)/built: $(SOURCES)
+$(VENV)/built: $(SOURCES) | setup
 	TMEMD_WERROR=1 $(PYTHON) setup.py -q build_ext --inplace
 	@touch $@
+
+build/hog: tests/vm/hog.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O2 -Wall -Wextra -Werror -static -o $@ $<
 
 sanitize: setup  ## instrumented builds below build/address-undefined and build/thread
 	TMEMD_SANITIZE=address,undefined $(PYTHON) setup.py -q build

@@ -1,0 +1,170 @@
+/*
+ * A memory-hungry workload that verifies its own pages: fill memory with pages that say where they belong, verify all
+ * of them, overwrite a third, verify that third again, backwards. Before a page is read, /proc/self/pagemap tells
+ * whether it is in swap, so that the verdict counts only pages that really went out and came back.
+ *
+ * Usage: hog MIB. Exit status: 0 all pages right, 1 a wrong page, 2 usage or no memory.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, WORDS = PAGE / 8, PAGES_PER_MIB = (1 << 20) / PAGE };
+enum { RUN = 64 }; /* pages overwritten together, as programs do */
+
+static const uint64_t PAGEMAP_SWAPPED = UINT64_C(1) << 62;
+
+struct hog {
+    uint8_t *memory;
+    size_t pages;
+    int pagemap;
+    uint8_t *came_back; /* one byte for each page: it was in swap when it was verified */
+    size_t swapped;     /* how many of those are set */
+};
+
+/* splitmix64: every page number gives an unrelated stream. */
+static uint64_t next_random(uint64_t *state)
+{
+    uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
+    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return z ^ (z >> 31);
+}
+
+/* Records as heaps have them: a pointer, a counter, a tag, padding. LZ4 makes a quarter of such a page. */
+static void fill_heap(uint64_t *words, uint64_t state)
+{
+    uint64_t heap = UINT64_C(0x00007f0000000000) | (next_random(&state) & 0xfffff0000);
+    uint64_t count = next_random(&state) & 0xffffff;
+
+    for (int i = 0; i < WORDS; i += 4) {
+        uint64_t random = next_random(&state);
+        words[i] = heap | (random & 0xfff0);
+        words[i + 1] = random >> 60 ? count : ++count;
+        words[i + 2] = (random >> 16 & 7) ? 1 : random >> 48;
+        words[i + 3] = 0;
+    }
+}
+
+/*
+ * What page number `page` holds in its version `version`. Of sixteen pages, one is zeros, two are incompressible, one
+ * repeats a word; LZ4 makes a third of all of them together.
+ */
+static void expected(uint64_t *words, size_t page, unsigned version)
+{
+    uint64_t state = (uint64_t)page << 8 | version;
+    uint64_t kind = next_random(&state) % 16;
+
+    if (kind == 0)
+        memset(words, 0, PAGE);
+    else if (kind <= 2)
+        for (int i = 0; i < WORDS; i++)
+            words[i] = next_random(&state);
+    else if (kind == 3)
+        for (int i = 0; i < WORDS; i++)
+            words[i] = state;
+    else
+        fill_heap(words, state);
+}
+
+static int is_overwritten(size_t page)
+{
+    return page / RUN % 3 == 0;
+}
+
+static void note_if_swapped(struct hog *hog, size_t page)
+{
+    uintptr_t number = ((uintptr_t)hog->memory + page * PAGE) / PAGE;
+    uint64_t entry = 0;
+
+    if (hog->came_back[page])
+        return;
+    if (pread(hog->pagemap, &entry, sizeof entry, (off_t)(number * sizeof entry)) != sizeof entry)
+        return;
+    if (entry & PAGEMAP_SWAPPED) {
+        hog->came_back[page] = 1;
+        hog->swapped++;
+    }
+}
+
+static int verify_page(struct hog *hog, size_t page, unsigned version)
+{
+    uint64_t want[WORDS];
+
+    note_if_swapped(hog, page);
+    expected(want, page, version);
+    if (memcmp(hog->memory + page * PAGE, want, PAGE) == 0)
+        return 0;
+    printf("hog: page %zu is WRONG\n", page);
+    return 1;
+}
+
+static void step(const char *what, const struct hog *hog)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    printf("hog: %7.1f s  %-34s %zu MiB came back from swap so far\n", now.tv_sec + now.tv_nsec / 1e9, what,
+           hog->swapped / PAGES_PER_MIB);
+    fflush(stdout);
+}
+
+static size_t run(struct hog *hog)
+{
+    size_t wrong = 0;
+
+    for (size_t page = 0; page < hog->pages; page++)
+        expected((uint64_t *)(hog->memory + page * PAGE), page, 1);
+    step("filled all pages;", hog);
+    for (size_t page = 0; page < hog->pages; page++)
+        wrong += (size_t)verify_page(hog, page, 1);
+    step("verified all pages;", hog);
+    for (size_t page = 0; page < hog->pages; page++)
+        if (is_overwritten(page))
+            expected((uint64_t *)(hog->memory + page * PAGE), page, 2);
+    step("overwrote a third;", hog);
+    for (size_t page = hog->pages; page-- > 0;)
+        if (is_overwritten(page))
+            wrong += (size_t)verify_page(hog, page, 2);
+    step("verified that third, backwards;", hog);
+    return wrong;
+}
+
+static int open_hog(struct hog *hog, size_t mib)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+    hog->pages = mib * PAGES_PER_MIB;
+    hog->memory = mmap(NULL, hog->pages * PAGE, PROT_READ | PROT_WRITE, flags, -1, 0);
+    hog->came_back = calloc(hog->pages, 1);
+    hog->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    if (hog->memory == MAP_FAILED || !hog->came_back || hog->pagemap < 0) {
+        perror("hog");
+        return -1;
+    }
+    return madvise(hog->memory, hog->pages * PAGE, MADV_NOHUGEPAGE);
+}
+
+int main(int argc, char **argv)
+{
+    struct hog hog = {0};
+    size_t mib = argc == 2 ? strtoul(argv[1], NULL, 10) : 0;
+    size_t wrong;
+
+    if (mib == 0) {
+        fputs("usage: hog MIB\n", stderr);
+        return 2;
+    }
+    if (open_hog(&hog, mib))
+        return 2;
+    wrong = run(&hog);
+    printf("hog: %zu MiB verified, %zu MiB came back from swap, %zu pages wrong\n", mib, hog.swapped / PAGES_PER_MIB,
+           wrong);
+    return wrong != 0;
+}

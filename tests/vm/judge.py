@@ -1,0 +1,86 @@
+"""Hold a guest's output and the samples of its pool against what a swap device must do."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import msgspec
+
+from tests.vm.watch import Sample
+
+MUST_COME_BACK_MIB = 600
+
+
+class HarnessError(Exception):
+    """The evidence is incomplete: the harness broke, which says nothing of the device."""
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """All samples; HarnessError when there are too few to judge by."""
+    samples = [msgspec.json.decode(line, type=Sample) for line in path.read_bytes().splitlines()]
+    if len(samples) < 10:
+        raise HarnessError(f"only {len(samples)} samples of the pool")
+    return samples
+
+
+def moment(log: str, text: str) -> float:
+    """When the guest said *text*: each line of its log begins with the seconds since the epoch."""
+    found = re.search(rf"^([0-9.]+) .*{re.escape(text)}", log, re.MULTILINE)
+    if not found:
+        raise HarnessError(f"the guest never said {text!r}")
+    return float(found[1])
+
+
+def guest_faults(log: str) -> list[str]:
+    """What the workload itself found."""
+    verdict = re.search(r"hog: (\d+) MiB verified, (\d+) MiB came back from swap, (\d+) pages wrong", log)
+    if not verdict:
+        raise HarnessError("the workload gave no verdict")
+    came_back, wrong = int(verdict[2]), int(verdict[3])
+    faults = [f"{wrong} pages came back wrong"] * (wrong > 0)
+    if came_back <= MUST_COME_BACK_MIB:
+        faults.append(f"only {came_back} MiB came back from swap")
+    return faults
+
+
+def pool_faults(samples: list[Sample], freed: float, swapoff: float) -> list[str]:
+    """What the samples show: between *freed* and *swapoff* nothing but trims happened."""
+    faults = []
+    if not any(sample.in_tmem and sample.in_file for sample in samples):
+        faults.append("pages were never in tmem and in the file at the same time")
+    over = max(samples, key=lambda sample: max(sample.used, sample.allocated) - sample.limit)
+    if max(over.used, over.allocated) > over.limit:
+        faults.append(f"the pool took {over.allocated} bytes and says {over.used}, its limit is {over.limit}")
+    before = max(sample.allocated for sample in samples)
+    after = [sample for sample in samples if freed < sample.at < swapoff]
+    if not after:
+        raise HarnessError("no sample between the workload's end and swapoff")
+    if not after[-1].trims:
+        faults.append("the guest never trimmed")
+    if after[-1].allocated > before / 2:
+        faults.append(f"trims left {after[-1].allocated} bytes of tmpfs, of {before} at most before")
+    return faults
+
+
+def main() -> int:
+    """Judge GUEST_LOG and SAMPLES: 0 good, 1 bad, 99 the harness broke."""
+    log = Path(sys.argv[1]).read_text(errors="replace")
+    try:
+        samples = read_samples(Path(sys.argv[2]))
+        swapoff = moment(log, "guest: swapoff succeeded")
+        faults = guest_faults(log) + pool_faults(samples, moment(log, "workload: freed"), swapoff)
+    except HarnessError as error:
+        print(f"the harness broke: {error}")
+        return 99
+    for fault in faults:
+        print(f"FAULT: {fault}")
+    peak = max(samples, key=lambda sample: sample.allocated)
+    print(f"{len(samples)} samples; at its peak the pool took {peak.allocated} of {peak.limit} bytes, with")
+    print(f"{peak.in_tmem} pages in tmem and {peak.in_file} in the file; at the end {samples[-1].allocated} bytes")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
