@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Capture real pages: the anonymous memory of live programs, as swap would see it.
 
 Starts a handful of ordinary programs with data of their own, waits until each is at rest, copies its anonymous memory
@@ -13,6 +12,7 @@ import contextlib
 import errno
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,8 +75,9 @@ const fs = require('fs');
 const text = fs.readFileSync(process.argv[1], 'utf8').split(/\\s+/);
 const users = new Map();
 for (let i = 0; i < 150000; i++) {
-  const user = { id: i, name: text[i % text.length] + i, tags: [text[(i * 7) % text.length], text[(i * 13) % text.length]],
-                 score: Math.sqrt(i) * 1.7, profile: JSON.parse(JSON.stringify({ i, at: new Date(i * 1e7), ok: i % 3 == 0 })) };
+  const profile = JSON.parse(JSON.stringify({ i, at: new Date(i * 1e7), ok: i % 3 == 0 }));
+  const tags = [text[(i * 7) % text.length], text[(i * 13) % text.length]];
+  const user = { id: i, name: text[i % text.length] + i, tags, score: Math.sqrt(i) * 1.7, profile };
   users.set(user.name, user);
 }
 const rendered = [...users.values()].slice(0, 60000).map(user => JSON.stringify(user));
@@ -197,21 +198,29 @@ def distinct_pages(pid: int, seen: set[int]) -> list[bytes]:
     return pages
 
 
-def capture_all(directory: Path) -> dict[str, list[bytes]]:
-    """Run each program in turn and take its pages."""
+def programs(directory: Path) -> Iterator[tuple[str, contextlib.AbstractContextManager[int]]]:
+    """The programs this machine has, by name, each ready to be started."""
     words = directory / "words"
     write_words(words)
-    programs = {
-        "python objects": running([sys.executable, "-c", PYTHON_OBJECTS]),
-        "python service": running([sys.executable, "-c", PYTHON_SERVICE]),
-        "sqlite": running([sys.executable, "-c", SQLITE, str(words)]),
-        "node": running(["node", "-e", NODE, str(words)]),
-        "perl": running(["perl", "-e", PERL, str(words)]),
-        "c++ compiler": compiling(directory),
+    commands = {
+        "python objects": [sys.executable, "-c", PYTHON_OBJECTS],
+        "python service": [sys.executable, "-c", PYTHON_SERVICE],
+        "sqlite": [sys.executable, "-c", SQLITE, str(words)],
+        "node": ["node", "-e", NODE, str(words)],
+        "perl": ["perl", "-e", PERL, str(words)],
     }
+    for name, command in commands.items():
+        if shutil.which(command[0]):
+            yield name, running(command)
+    if shutil.which("g++"):
+        yield "c++ compiler", compiling(directory)
+
+
+def capture_all(directory: Path) -> dict[str, list[bytes]]:
+    """Run each program in turn and take its pages."""
     seen: set[int] = set()
     captured = {}
-    for name, program in programs.items():
+    for name, program in programs(directory):
         with program as pid:
             captured[name] = distinct_pages(pid, seen)
         print(f"  {name}: {len(captured[name])} pages", file=sys.stderr)
@@ -232,13 +241,18 @@ def mix(captured: dict[str, list[bytes]], wanted: int) -> list[bytes]:
     return [page for run in runs for page in run]
 
 
-def main() -> None:
-    """Capture and write."""
-    args = parse_args()
+def capture(path: Path, wanted: int) -> None:
+    """Write *wanted* real pages to a file. Raises SystemExit if the programs had fewer."""
     with tempfile.TemporaryDirectory() as directory:
-        pages = mix(capture_all(Path(directory)), args.pages)
-    with args.output.open("wb") as output:
+        pages = mix(capture_all(Path(directory)), wanted)
+    with path.open("wb") as output:
         output.writelines(pages)
+
+
+def main() -> None:
+    """Capture as the command line asks."""
+    args = parse_args()
+    capture(args.output, args.pages)
 
 
 if __name__ == "__main__":
