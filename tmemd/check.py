@@ -210,7 +210,6 @@ class _Checker:
         self._report.spans = len(self._spans)
         if not self._report.served:
             self._check_counters()
-            self._check_memory()
 
     def _problem(self, text: str, *words: Word) -> None:
         """Report it, unless the pool is in use and has moved on."""
@@ -304,6 +303,7 @@ class _Checker:
         except PoolError as error:
             self._report.problem(str(error))
             return
+        self._check_memory(counters.used_bytes)
         found = {
             "pages_in_tmem": self._counts[Kind.TMEM],
             "pages_in_file": self._counts[Kind.FILE],
@@ -315,7 +315,7 @@ class _Checker:
             if counted != count:
                 self._report.notes.append(f"counters say {name} is {counted}, the index {count}")
 
-    def _check_memory(self) -> None:
+    def _check_memory(self, counted: int) -> None:
         """Memory that no record lies in is given back when a plugin attaches; until then it is only worth a note."""
         used = {span * SPAN // PAGE + page for span, flat in self._spans.items() for page in _pages_of(flat)}
         start, end = self._identity.data_offset, self._identity.data_offset + self._identity.data_bytes
@@ -325,7 +325,6 @@ class _Checker:
         if idle:
             self._report.notes.append(f"{idle * PAGE} bytes of memory hold no record")
         taken = os.fstat(self._fd).st_blocks * 512
-        counted = poolfile.read_counters(self._fd, self._report.path).used_bytes
         if counted < taken:
             self._report.notes.append(f"counters say {counted} bytes are in use, the host gave {taken}")
 

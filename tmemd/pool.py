@@ -18,7 +18,6 @@ from tmemd.poolfile import Counters, Identity, PoolError
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
 
-SIDECAR: Final = ".json"  # beside each pool file: what its plugin was told to open
 _OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WORK: Final[dict[protocol.Work, poolfile.Request]] = {
     "drain": poolfile.Request.DRAIN,
@@ -155,7 +154,7 @@ class Pool:
         return poolfile.write_request(self.fd, _WORK[work], nbytes)
 
     def destroy(self, *, lose_pages: bool) -> None:
-        """Remove the pool file and what lies beside it. Raises PoolError while it is served, or would lose pages."""
+        """Remove the pool file. Raises PoolError while it is served, or would lose pages."""
         # The owner's lock, on an open file of its own, keeps plugins from attaching to what is about to go.
         with closing(Pool(self.path)) as owner:
             if not poolfile.lock(owner.fd, control=False):
@@ -163,8 +162,6 @@ class Pool:
             loss = self._loss()
             if loss and not lose_pages:
                 raise PoolError(f"destroying pool {self.name} would lose {loss}: drain it first, or say --yes")
-            with suppress(FileNotFoundError):
-                self.path.with_suffix(SIDECAR).unlink()
             self.path.unlink()
 
     def _loss(self) -> str:
@@ -252,8 +249,6 @@ class Pools:
         path = pool_path(self.directory, name)
         with suppress(FileExistsError):
             _create_owned(path, uid, gid)
-        with suppress(FileExistsError):
-            _create_owned(path.with_suffix(SIDECAR), uid, gid)
         with self.pool(name) as pool:
             if pool.uid() != uid:
                 raise PoolError(f"pool {name} belongs to another user")

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import lz4.block
+
 from tmemd import poolfile, protocol
 from tmemd.client import Client
 from tmemd.poolfile import Counters, Identity
@@ -118,3 +120,93 @@ def _wait_until_ready(running: Tmemd) -> None:
         if not line:
             break
     raise RuntimeError("tmemd did not start")
+
+
+def _crc_of_byte(crc: int) -> int:
+    for _ in range(8):
+        crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc
+
+
+_CRC_TABLE = [_crc_of_byte(byte) for byte in range(256)]
+
+
+def crc32c(data: bytes) -> int:
+    """Not by the library the verifier uses, so that its use is checked as well."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
+    return crc ^ 0xFFFFFFFF
+
+
+RAW, LZ4, SAME = range(3)
+
+
+class Filler:
+    """Fills a pool file as docs/pool-format.md says, one page at a time."""
+
+    def __init__(self, fd: int, made: Identity) -> None:
+        self.fd = fd
+        self.identity = made
+        self.in_tmem = self.payload_bytes = 0
+        self._free: dict[int, int] = {}  # slot size to the next free location
+        self._spans = 0
+
+    def slot(self, size: int) -> int:
+        """The location of a new slot."""
+        span = 256 * 1024
+        if size not in self._free or self._free[size] % span + size > span:
+            self._free[size] = self._spans * span
+            self._spans += 1
+        location = self._free[size]
+        self._free[size] += size
+        if self._free[size] % span == 0:
+            del self._free[size]
+        return location
+
+    def put(self, page: int, content: bytes) -> int:
+        """Store a page; returns where its record lies in the file."""
+        if content == content[:8] * 512:
+            encoding, payload = SAME, content[:8]
+        else:
+            encoding, payload = LZ4, lz4.block.compress(content, store_size=False)
+            if len(payload) > 4000:
+                encoding, payload = RAW, content
+        return self.put_record(page, encoding, payload)
+
+    def put_record(self, page: int, encoding: int, payload: bytes) -> int:
+        """Store a record and the word that leads to it."""
+        location = self.slot(max(32, -(-(12 + len(payload)) // 16) * 16))
+        sealed = struct.pack("<IHH", page, len(payload), encoding) + payload
+        record = struct.pack("<IIHH", page, crc32c(sealed), len(payload), encoding) + payload
+        os.pwrite(self.fd, record, self.identity.data_offset + location)
+        self.word(page, location // 16 << 28 | len(payload) << 12 | 5 << 8 | encoding << 3 | 1)
+        self.in_tmem += 1
+        self.payload_bytes += len(payload)
+        return self.identity.data_offset + location
+
+    def word(self, page: int, value: int) -> None:
+        """Set an index word."""
+        os.pwrite(self.fd, struct.pack("<Q", value), self.identity.index_offset + page * 8)
+
+    def read_word(self, page: int) -> int:
+        """An index word."""
+        return int.from_bytes(os.pread(self.fd, 8, self.identity.index_offset + page * 8), "little")
+
+    def state(self, block: int, value: int) -> None:
+        """Set a block's state."""
+        os.pwrite(self.fd, bytes([value]), poolfile.STATES_OFFSET + block)
+
+    def finish(self, **values: int) -> None:
+        """Write the counters."""
+        counted = {"pages_in_tmem": self.in_tmem, "payload_bytes": self.payload_bytes, "used_bytes": LIMIT}
+        write_counters(self.fd, counters(**(counted | values)))
+
+
+@contextmanager
+def filled(directory: Path, name: str = "web", size: int = 64 * MIB, *, has_file: bool = True) -> Iterator[Filler]:
+    """A finished pool to fill."""
+    with pool(directory, name, size, has_file=has_file) as fd:
+        made = poolfile.read_identity(fd, name)
+        assert made
+        yield Filler(fd, made)

@@ -116,8 +116,6 @@ def test_a_directory_that_is_not_there_is_an_error(directory: Path) -> None:
 
 def test_destroy_refuses_what_is_served_or_would_lose_pages(directory: Path) -> None:
     client = Client.of_directory(directory)
-    sidecar = directory / "web.json"
-    sidecar.touch()
     with fakes.pool(directory, "web", pages_in_tmem=3) as fd:
         assert poolfile.lock(fd, control=False)
         with pytest.raises(PoolError, match="served"):

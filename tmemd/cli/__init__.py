@@ -12,7 +12,7 @@ from typing import Final
 from tmemd.cli import common
 from tmemd.poolfile import PoolError
 
-_COMMANDS: Final = (
+COMMANDS: Final = (
     "list",
     "show",
     "map",
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line of tmemctl."""
     parser = argparse.ArgumentParser(prog="tmemctl", description="Look at the pools of swap devices and change them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in _COMMANDS:
+    for command in COMMANDS:
         module = importlib.import_module(f"tmemd.cli.{command.replace('-', '_')}")
         summary = (module.__doc__ or "").partition("\n")[0]
         subparser = commands.add_parser(command, help=summary[:1].lower() + summary[1:-1], description=module.__doc__)

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit import fakes
+from tmemd import poolfile
+from tmemd.cli import COMMANDS, main
+
+MIB = fakes.MIB
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with fakes.on_tmpfs() as path:
+        yield path
+
+
+def ctl(directory: Path, *command: str) -> int:
+    return main([*command, f"--pools={directory}"])
+
+
+def parsed(output: Output) -> Any:
+    return json.loads(output.readouterr().out)
+
+
+@pytest.mark.parametrize("command", [[], *([command] for command in COMMANDS)])
+def test_every_command_explains_itself(command: list[str], capsys: Output) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--help"])
+    assert exit_.value.code == 0
+    assert "usage: tmemctl" in capsys.readouterr().out
+
+
+def test_list_prints_an_array_with_the_names_scripts_rely_on(directory: Path, capsys: Output) -> None:
+    assert ctl(directory, "list", "--json") == 0
+    assert parsed(capsys) == []
+    with fakes.pool(directory, "b", pages_in_tmem=3), fakes.pool(directory, "a", pages_in_file=4):
+        assert ctl(directory, "list", "--json") == 0
+        one, other = parsed(capsys)
+    assert (one["name"], one["pages_in_file"], other["name"], other["pages_in_tmem"]) == ("a", 4, "b", 3)
+    assert (one["size"], one["target_bytes"], one["pid"]) == (64 * MIB, fakes.LIMIT, None)
+    for field in ("used_bytes", "puts", "puts_refused", "gets", "invalidates"):
+        assert one[field] == 0
+
+
+def test_list_prints_a_table(directory: Path, capsys: Output) -> None:
+    (directory / "bad.pool").write_bytes(b"x" * 9999)
+    with fakes.pool(directory, "web", used_bytes=3 * MIB) as fd:
+        poolfile.write_frozen(fd, True)
+        assert ctl(directory, "list") == 0
+    output = capsys.readouterr()
+    lines = output.out.splitlines()
+    assert lines[0].split()[:4] == ["NAME", "SIZE", "TARGET", "USED"]
+    assert lines[1].split()[-1] == "damaged"
+    assert lines[2].split() == ["web", "64.0M", "256M", "3.00M", *"000000"[:5], "idle,", "frozen"]
+    assert "not a tmem pool" in output.err
+
+
+def test_show_prints_every_field(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", puts=17):
+        assert ctl(directory, "show", "web", "--json") == 0
+        assert parsed(capsys)["puts"] == 17
+        assert ctl(directory, "show", "web") == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (shown["puts"], shown["size"], shown["pid"]) == ("17", f"{64 * MIB} (64.0M)", "-")
+
+
+def test_changes_are_silent_or_json(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web"):
+        assert ctl(directory, "set", "web", "--target=100M") == 0
+        assert ctl(directory, "freeze", "web") == 0
+        assert capsys.readouterr().out == ""
+        assert ctl(directory, "set", "web", "--target=200M", "--json") == 0
+        status = parsed(capsys)
+        assert (status["target_bytes"], status["frozen"]) == (200 * MIB, True)
+        assert ctl(directory, "thaw", "web", "--json") == 0
+        assert parsed(capsys)["frozen"] is False
+
+
+@pytest.mark.parametrize("target", ["1K", "257M"])
+def test_targets_out_of_bounds_change_nothing(directory: Path, target: str, capsys: Output) -> None:
+    with fakes.pool(directory, "web") as fd:
+        assert ctl(directory, "set", "web", f"--target={target}") == 1
+        assert poolfile.read_target(fd) is None
+    assert "outside 1048576 to 268435456 bytes (1.00M to 256M)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("target", ["9999999T", "-1", "much", ""])
+def test_targets_that_are_no_sizes_are_usage_errors(directory: Path, target: str) -> None:
+    with pytest.raises(SystemExit) as usage:
+        ctl(directory, "set", "web", f"--target={target}")
+    assert usage.value.code == 2
+
+
+@pytest.mark.parametrize("name", ["../web", "/etc/passwd", "", ".", "web\n", "nothing"])
+@pytest.mark.parametrize("command", ["show", "map", "freeze", "drain", "settle", "destroy"])
+def test_bad_names_are_one_clear_line(directory: Path, command: str, name: str, capsys: Output) -> None:
+    assert ctl(directory, command, name) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert errors[0].startswith("tmemctl: ")
+
+
+def test_map_gives_ranges_and_a_picture(directory: Path, capsys: Output) -> None:
+    with fakes.filled(directory, size=4 * MIB) as filler:
+        for page, word in ((0, 1), (1, 1), (2, 2), (3, 3), (600, 4)):
+            filler.word(page, word)
+        assert ctl(directory, "map", "web", "--json") == 0
+        found = parsed(capsys)
+        assert found["counts"] == {"nowhere": 1020, "tmem": 2, "file": 1, "lost": 1}
+        assert found["ranges"] == [
+            {"start": 0, "count": 2, "where": "tmem"},
+            {"start": 2, "count": 1, "where": "file"},
+            {"start": 3, "count": 597, "where": "nowhere"},
+            {"start": 600, "count": 1, "where": "lost"},
+            {"start": 601, "count": 423, "where": "nowhere"},
+        ]
+        assert ctl(directory, "map", "web") == 0
+    head, *lines, legend = capsys.readouterr().out.splitlines()
+    assert "1024 pages" in head
+    assert [len(line) for line in lines] == [64] * 16
+    assert lines[0].startswith("##-...")
+    assert lines[9][600 % 64] == "!"
+    assert "tmem 2" in legend
+
+
+def test_destroy_wants_to_be_sure(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", pages_in_tmem=3):
+        assert ctl(directory, "destroy", "web") == 1
+        assert "3 pages in tmem" in capsys.readouterr().err
+        assert ctl(directory, "destroy", "web", "--yes", "--json") == 0
+        assert parsed(capsys) == {"destroyed": "web"}
+    assert list(directory.iterdir()) == []
+
+
+class Plugin(threading.Thread):
+    """Serves a pool as far as one request goes, which it answers with *error*; with None it dies instead."""
+
+    def __init__(self, directory: Path, name: str, error: int | None) -> None:
+        super().__init__()
+        self._fd = os.open(directory / f"{name}.pool", os.O_RDWR)
+        self._error = error
+        self._over = threading.Event()
+        self.asked = (0, poolfile.Request.NONE, 0)
+        assert poolfile.lock(self._fd, control=False)
+
+    def run(self) -> None:
+        while not self.asked[0] and not self._over.wait(0.01):
+            self.asked = poolfile.read_request(self._fd)
+        if self._error is not None:
+            done = fakes.counters(done_request=self.asked[0], done_error=self._error, pages_in_tmem=5)
+            fakes.write_counters(self._fd, done)
+            self._over.wait()
+        os.close(self._fd)
+
+    def __enter__(self) -> Plugin:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+
+def test_drain_waits_for_the_plugin(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", pages_in_tmem=105), Plugin(directory, "web", 0) as plugin:
+        assert ctl(directory, "drain", "web") == 0
+    assert plugin.asked == (1, poolfile.Request.DRAIN, 0)
+    assert "100 pages" in capsys.readouterr().out
+
+
+def test_demote_hands_on_its_size_and_the_plugins_error(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web"), Plugin(directory, "web", 28) as plugin:
+        assert ctl(directory, "demote", "web", "3M") == 1
+    assert plugin.asked == (1, poolfile.Request.DEMOTE, 3 * MIB)
+    assert "No space left" in capsys.readouterr().err
+
+
+def test_a_plugin_that_dies_ends_the_waiting(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web"), Plugin(directory, "web", None):
+        assert ctl(directory, "settle", "web") == 1
+    assert "went away" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_only_the_waiting(directory: Path) -> None:
+    with fakes.pool(directory, "web") as fd:
+        assert poolfile.lock(fd, control=False)
+        command = [sys.executable, "-m", "tmemd.cli", "drain", "web", f"--pools={directory}"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            while not poolfile.read_request(fd)[0]:
+                time.sleep(0.01)
+            process.send_signal(2)
+            assert process.wait(20) == 130
+            assert process.stderr
+            assert process.stderr.read() == ""
+
+
+def test_a_pool_without_a_file_cannot_be_drained(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "ram", has_file=False):
+        assert ctl(directory, "drain", "ram") == 1
+    assert "no backing file" in capsys.readouterr().err
+
+
+def test_no_tmemd_is_a_clear_error(directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMEMD_SOCKET", f"{directory}/nobody")
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err == f"tmemctl: tmemd ({directory}/nobody): No such file or directory\n"
+
+
+def test_the_socket_is_found_by_option_and_environment(
+    directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fakes.tmemd(directory) as running, fakes.pool(running.directory, "web") as fd:
+        assert main(["freeze", "web", f"--socket={running.socket}"]) == 0
+        assert poolfile.read_frozen(fd)
+        monkeypatch.setenv("TMEMD_SOCKET", str(running.socket))
+        assert main(["thaw", "web", "--json"]) == 0
+        assert parsed(capsys)["frozen"] is False
+        assert ctl(running.directory, "freeze", "web") == 1
+        assert "controls pool web" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_traceback(directory: Path) -> None:
+    command = f"{sys.executable} -m tmemd.cli list --json --pools={directory} | true"
+    for i in range(50):
+        with fakes.pool(directory, f"p{i}", size=MIB):
+            pass
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
+    assert done.stderr == ""
