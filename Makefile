@@ -51,7 +51,7 @@ bench: build  ## measure our device against nbdkit's own
 	@benchmarks/run
 
 demo: build  ## a real guest swaps on our device, before your eyes
-	@scripts/demo
+	@tests/vm/run --demo virtio
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build *.egg-info tmemd/core/*.so $(VENV)/built

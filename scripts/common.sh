@@ -31,3 +31,23 @@ require_commands() {
         command -v "$command" >/dev/null || die "no $command on this machine; install it (on Debian: scripts/setup)"
     done
 }
+
+# End processes we started, the last one first.
+stop_processes() {
+    local i
+    for ((i = $#; i > 0; i--)); do
+        kill "${!i}" 2>/dev/null || continue
+        timeout 10 tail --pid="${!i}" --follow /dev/null || kill -KILL "${!i}"
+    done
+}
+
+# Wait until the file is there, or the process that is to make it is not: await_file FILE PID
+await_file() {
+    local tries
+    for ((tries = 0; tries < 300; tries++)); do
+        [[ ! -e $1 ]] || return 0
+        kill -0 "$2" 2>/dev/null || return 1
+        sleep 0.1
+    done
+    return 1
+}
