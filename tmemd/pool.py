@@ -116,6 +116,7 @@ class Pool:
             uid=self.uid(),
             size=identity.size if identity else 0,
             has_file=identity.has_file if identity else False,
+            backing=identity.backing if identity else "",
             target_bytes=limit if target is None else min(target, limit),
             frozen=poolfile.read_frozen(self.fd),
             served=self.is_served(),

@@ -92,6 +92,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     uid: int  # whose pool it is
     size: int
     has_file: bool
+    backing: str  # path of the backing file when a plugin last opened it; '' for none
     target_bytes: int  # what holds now: never above the device's limit
     frozen: bool
     served: bool

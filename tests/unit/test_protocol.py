@@ -73,8 +73,8 @@ def test_good_names_are_accepted(name: str) -> None:
 
 def test_a_status_prints_flat_with_the_names_scripts_rely_on() -> None:
     status = protocol.PoolStatus(
-        name="web", path="/p/web.pool", uid=0, size=4096, has_file=True, target_bytes=7, frozen=False, served=False,
-        error=None, counters=fakes.counters(used_bytes=3, pid=99),
+        name="web", path="/p/web.pool", uid=0, size=4096, has_file=True, backing="/b", target_bytes=7, frozen=False,
+        served=False, error=None, counters=fakes.counters(used_bytes=3, pid=99),
     )  # fmt: skip
     answer = protocol.decode_answer(protocol.encode(protocol.Listed([status])))
     assert answer == protocol.Listed([status])

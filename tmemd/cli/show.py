@@ -26,6 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plain(value: object) -> str:
-    if value is None:
+    if value is None or value == "":
         return "-"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    # Paths and errors come from files of other users: nothing that a terminal would obey.
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
