@@ -26,10 +26,10 @@ VERSION: Final = 1
 COUNTERS_OFFSET: Final = PAGE
 CONTROL_OFFSET: Final = 2 * PAGE
 STATES_OFFSET: Final = 4 * PAGE
-NAME_BYTES: Final = 64
+PATH_BYTES: Final = 1024
 SUFFIX: Final = ".pool"
 
-_IDENTITY: Final = struct.Struct("<8sIIQQQQQQ16s16sQ64s")
+_IDENTITY: Final = struct.Struct(f"<8sIIQQQQQQ16s16sQ64s{PATH_BYTES}s{PATH_BYTES}s")
 _CRC: Final = struct.Struct("<I")
 _WORD: Final = struct.Struct("<Q")
 _CHECKED: Final = struct.Struct("<QQ")
@@ -65,6 +65,8 @@ class Identity:
     boot_id: uuid.UUID
     generation: int
     has_file: bool
+    backing: str = ""  # paths of the backing file and its map when the pool was last opened; '' for none
+    map: str = ""
 
     @property
     def pages(self) -> int:
@@ -81,7 +83,7 @@ class Identity:
         body = _IDENTITY.pack(
             MAGIC, VERSION, int(self.has_file), self.size, self.pages, STATES_OFFSET, self.index_offset,
             self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.generation,
-            self.name.encode(),
+            self.name.encode(), self.backing.encode(), self.map.encode(),
         )  # fmt: skip
         return (body + _CRC.pack(google_crc32c.value(body))).ljust(PAGE, b"\0")
 
@@ -93,16 +95,17 @@ class Identity:
         if len(page) < _IDENTITY.size + _CRC.size or page[:8] != MAGIC:
             raise PoolError(f"{where}: not a tmem pool")
         body = page[: _IDENTITY.size]
-        _, version, flags, size, pages, states, index, data, data_bytes, uid, boot, generation, name = (
+        _, version, flags, size, pages, states, index, data, data_bytes, uid, boot, generation, *texts = (
             _IDENTITY.unpack(body)
         )
         if version != VERSION:
             raise PoolError(f"{where}: pool format version {version}, this tmemd reads version {VERSION}")
         if _CRC.unpack_from(page, _IDENTITY.size)[0] != google_crc32c.value(body):
             raise PoolError(f"{where}: the pool's identity page is damaged (checksum mismatch)")
+        name, backing, map_path = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
         identity = cls(
-            name.rstrip(b"\0").decode(errors="replace"), size, index, data, data_bytes, uuid.UUID(bytes=uid),
-            uuid.UUID(bytes=boot), generation, bool(flags & 1),
+            name, size, index, data, data_bytes, uuid.UUID(bytes=uid),
+            uuid.UUID(bytes=boot), generation, bool(flags & 1), backing, map_path,
         )  # fmt: skip
         if identity.pages != pages or states != STATES_OFFSET or not states < index < data:
             raise PoolError(f"{where}: the pool's identity page contradicts itself")

@@ -3,6 +3,8 @@
 from collections.abc import Buffer
 from typing import NamedTuple
 
+PAGE: int  # bytes
+
 class Layout(NamedTuple):
     """Where the parts of a pool file lie, in bytes."""
 
@@ -40,10 +42,14 @@ class Device:
         durable: bool,
         cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
     ) -> None: ...
+    size: int  # in bytes
+
+    def serve(self) -> None:
+        """Note that this process serves the device from now on."""
     def close(self) -> None:
         """Unmap and free; descriptors stay open. Idempotent; the caller has ended all other calls."""
     def demote(self, nbytes: int) -> int:
-        """Move the coldest pages to the file until *nbytes* of the pool's memory are free; returns bytes given back."""
+        """Move the coldest pages to the file until *nbytes* of records are gone from the pool; returns how many were."""
     def drain(self) -> None:
         """Demote everything, make the file durable and the map clean. Puts are refused meanwhile. Raises OSError."""
     def settle(self, budget: int) -> int:

@@ -60,6 +60,7 @@ cdef extern from "tmem.h" nogil:
     uint64_t tm_settle(tm_device *device, uint64_t moves)
     void tm_age(tm_device *device)
     uint64_t tm_over_target(tm_device *device)
+    void tm_serve(tm_device *device)
     uint64_t tm_wasted(tm_device *device)
     uint64_t tm_request(tm_device *device, uint64_t *op, uint64_t *argument)
     void tm_finish_request(tm_device *device, uint64_t number, int error)
@@ -75,6 +76,8 @@ cdef enum:
     FLAG_FUA = 2
     EXTENT_HOLE_ZERO = 3
     EXTENTS_MAX = 256
+
+PAGE = 4096
 
 # Whether the callbacks pin their threads' Python state: only right for threads that nbdkit started.
 cdef bint pinning = False
@@ -121,7 +124,7 @@ cdef class Device:
     """One device: its pool, its backing file and the map's bits. Every method may be called from any thread."""
 
     cdef tm_device *device
-    cdef uint64_t size
+    cdef readonly uint64_t size
 
     def __init__(
         self, int pool_fd, int file_fd, int map_fd, *, str name, uint64_t size, uint64_t limit, uint64_t granule,
@@ -168,6 +171,10 @@ cdef class Device:
         if offset > self.size or count > self.size - offset:
             fail(EINVAL)
         return self.device
+
+    def serve(self):
+        """Note that this process serves the device from now on."""
+        tm_serve(self.handle(0, 0))
 
     def demote(self, uint64_t nbytes):
         """Move the coldest pages to the file until *nbytes* of records are gone from the pool; returns how many were."""

@@ -128,8 +128,6 @@ int tm_demote(struct tm_device *device, uint64_t bytes, uint64_t *freed)
     pthread_mutex_lock(&device->clean_lock);
     int error = bytes ? demote_aged(device, demotion_age(device, bytes), bytes, freed) : 0;
     pthread_mutex_unlock(&device->clean_lock);
-    for (uint32_t size = TM_SLOT_MIN; *freed && size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN)
-        tm_slots_punch(&device->slots, size);
     return error;
 }
 

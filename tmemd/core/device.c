@@ -80,7 +80,6 @@ static int init_parts(struct tm_device *device, const struct tm_config *config)
     tm_file_init(&device->file, config->file_fd, config->file_bytes, config->direct);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
-    atomic_store(&counters->pid, (uint64_t)getpid());
     device->blocks = mmap(NULL, device->layout.blocks, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return device->blocks == MAP_FAILED ? errno : failed;
 }
@@ -141,6 +140,8 @@ void tm_close(struct tm_device *device)
     tm_file_destroy(&device->file);
     free(device);
 }
+
+void tm_serve(struct tm_device *device) { atomic_store(&device->counters->pid, (uint64_t)getpid()); }
 
 uint64_t tm_over_target(struct tm_device *device)
 {

@@ -8,8 +8,8 @@
 
 #include "device.h"
 
-/* Records demoted to let the index grow by one page when even its reserve is used up. */
-enum { DEMOTE_FOR_INDEX = 64 * TM_PAGE };
+/* What is demoted and compacted to let the index grow by a page where its reserve is used up or the host has no memory. */
+enum { ROOM_BYTES = 64 * TM_PAGE, ROOM_MOVES = 4096, ROOM_ATTEMPTS = 4 };
 
 uint32_t tm_block_pages(const struct tm_device *device, uint64_t block)
 {
@@ -128,17 +128,15 @@ static int fill_block(struct tm_device *device, uint64_t block)
 static int use_block(struct tm_device *device, uint64_t block)
 {
     int error = 0;
-    for (int attempt = 0; attempt < 2; attempt++) {
+    for (int attempt = 0;; attempt++) {
         pthread_mutex_lock(&device->index_lock);
         error = in_index(device, block) ? 0 : fill_block(device, block);
         pthread_mutex_unlock(&device->index_lock);
-        if (!error || attempt || !tm_has_file(device))
-            break;
         uint64_t freed;
-        if (tm_demote(device, DEMOTE_FOR_INDEX, &freed) != 0)
-            break;
+        if (!error || attempt == ROOM_ATTEMPTS || tm_demote(device, ROOM_BYTES, &freed) != 0)
+            return error;
+        tm_settle(device, ROOM_MOVES);
     }
-    return error;
 }
 
 int tm_lock_in_index(struct tm_device *device, uint64_t first, uint32_t n)
@@ -320,5 +318,6 @@ int tm_index_attach(struct tm_device *device, char *error, size_t error_size)
             return EINVAL;
         }
     }
-    return tm_slots_finish(&device->slots);
+    tm_slots_finish(&device->slots);
+    return 0;
 }

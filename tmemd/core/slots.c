@@ -288,6 +288,34 @@ bool tm_slots_claim(struct tm_slots *slots, uint32_t size, uint64_t location)
     return true;
 }
 
+/* Backed pages of a span that no live slot reaches into, as a mask. */
+static uint64_t dead_pages(const struct tm_span *span)
+{
+    uint64_t live = 0;
+    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
+        if (is_live(span, slot))
+            live |= slot_pages(span->size, slot);
+    return span->backed & ~live;
+}
+
+static void punch_span(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint64_t pages)
+{
+    struct tm_span *span = &slots->spans[index];
+    int64_t lost = 0;
+    punch(slots, index, pages);
+    class->backed_pages -= (uint64_t)__builtin_popcountll(pages);
+    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
+        if (is_free(span, slot) && !is_backed(span, slot)) {
+            span->free[slot / 64] &= ~(UINT64_C(1) << slot % 64);
+            lost++;
+        }
+    count_free(slots, class, span, -lost);
+    if (span->listed && !span->n_free)
+        unlist_span(slots, class, index);
+    if (usable_pages(span->size) & ~span->backed)
+        class->growing = index;
+}
+
 /* Turn the bits from 'live' into 'free'. */
 static void finish_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
 {
@@ -303,16 +331,14 @@ static void finish_span(struct tm_slots *slots, struct tm_class *class, uint32_t
     class->backed_pages += (uint64_t)__builtin_popcountll(span->backed);
     if (n_free)
         list_span(slots, class, index);
-    if (usable_pages(span->size) & ~span->backed)
-        class->growing = index;
+    punch_span(slots, class, index, dead_pages(span));
 }
 
-int tm_slots_finish(struct tm_slots *slots)
+void tm_slots_finish(struct tm_slots *slots)
 {
     for (uint32_t index = slots->fresh; index-- > 0;) {
         struct tm_span *span = &slots->spans[index];
         if (span->free) {
-            punch(slots, index, span->backed & ~usable_pages(span->size));
             finish_span(slots, class_of(slots, span->size), index);
             continue;
         }
@@ -320,9 +346,6 @@ int tm_slots_finish(struct tm_slots *slots)
         span->next = slots->unused;
         slots->unused = index;
     }
-    for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN)
-        tm_slots_punch(slots, size);
-    return 0;
 }
 
 /* The emptiest and, apart from it, the fullest of the class's spans with free slots. */
@@ -364,33 +387,6 @@ bool tm_slots_next_move(struct tm_slots *slots, uint32_t size, struct tm_move *m
     }
     pthread_mutex_unlock(&class->lock);
     return found;
-}
-
-/* Backed pages of a span that no live slot reaches into, as a mask. */
-static uint64_t dead_pages(const struct tm_span *span)
-{
-    uint64_t live = 0;
-    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
-        if (is_live(span, slot))
-            live |= slot_pages(span->size, slot);
-    return span->backed & ~live;
-}
-
-static void punch_span(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint64_t pages)
-{
-    struct tm_span *span = &slots->spans[index];
-    int64_t lost = 0;
-    punch(slots, index, pages);
-    class->backed_pages -= (uint64_t)__builtin_popcountll(pages);
-    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
-        if (is_free(span, slot) && !is_backed(span, slot)) {
-            span->free[slot / 64] &= ~(UINT64_C(1) << slot % 64);
-            lost++;
-        }
-    count_free(slots, class, span, -lost);
-    if (span->listed && !span->n_free)
-        unlist_span(slots, class, index);
-    class->growing = index;
 }
 
 uint64_t tm_slots_punch(struct tm_slots *slots, uint32_t size)

@@ -60,7 +60,7 @@ void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location);
  * all that no live slot touches. Claiming fails (false) for a location that cannot be. */
 void tm_slots_backed(struct tm_slots *slots, uint64_t offset, uint64_t bytes);
 bool tm_slots_claim(struct tm_slots *slots, uint32_t size, uint64_t location);
-int tm_slots_finish(struct tm_slots *slots);
+void tm_slots_finish(struct tm_slots *slots);
 
 /* Compaction moves a live record from the emptiest span of a class to a hole elsewhere; the caller owns the records. */
 struct tm_move {

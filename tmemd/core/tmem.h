@@ -53,7 +53,8 @@ struct tm_extent {
 /* Describe [offset, offset + count) from its start in at most *n extents; *n becomes the number filled. */
 int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents, size_t *n);
 
-/* Move coldest pages to the file until records of at least `bytes` are gone from tmem; *freed tells how many. */
+/* Move coldest pages to the file until records of at least `bytes` are gone from tmem; *freed tells how many. It takes a
+ * settle to give their memory back to the host. */
 int tm_demote(struct tm_device *device, uint64_t bytes, uint64_t *freed);
 /* Demote everything, make the file durable and the map clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
@@ -62,6 +63,10 @@ uint64_t tm_settle(struct tm_device *device, uint64_t moves);
 /* Begin the next coldness generation. */
 void tm_age(struct tm_device *device);
 
+/* Note that the calling process serves the device from now on. */
+void tm_serve(struct tm_device *device);
+
+/* Bytes by which the pool's use, and a reserve for its index, exceed its target. */
 uint64_t tm_over_target(struct tm_device *device);
 /* Bytes of memory for records that hold no live slot. */
 uint64_t tm_wasted(struct tm_device *device);

@@ -1,0 +1,241 @@
+"""tmem: swap devices that keep what they can in RAM, for nbdkit's Python plugin.
+
+  nbdkit [-U SOCKET] python tmem.py name=NAME size=SIZE backing=FILE|none limit=SIZE [KEY=VALUE ...]
+
+Each name= begins a device; the keys after it are that device's. Clients choose one by its name as the NBD export name;
+the first is the default export. Sizes are in nbdkit's notation (4096, 512M, 8G).
+
+  name=NAME         the device's name: 1 to 63 letters, digits, '_', '.' and '-'
+  size=SIZE         its size, a multiple of 512
+  backing=FILE      file or block device that takes what RAM does not; 'none': RAM only, refused writes are errors
+  limit=SIZE        how much RAM its pool may take at most (optional with tmemd=)
+  pools=DIR         directory on a tmpfs for the pool, DIR/NAME.pool (default: /dev/shm/tmem-UID)
+  tmemd=SOCKET      get the pool from the tmemd that listens there, and let it set the target
+  map=FILE          the map of what the backing file holds (default: the backing file's name with .map)
+  lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
+  flush=none|durable  FLUSH and FUA: acknowledged at once (default; swap needs no more), or made durable
+  reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import nbdkit
+
+from tmemd.core import _core
+from tmemd.device import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, open_device
+
+API_VERSION = 2
+
+KEYS = ("size", "backing", "limit", "pools", "tmemd", "map", "lost", "flush", "reserve")
+MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
+
+pread = _core.pread
+pwrite = _core.pwrite
+flush = _core.flush
+trim = _core.trim
+zero = _core.zero
+cache = _core.cache
+extents = _core.extents
+
+_given: list[dict[str, str]] = []
+_served: dict[str, ServedDevice] = {}
+
+
+def _stop(message: object) -> NoReturn:
+    """End nbdkit with one line: an exception would add a traceback that says nothing to a user."""
+    for served in _served.values():
+        served.close()
+    print(f"nbdkit: tmem: error: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def dump_plugin() -> None:
+    """Say what the plugin takes (nbdkit --dump-plugin)."""
+    print("tmem_keys=name," + ",".join(KEYS))
+    print(f"tmem_max_request={MAX_REQUEST}")
+
+
+def config(key: str, value: str) -> None:
+    """Take one key; name= begins a device."""
+    if key == "name":
+        if any(device["name"] == value for device in _given):
+            _stop(f"name={value}: two devices have this name")
+        _given.append({"name": value})
+        return
+    if key not in KEYS:
+        _stop(f"unknown key {key}=; known are name, {', '.join(KEYS)}")
+    if not _given:
+        _stop(f"{key}={value}: no name= before it says whose it is")
+    if key in _given[-1]:
+        _stop(f"{_given[-1]['name']}: {key}= is given twice")
+    _given[-1][key] = value
+
+
+def _size(device: dict[str, str], key: str) -> int | None:
+    if key not in device:
+        return None
+    try:
+        return int(nbdkit.parse_size(device[key]))
+    except Exception:  # nbdkit raises no more precise one
+        _stop(f"{device['name']}: {key}={device[key]} is not a size")
+
+
+def _path(device: dict[str, str], key: str) -> Path | None:
+    # nbdkit changes directory to / before the plugin opens anything.
+    return Path(device[key]).absolute() if key in device else None
+
+
+def _choice(device: dict[str, str], key: str, default: str, other: str) -> bool:
+    """Whether it is the other one."""
+    value = device.get(key, default)
+    if value not in (default, other):
+        _stop(f"{device['name']}: {key}={value} is neither {default} nor {other}")
+    return value == other
+
+
+def _parse(device: dict[str, str]) -> DeviceConfig:
+    size = _size(device, "size")
+    if size is None or "backing" not in device:
+        _stop(f"{device['name']}: {'size' if size is None else 'backing'}= is missing")
+    return DeviceConfig(
+        name=device["name"],
+        size=size,
+        backing=None if device["backing"] == "none" else _path(device, "backing"),
+        limit=_size(device, "limit"),
+        pools=_path(device, "pools"),
+        tmemd=_path(device, "tmemd"),
+        map=_path(device, "map"),
+        lost_zero=_choice(device, "lost", "error", "zero"),
+        durable=_choice(device, "flush", "none", "durable"),
+        reserve=not _choice(device, "reserve", "yes", "no"),
+    )
+
+
+_configs: list[DeviceConfig] = []
+
+
+def config_complete() -> None:
+    """Check all that can be checked without opening anything."""
+    if not _given:
+        _stop("no device: name=NAME size=SIZE backing=FILE|none limit=SIZE is needed")
+    _configs.extend(_parse(device) for device in _given)
+    try:
+        for device in _configs:
+            device.check()
+    except ConfigError as error:
+        _stop(error)
+
+
+def thread_model() -> int:
+    """Requests run in parallel: the page path drops the GIL and orders what must be ordered."""
+    return int(nbdkit.THREAD_MODEL_PARALLEL)
+
+
+def get_ready() -> None:
+    """Open every device while an error can still be an exit status; locks and shared mappings survive nbdkit's fork."""
+    try:
+        for device in _configs:
+            _served[device.name] = open_device(device)
+    except (ConfigError, *DeviceErrors) as error:
+        _stop(error)
+
+
+def after_fork() -> None:
+    """Start what does not survive a fork."""
+    _core.pin_threads()
+    for served in _served.values():
+        served.start()
+
+
+def cleanup() -> None:
+    """Let go of every device; their pools stay for whoever attaches next."""
+    for served in _served.values():
+        served.close()
+
+
+def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:  # noqa: ARG001
+    """Every device, by name."""
+    return [(name, "tmem swap device") for name in _served]
+
+
+def default_export(readonly: bool, is_tls: bool) -> str:  # noqa: ARG001
+    """The device that a client gets who names none."""
+    return next(iter(_served))
+
+
+def open(readonly: bool) -> _core.Device:  # noqa: A001, ARG001
+    """The device a client asks for. Its name is only looked up, never made into a path."""
+    name = nbdkit.export_name() or next(iter(_served))
+    if name not in _served:
+        raise LookupError(f"there is no device {name!r}; this server has {', '.join(_served)}")
+    return _served[name].core
+
+
+def export_description(h: _core.Device) -> str:  # noqa: ARG001
+    """A word about it for clients that list exports."""
+    return "tmem swap device"
+
+
+def get_size(h: _core.Device) -> int:
+    """The device's size, in bytes."""
+    return h.size
+
+
+def block_size(h: _core.Device) -> tuple[int, int, int]:  # noqa: ARG001
+    """Pages are best, anything goes, and a maximum keeps nbdkit's buffers small."""
+    return 1, _core.PAGE, MAX_REQUEST
+
+
+def is_rotational(h: _core.Device) -> bool:  # noqa: ARG001
+    """Never: Linux only trims swap areas on devices that say so."""
+    return False
+
+
+def can_multi_conn(h: _core.Device) -> bool:  # noqa: ARG001
+    """All connections see the same pages, and a flush on one covers all."""
+    return True
+
+
+def can_write(h: _core.Device) -> bool:  # noqa: ARG001
+    """Always."""
+    return True
+
+
+def can_flush(h: _core.Device) -> bool:  # noqa: ARG001
+    """Always; flush= says what it means."""
+    return True
+
+
+def can_trim(h: _core.Device) -> bool:  # noqa: ARG001
+    """Always: that is how freed pages come back."""
+    return True
+
+
+def can_zero(h: _core.Device) -> bool:  # noqa: ARG001
+    """Always."""
+    return True
+
+
+def can_fast_zero(h: _core.Device) -> bool:  # noqa: ARG001
+    """Zeroing is a change of the index, so it is always fast."""
+    return True
+
+
+def can_fua(h: _core.Device) -> int:  # noqa: ARG001
+    """As flush: the page path knows what it means."""
+    return int(nbdkit.FUA_NATIVE)
+
+
+def can_extents(h: _core.Device) -> bool:  # noqa: ARG001
+    """The index knows what is zeros."""
+    return True
+
+
+def can_cache(h: _core.Device) -> int:  # noqa: ARG001
+    """Caching brings pages from the file into tmem."""
+    return int(nbdkit.CACHE_NATIVE)

@@ -1,0 +1,213 @@
+"""The backing file or block device of a device, and its map: found, checked and opened, or created."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tmemd import mapfile
+from tmemd.mapfile import MapError, MapHeader
+from tmemd.tmpfs import is_tmpfs
+
+PAGE: Final = 4096
+_BLKGETSIZE64: Final = 0x80081272
+_PROBE: Final = 1 << 20  # how much of a block device's start and end must be zeros for it to count as empty
+
+
+class BackingError(Exception):
+    """A backing file cannot be used; the message says which one, why, and what to do."""
+
+
+@dataclass
+class Backing:
+    """An open and locked backing file with its map. `header` is None until `create` for one that is new."""
+
+    path: Path
+    map_path: Path
+    size: int  # of the device, in bytes
+    is_block: bool
+    fd: int
+    map_fd: int = -1
+    header: MapHeader | None = None
+    direct: bool = False
+
+    @property
+    def file_bytes(self) -> int:
+        """How much of the file may be read and written: whole pages, but for a block device that ends in one."""
+        whole = -(-self.size // PAGE) * PAGE
+        return min(whole, _length(self.fd)) if self.is_block else whole
+
+    def close(self) -> None:
+        """Close both files, which unlocks them."""
+        for fd in (self.fd, self.map_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.map_fd = -1
+
+
+def find(path: Path, map_path: Path | None, size: int) -> Backing:
+    """Check what is there and lock it, changing nothing; a file that does not exist yet is left to `create`.
+
+    Raises BackingError or MapError.
+    """
+    is_block = path.is_block_device()
+    if is_block and map_path is None:
+        raise BackingError(f"{path} is a block device: say with map=FILE where its map shall be, on a file system")
+    backing = Backing(path, map_path or Path(f"{path}.map"), size, is_block, -1)
+    with ExitStack() as on_error:
+        on_error.callback(backing.close)
+        if path.exists():
+            _open(backing)
+        if backing.map_path.exists():
+            _open_map(backing)
+        elif backing.fd >= 0 and not _is_empty(backing):
+            raise BackingError(
+                f"{path} is not empty and has no map ({backing.map_path}): its content is not tmem's; "
+                f"{'wipe it' if is_block else 'move it away'} if it is not needed"
+            )
+        on_error.pop_all()
+    return backing
+
+
+def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> None:
+    """Create what `find` did not find: file, its blocks (unless *reserve* is false), and map. *undo* takes it back.
+
+    Raises BackingError.
+    """
+    if backing.header:
+        return
+    try:
+        if backing.fd < 0:
+            backing.fd = os.open(backing.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            undo.callback(backing.path.unlink)
+            _lock(backing.fd, backing.path)
+            _use_direct(backing)
+        if not backing.is_block:
+            undo.callback(os.truncate, backing.path, os.fstat(backing.fd).st_size)
+            _extend(backing, reserve=reserve)
+        backing.map_fd = os.open(backing.map_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        undo.callback(backing.map_path.unlink)
+        _write_map(backing)
+    except OSError as error:
+        raise BackingError(_explain(backing, error, reserve=reserve)) from None
+
+
+def _explain(backing: Backing, error: OSError, *, reserve: bool) -> str:
+    if error.errno == errno.ENOSPC and reserve:
+        return (
+            f"{backing.path}: no room for its {backing.size} bytes: make room, or let it grow as it fills "
+            f"(reserve=no; a full disk then means failed writes)"
+        )
+    return f"{error.filename or backing.path}: {error.strerror}"
+
+
+def _extend(backing: Backing, *, reserve: bool) -> None:
+    if reserve:
+        os.posix_fallocate(backing.fd, 0, backing.file_bytes)
+    else:
+        os.ftruncate(backing.fd, backing.file_bytes)
+    os.fsync(backing.fd)
+
+
+def _write_map(backing: Backing) -> None:
+    header = MapHeader(backing.size, mapfile.GRANULE, uuid.uuid4(), uuid.UUID(int=0), 0)
+    # Only the ends of a block device were looked at: what lies between is no zeros to rely on.
+    mapfile.create_bits(backing.map_fd, header, trusted=not backing.is_block)
+    mapfile.write_header(backing.map_fd, header)
+    for directory in {backing.map_path.parent, backing.path.parent}:
+        _sync_directory(directory)
+    backing.header = header
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _open(backing: Backing) -> None:
+    path = backing.path
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not backing.is_block:
+        raise BackingError(f"{path} is neither a file nor a block device")
+    with _named_errors(path):
+        # On a block device O_EXCL fails where it is mounted or somebody else's.
+        backing.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if backing.is_block else 0))
+    _lock(backing.fd, path)
+    _use_direct(backing)
+    length = _length(backing.fd)
+    if backing.is_block and length < backing.size:
+        raise BackingError(f"{path} has {length} bytes, less than size={backing.size}")
+
+
+def _open_map(backing: Backing) -> None:
+    path, map_path = backing.path, backing.map_path
+    with _named_errors(map_path):
+        backing.map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC)
+    _lock(backing.map_fd, map_path)
+    header = mapfile.read_header(backing.map_fd, map_path)
+    if header.size != backing.size:
+        raise MapError(f"{map_path}: the map is of a device of {header.size} bytes, not of size={backing.size}")
+    length = _length(backing.fd) if backing.fd >= 0 else 0
+    if length < backing.size:
+        state = f"has only {length} of its {backing.size} bytes" if length else "is missing or empty"
+        raise MapError(f"{path} {state}, but its map {map_path} says it is in use: restore it, or remove the map")
+    backing.header = header
+
+
+def _use_direct(backing: Backing) -> None:
+    """Bypass the page cache where that is real: tmpfs accepts O_DIRECT, but is the page cache itself."""
+    if not backing.is_block and is_tmpfs(backing.path):
+        return
+    flags = fcntl.fcntl(backing.fd, fcntl.F_GETFL)
+    with suppress(OSError):
+        fcntl.fcntl(backing.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        backing.direct = True
+
+
+def _is_empty(backing: Backing) -> bool:
+    """Whether nothing was ever written: a file without data, or a block device that begins and ends with zeros."""
+    length = _length(backing.fd)
+    if not backing.is_block:
+        try:
+            os.lseek(backing.fd, 0, os.SEEK_DATA)
+        except OSError as error:
+            return error.errno == errno.ENXIO
+        return length == 0
+    with open(backing.path, "rb", buffering=0) as device:
+        return all(not os.pread(device.fileno(), _PROBE, max(at, 0)).strip(b"\0") for at in (0, length - _PROBE))
+
+
+def _length(fd: int) -> int:
+    status = os.fstat(fd)
+    if not stat.S_ISBLK(status.st_mode):
+        return status.st_size
+    answer = fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8))
+    return int(struct.unpack("Q", answer)[0])
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except (BlockingIOError, PermissionError):
+        raise BackingError(f"{path} is in use by another process") from None
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        busy = error.errno == errno.EBUSY
+        raise BackingError(f"{path}: {'in use (mounted, or swapped on)' if busy else error.strerror}") from None
