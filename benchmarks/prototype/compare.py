@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import array
 import json
 import mmap
-import random
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import pages, zram
+from benchmarks import pages, trace, zram
 
 HERE: Final = Path(__file__).resolve().parent
 PAGE: Final = 4096
 BUDGETS: Final = (1.05, 1.10, 1.20)  # the log's memory, as a multiple of zram's
-
-Trace = list[tuple[int, int]]
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,24 +27,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_trace(pages: int, rounds: int) -> Trace:
-    """Each page overwritten once a round, in random order, with a random page of the corpus."""
-    rng = random.Random(1)
-    order = list(range(pages))
-    trace: Trace = []
-    for _ in range(rounds):
-        rng.shuffle(order)
-        trace += [(page, rng.randrange(pages)) for page in order]
-    return trace
-
-
-def measure_zram(corpus: Path, pages: int, trace: Trace) -> dict[str, float]:
+def measure_zram(corpus: Path, count: int, writes: trace.Trace) -> dict[str, float]:
     """Memory zram takes for the corpus, fresh and after the trace, with and without compaction."""
-    with corpus.open("rb") as file, zram.device(pages * PAGE) as device:
+    with corpus.open("rb") as file, zram.device(count * PAGE) as device:
         memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         result: dict[str, float] = {}
-        for when, writes in (("fresh", [(page, page) for page in range(pages)]), ("after", trace)):
-            device.write_all(memory, writes)
+        for when, batch in (("fresh", [(page, page) for page in range(count)]), ("after", writes)):
+            device.write_all(memory, batch)
             for state in (when, f"{when}_settled"):
                 usage = device.usage()
                 result |= {f"used_{state}": usage.used, f"payload_{state}": usage.compressed}
@@ -56,9 +41,9 @@ def measure_zram(corpus: Path, pages: int, trace: Trace) -> dict[str, float]:
         return result
 
 
-def replay(build: Path, store: str, corpus: Path, trace: Path, budget: float = 0) -> dict[str, float]:
+def replay(build: Path, store: str, corpus: Path, trace_file: Path, budget: float = 0) -> dict[str, float]:
     """Run one candidate; *budget* is the log's memory in bytes for each compressed byte."""
-    command = [str(build / "replay"), store, str(corpus), str(trace), str(budget)]
+    command = [str(build / "replay"), store, str(corpus), str(trace_file), str(budget)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     figures: dict[str, float] = json.loads(output)
     return figures
@@ -105,10 +90,10 @@ def compare(args: argparse.Namespace, work: Path) -> dict[str, dict[str, Any]]:
     if not args.corpus:
         pages.capture(corpus, args.pages)
     count = corpus.stat().st_size // PAGE
-    trace = make_trace(count, args.rounds)
+    writes = trace.make(count, args.rounds)
     trace_file = work / "trace"
-    trace_file.write_bytes(array.array("I", [number for write in trace for number in write]).tobytes())
-    results = {"zram": measure_zram(corpus, count, trace)}
+    trace.save(writes, trace_file)
+    results = {"zram": measure_zram(corpus, count, writes)}
     results["slots"] = replay(work, "slots", corpus, trace_file)
     for budget in BUDGETS:
         allowed = budget * per_byte(results["zram"], "after")
