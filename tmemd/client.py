@@ -21,8 +21,15 @@ _CHUNK: Final = 64 * 1024
 _TIMEOUT: Final = struct.pack("ll", 10, 0)  # seconds and microseconds, for each system call
 
 
+class UnreachableError(PoolError):
+    """tmemd does not answer; it may be away for a moment."""
+
+
 def attach_pool(socket_path: Path | str, request: protocol.Attach) -> tuple[int, str]:
-    """Have tmemd create or find a pool: its open file, which the caller closes, and its path. Raises PoolError."""
+    """Have tmemd create or find a pool: its open file, which the caller closes, and its path.
+
+    Raises UnreachableError when no tmemd answers, and PoolError when one refuses.
+    """
     answer, fds = _exchange(Path(socket_path), request)
     with ExitStack() as on_error:
         on_error.callback(_close_all, fds)
@@ -117,7 +124,7 @@ def _exchange(path: Path, request: protocol.Request) -> tuple[protocol.Answer, l
     except OSError as error:
         _close_all(fds)
         reason = "no answer" if isinstance(error, BlockingIOError) else error.strerror or error
-        raise PoolError(f"tmemd ({path}): {reason}") from None
+        raise UnreachableError(f"tmemd ({path}): {reason}") from None
 
 
 def _receive_line(sock: socket.socket, fds: list[int]) -> bytes:
@@ -126,8 +133,10 @@ def _receive_line(sock: socket.socket, fds: list[int]) -> bytes:
         data, ancillary, _, _ = sock.recvmsg(_CHUNK, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
         fds += _descriptors(ancillary)
         line += data
-        if not data or len(line) > protocol.MAX_ANSWER:
-            raise PoolError("tmemd hung up in the middle of its answer" if not data else "tmemd's answer has no end")
+        if not data:
+            raise UnreachableError("tmemd hung up in the middle of its answer")
+        if len(line) > protocol.MAX_ANSWER:
+            raise PoolError("tmemd's answer has no end")
     return bytes(line)
 
 

@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,32 +93,31 @@ class Tmemd:
         return self.process.wait(20)
 
 
+def start_tmemd(base: Path, *options: str) -> Tmemd:
+    """Run tmemd on base/pools and base/socket, and return when it listens; stopping it is the caller's."""
+    directory, socket = base / "pools", base / "socket"
+    directory.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "tmemd.daemon", f"--socket={socket}", f"--pools={directory}", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    lines = []
+    while line := process.stderr.readline():
+        if "listening on" in line:
+            return Tmemd(process, directory, socket)
+        lines.append(line)
+    process.wait()
+    raise RuntimeError("tmemd did not start: " + "".join(lines))
+
+
 @contextmanager
 def tmemd(base: Path, *options: str) -> Iterator[Tmemd]:
-    """Run tmemd on base/pools, ready when this returns; stops it if the test did not."""
-    pools = base / "pools"
-    pools.mkdir(exist_ok=True)
-    socket = base / "socket"
-    command = [sys.executable, "-m", "tmemd.daemon", f"--socket={socket}", f"--pools={pools}", *options]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    """The same for the length of a with block."""
+    running = start_tmemd(base, *options)
+    with running.process:
         try:
-            running = Tmemd(process, pools, socket)
-            _wait_until_ready(running)
             yield running
         finally:
-            process.kill()
-
-
-def _wait_until_ready(running: Tmemd) -> None:
-    assert running.process.stderr
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        line = running.process.stderr.readline()
-        if "listening on" in line:
-            return
-        if not line:
-            break
-    raise RuntimeError("tmemd did not start")
+            running.process.kill()
 
 
 def _crc_of_byte(crc: int) -> int:
