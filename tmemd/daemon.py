@@ -35,6 +35,7 @@ _UCRED: Final = struct.Struct("iII")
 # Enough for any use; a user who wants more gets an error instead of all of tmemd's descriptors.
 _CONNECTIONS_PER_USER: Final = 64
 _BACKLOG: Final = 128
+_SCAN_INTERVAL: Final = 5.0  # seconds between two looks at the directory
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,27 @@ class Daemon:
         self._connections: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def accept(self, listener: socket.socket) -> None:
-        """Serve everybody who connects, until cancelled."""
+    async def run(self, listener: socket.socket) -> None:
+        """Serve everybody who connects and look after the pools, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._accept(listener))
+            group.create_task(self._look_after())
+
+    async def _look_after(self) -> None:
+        """Find pools that others made or removed; the memory of a removed one is only free once we let go of it."""
+        uncontrolled: set[str] = set()
+        while True:
+            try:
+                failed = self._pools.adopt_all()
+            except PoolError as error:
+                _log.warning("%s", error)
+            else:
+                for name in sorted(failed - uncontrolled):
+                    _log.warning("pool %s cannot be controlled: another process does, or it cannot be opened", name)
+                uncontrolled = failed
+            await asyncio.sleep(_SCAN_INTERVAL)
+
+    async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -253,13 +273,13 @@ def prepare_directory(path: Path, size: str | None) -> None:
 
 async def _run(daemon: Daemon, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    accepting = loop.create_task(daemon.accept(listener))
+    running = loop.create_task(daemon.run(listener))
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, accepting.cancel)
+        loop.add_signal_handler(number, running.cancel)
     _log.info("listening on %s", listener.getsockname())
     notify("READY=1")
     with suppress(asyncio.CancelledError):
-        await accepting
+        await running
     notify("STOPPING=1")
 
 
@@ -269,8 +289,7 @@ def _start(arguments: argparse.Namespace) -> None:
         pools = Pools(arguments.pools.resolve(), keep=True)
         resources.callback(pools.close)
         listener = listen(arguments.socket, arguments.group, resources)
-        for name in pools.adopt_all():
-            _log.warning("pool %s cannot be controlled yet", name)
+        pools.adopt_all()
         access = Access(frozenset(arguments.allow_user))
         daemon = Daemon(pools, access, default_target=arguments.default_target, timeout=arguments.timeout)
         asyncio.run(_run(daemon, listener))

@@ -155,7 +155,10 @@ class Pool:
         return poolfile.write_request(self.fd, _WORK[work], nbytes)
 
     def destroy(self, *, lose_pages: bool) -> None:
-        """Remove the pool file. Raises PoolError while it is served, or would lose pages."""
+        """Remove the pool file; its memory goes when the last one closes it.
+
+        Raises PoolError while it is served, or would lose pages without *lose_pages*.
+        """
         # The owner's lock, on an open file of its own, keeps plugins from attaching to what is about to go.
         with closing(Pool(self.path)) as owner:
             if not poolfile.lock(owner.fd, control=False):
@@ -215,10 +218,8 @@ class Pools:
             yield pool
 
     def _adopt(self, path: Path) -> Pool:
+        self._forget_if_gone(path.stem)
         pool = self._kept.get(path.stem)
-        if pool and pool.is_replaced():
-            self._kept.pop(path.stem).close()
-            pool = None
         if pool is None:
             pool = self._kept[path.stem] = Pool(path)
         # Whoever holds it is asked again each time: a tmemctl lets go soon, and what can be read is read without.
@@ -226,15 +227,26 @@ class Pools:
             pool.take_control()
         return pool
 
-    def adopt_all(self) -> list[str]:
-        """Take control of all pools there are; returns the names of those that somebody else controls or that fail."""
-        failed = []
+    def _forget_if_gone(self, name: str) -> None:
+        """Close the file if it is no pool any more: until then a removed one keeps its memory."""
+        pool = self._kept.get(name)
+        if pool and pool.is_replaced():
+            self._kept.pop(name).close()
+
+    def adopt_all(self) -> set[str]:
+        """Take control of all pools there are now, and let go of those that are gone.
+
+        Returns the names of those that somebody else controls or that cannot be opened. Raises PoolError.
+        """
+        for name in list(self._kept):
+            self._forget_if_gone(name)
+        failed = set()
         for name in self.names():
             try:
                 with self.pool(name, control=True):
                     pass
             except PoolError:
-                failed.append(name)
+                failed.add(name)
         return failed
 
     def statuses(self) -> list[PoolStatus]:
@@ -244,6 +256,12 @@ class Pools:
             with suppress(PoolError), self.pool(name) as pool:
                 found.append(pool.status())
         return [status for status in found if status]
+
+    def destroy(self, name: str, *, lose_pages: bool) -> None:
+        """Remove a pool, and let go of its memory. Raises PoolError."""
+        with self.pool(name, control=True) as pool:
+            pool.destroy(lose_pages=lose_pages)
+        self._forget_if_gone(name)
 
     def create(self, name: str, uid: int, gid: int) -> None:
         """Make sure the pool exists and belongs to *uid*. Raises PoolError when it is somebody else's."""
@@ -292,8 +310,7 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
             with pools.pool(name, control=True) as pool:
                 return protocol.Asked(pool.ask(work, nbytes))
         case protocol.Destroy(name, lose_pages):
-            with pools.pool(name, control=True) as pool:
-                pool.destroy(lose_pages=lose_pages)
+            pools.destroy(name, lose_pages=lose_pages)
         case protocol.Attach():
             raise PoolError("only tmemd attaches plugins")
     return protocol.Done()

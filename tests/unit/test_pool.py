@@ -144,7 +144,7 @@ def test_work_is_asked_of_who_serves_the_pool(directory: Path) -> None:
 
 def test_a_keeper_holds_every_control_lock_and_notices_replaced_files(directory: Path) -> None:
     with fakes.pool(directory, "web") as old, closing(Pools(directory, keep=True)) as keeper:
-        assert keeper.adopt_all() == []
+        assert keeper.adopt_all() == set()
         assert poolfile.is_locked(old, control=True)
         (directory / "web.pool").unlink()
         with fakes.pool(directory, "web") as new:
@@ -158,8 +158,8 @@ def test_a_keeper_says_what_it_cannot_control_and_gets_it_later(directory: Path)
     with closing(Pools(directory, keep=True)) as keeper:
         with fakes.pool(directory, "web") as fd:
             assert poolfile.lock(fd, control=True)
-            assert keeper.adopt_all() == ["web"]
-        assert keeper.adopt_all() == []
+            assert keeper.adopt_all() == {"web"}
+        assert keeper.adopt_all() == set()
 
 
 def test_created_pools_belong_to_their_user_from_the_first_moment(directory: Path) -> None:
@@ -172,3 +172,21 @@ def test_created_pools_belong_to_their_user_from_the_first_moment(directory: Pat
         assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (12345, 54321, 0o600)
         with pytest.raises(PoolError, match="another user"):
             keeper.create("web", 0, 0)
+
+
+def test_a_keeper_lets_go_of_pools_that_are_gone(directory: Path) -> None:
+    def open_pools() -> int:
+        links = (str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists())
+        return sum(link.startswith(str(directory)) for link in links)
+
+    with closing(Pools(directory, keep=True)) as keeper:
+        for name in ("destroyed", "removed", "kept"):
+            with fakes.pool(directory, name):
+                pass
+        keeper.adopt_all()
+        assert open_pools() == 3
+        keeper.destroy("destroyed", lose_pages=False)
+        assert open_pools() == 2
+        (directory / "removed.pool").unlink()
+        keeper.adopt_all()
+        assert open_pools() == 1
