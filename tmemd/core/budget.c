@@ -73,6 +73,12 @@ uint64_t tm_index_reserve(struct tm_budget *budget)
     return missing < INDEX_RESERVE ? missing : INDEX_RESERVE;
 }
 
+uint64_t tm_records_reserve(struct tm_budget *budget)
+{
+    uint64_t target = tm_target(budget);
+    return (target < budget->limit ? budget->limit - target : 0) + tm_index_reserve(budget);
+}
+
 static bool read_number(int fd, uint64_t *number)
 {
     char text[32];
@@ -116,10 +122,9 @@ static bool take_headroom(struct tm_budget *budget, uint64_t bytes)
 
 static bool charge(struct tm_budget *budget, uint64_t bytes, uint64_t reserve)
 {
-    uint64_t target = tm_target(budget);
     uint64_t used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
     do {
-        if (used + bytes + reserve > target)
+        if (used + bytes + reserve > budget->limit)
             return false;
     } while (!atomic_compare_exchange_weak(&budget->counters->used, &used, used + bytes));
     return true;

@@ -33,9 +33,12 @@ bool tm_refusing(struct tm_budget *budget);
 
 /* Memory held back from records so that the index can always grow a little. */
 uint64_t tm_index_reserve(struct tm_budget *budget);
+/* How much of the limit is not for records: what the target leaves of it, and the index's reserve. The index itself may
+ * pass the target, for a write may not fail because the target fell a moment ago. */
+uint64_t tm_records_reserve(struct tm_budget *budget);
 
-/* Allocate [offset, offset + bytes) of the pool file, leaving `reserve` bytes of the target free: 0, or the errno with
- * which the host refused (ENOSPC: over the target). It is allocated, hence zero, before it is touched. */
+/* Allocate [offset, offset + bytes) of the pool file, leaving `reserve` bytes of the limit free: 0, or the errno with
+ * which the host refused (ENOSPC: over the limit). It is allocated, hence zero, before it is touched. */
 int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t reserve);
 /* Punch it out again. */
 void tm_give(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes);
