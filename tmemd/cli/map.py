@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Final
 
@@ -81,9 +82,8 @@ def _print_picture(identity: Identity, runs: Iterable[Run]) -> None:
     console.print(f"{identity.name}: {format_size(identity.size)}, {scale}", soft_wrap=True)
     for line in range(0, len(cells), _COLUMNS):
         text = Text()
-        for cell in cells[line : line + _COLUMNS]:
-            place = main_place(cell)
-            text.append(_SIGNS[place], _STYLES[place])
+        for place, same in groupby(map(main_place, cells[line : line + _COLUMNS])):
+            text.append(_SIGNS[place] * len(list(same)), _STYLES[place])
         console.print(text, soft_wrap=True)
     legend = Text()
     for place, name in enumerate(_PLACES):

@@ -17,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Settle it and wait."""
     client = common.client(arguments)
     used = client.pool(arguments.name).counters.used_bytes
-    status = work.do(client, arguments.name, "settle", done=lambda now: used - now.counters.used_bytes, total=used)
+    status = work.do(client, arguments.name, "settle")
     if arguments.json:
         common.print_json(status.flat())
     else:

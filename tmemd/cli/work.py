@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from tmemd.client import Client
 from tmemd.poolfile import PoolError
@@ -20,9 +20,15 @@ _INTERVAL: Final = 0.1  # seconds
 
 
 def do(
-    client: Client, name: str, work: Work, nbytes: int = 0, *, done: Callable[[PoolStatus], int], total: int
+    client: Client,
+    name: str,
+    work: Work,
+    nbytes: int = 0,
+    *,
+    done: Callable[[PoolStatus], int] = lambda _: 0,
+    total: int | None = None,
 ) -> PoolStatus:
-    """Ask for *work* and wait, with a bar of *done* out of *total*; returns the pool's status afterwards.
+    """Ask for *work* and wait, with a bar of *done* out of *total* (None: unknown); returns the status afterwards.
 
     Raises PoolError when it failed or the plugin went away; Ctrl-C ends only the waiting.
     """
@@ -42,9 +48,9 @@ def do(
 
 
 @contextmanager
-def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
+def bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """A progress bar on standard error, if that is a terminal; yields what to call with how much is done."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(label, total=total)
