@@ -78,13 +78,11 @@ def find(path: Path, map_path: Path | None, size: int) -> Backing:
     return backing
 
 
-def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> None:
+def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> MapHeader:
     """Create what `find` did not find: file, its blocks (unless *reserve* is false), and map. *undo* takes it back.
 
-    Raises BackingError.
+    Returns the new map's header. Raises BackingError.
     """
-    if backing.header:
-        return
     try:
         if backing.fd < 0:
             backing.fd = os.open(backing.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -96,7 +94,7 @@ def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> None:
             _extend(backing, reserve=reserve)
         backing.map_fd = os.open(backing.map_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         undo.callback(backing.map_path.unlink)
-        _write_map(backing)
+        return _write_map(backing)
     except OSError as error:
         raise BackingError(_explain(backing, error, reserve=reserve)) from None
 
@@ -118,14 +116,14 @@ def _extend(backing: Backing, *, reserve: bool) -> None:
     os.fsync(backing.fd)
 
 
-def _write_map(backing: Backing) -> None:
+def _write_map(backing: Backing) -> MapHeader:
     header = MapHeader(backing.size, mapfile.GRANULE, uuid.uuid4(), uuid.UUID(int=0), 0)
     # Only the ends of a block device were looked at: what lies between is no zeros to rely on.
     mapfile.create_bits(backing.map_fd, header, trusted=not backing.is_block)
     mapfile.write_header(backing.map_fd, header)
     for directory in {backing.map_path.parent, backing.path.parent}:
         _sync_directory(directory)
-    backing.header = header
+    return header
 
 
 def _sync_directory(path: Path) -> None:

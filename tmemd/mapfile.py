@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import struct
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import google_crc32c
 
@@ -32,8 +32,8 @@ class MapHeader:
 
     size: int
     granule: int
-    uuid: uuid.UUID
-    boot_id: uuid.UUID
+    uuid: UUID
+    boot_id: UUID
     generation: int
 
     @property
@@ -66,7 +66,7 @@ class MapHeader:
             raise MapError(f"{where}: the map's header is damaged (checksum mismatch)")
         if not size or not granule or granule % BITS_OFFSET:
             raise MapError(f"{where}: the map's header contradicts itself")
-        return cls(size, granule, uuid.UUID(bytes=uid), uuid.UUID(bytes=boot), generation)
+        return cls(size, granule, UUID(bytes=uid), UUID(bytes=boot), generation)
 
 
 def read_header(fd: int, where: Path | str) -> MapHeader:

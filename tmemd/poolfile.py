@@ -12,10 +12,10 @@ import enum
 import fcntl
 import os
 import struct
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import google_crc32c
 import msgspec
@@ -61,8 +61,8 @@ class Identity:
     index_offset: int
     data_offset: int
     data_bytes: int
-    uuid: uuid.UUID
-    boot_id: uuid.UUID
+    uuid: UUID
+    boot_id: UUID
     generation: int
     has_file: bool
     backing: str = ""  # paths of the backing file and its map when the pool was last opened; '' for none
@@ -104,8 +104,8 @@ class Identity:
             raise PoolError(f"{where}: the pool's identity page is damaged (checksum mismatch)")
         name, backing, map_path = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
         identity = cls(
-            name, size, index, data, data_bytes, uuid.UUID(bytes=uid),
-            uuid.UUID(bytes=boot), generation, bool(flags & 1), backing, map_path,
+            name, size, index, data, data_bytes, UUID(bytes=uid),
+            UUID(bytes=boot), generation, bool(flags & 1), backing, map_path,
         )  # fmt: skip
         if identity.pages != pages or states != STATES_OFFSET or not states < index < data:
             raise PoolError(f"{where}: the pool's identity page contradicts itself")

@@ -1,7 +1,8 @@
-"""Types of the binding over the C page path; `device.py` opens what it needs, `plugin/tmem.py` hands its callbacks on."""
+"""Types of the binding over the C page path; `plugin/tmem.py` hands its callbacks on to nbdkit."""
 
-from collections.abc import Buffer
 from typing import NamedTuple
+
+from typing_extensions import Buffer
 
 PAGE: int  # bytes
 
@@ -49,7 +50,7 @@ class Device:
     def close(self) -> None:
         """Unmap and free; descriptors stay open. Idempotent; the caller has ended all other calls."""
     def demote(self, nbytes: int) -> int:
-        """Move the coldest pages to the file until *nbytes* of records are gone from the pool; returns how many were."""
+        """Move the coldest pages to the file until *nbytes* of records are gone from tmem; returns how many were."""
     def drain(self) -> None:
         """Demote everything, make the file durable and the map clean. Puts are refused meanwhile. Raises OSError."""
     def settle(self, budget: int) -> int:
@@ -74,4 +75,4 @@ def zero(h: Device, count: int, offset: int, flags: int) -> None: ...
 def cache(h: Device, count: int, offset: int, flags: int) -> None: ...
 def extents(h: Device, count: int, offset: int, flags: int) -> list[tuple[int, int, int]]: ...
 def pin_threads() -> None:
-    """Let the callbacks keep each calling thread's Python state until it ends: only for threads Python did not start."""
+    """Let the callbacks keep each thread's Python state until it ends: only for threads Python did not start."""

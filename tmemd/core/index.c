@@ -209,21 +209,32 @@ int tm_zero_block(struct tm_device *device, uint64_t block)
     return error;
 }
 
-/* Call visit for each allocated run of [start, end) of the pool file. */
+/* The first byte at or after `at` that is data (or hole), but no further than `end`. */
+static int seek(int fd, uint64_t at, uint64_t end, int whence, uint64_t *found)
+{
+    off_t offset = lseek(fd, (off_t)at, whence);
+    if (offset < 0 && errno != ENXIO)
+        return errno;
+    *found = offset < 0 || (uint64_t)offset > end ? end : (uint64_t)offset;
+    return 0;
+}
+
+/* Call visit for each written run of [start, end) of the pool file. What lies between may have been allocated for a write
+ * that never came, which SEEK_DATA does not see: it is punched out. */
 static int each_allocated(struct tm_device *device, uint64_t start, uint64_t end,
                           void (*visit)(struct tm_device *, uint64_t offset, uint64_t bytes))
 {
-    for (off_t at = (off_t)start; (uint64_t)at < end;) {
-        off_t data = lseek(device->pool_fd, at, SEEK_DATA);
-        if (data < 0)
-            return errno == ENXIO ? 0 : errno;
-        if ((uint64_t)data >= end)
-            return 0;
-        off_t hole = lseek(device->pool_fd, data, SEEK_HOLE);
-        if (hole < 0)
-            return errno;
-        at = (uint64_t)hole < end ? hole : (off_t)end;
-        visit(device, (uint64_t)data, (uint64_t)(at - data));
+    const int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    for (uint64_t at = start, data = start, hole = start; at < end; at = hole) {
+        int error = seek(device->pool_fd, at, end, SEEK_DATA, &data);
+        if (!error && data > at && fallocate(device->pool_fd, punch, (off_t)at, (off_t)(data - at)) < 0)
+            error = errno;
+        if (!error)
+            error = seek(device->pool_fd, data, end, SEEK_HOLE, &hole);
+        if (error)
+            return error;
+        if (hole > data)
+            visit(device, data, hole - data);
     }
     return 0;
 }

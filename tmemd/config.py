@@ -1,0 +1,63 @@
+"""What a device is told to be."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tmemd.core import _core
+from tmemd.sizes import format_size
+
+SECTOR: Final = 512
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
+
+
+class ConfigError(Exception):
+    """A device's configuration makes no sense; the message says which part, and why."""
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """What a device is told to be. Sizes in bytes."""
+
+    name: str
+    size: int
+    backing: Path | None  # None: RAM only
+    limit: int | None = None  # None: whatever tmemd's target says
+    pools: Path | None = None
+    tmemd: Path | None = None  # its socket; None: work alone
+    map: Path | None = None  # None: beside the backing file
+    lost_zero: bool = False
+    durable: bool = False
+    reserve: bool = True
+
+    def check(self) -> _core.Layout:
+        """The layout of its pool. Raises ConfigError."""
+        if not _NAME.fullmatch(self.name):
+            raise ConfigError(
+                f"name={self.name}: a name is 1 to 63 letters, digits, '_', '.', '-' and begins with a letter or digit"
+            )
+        if self.size <= 0 or self.size % SECTOR:
+            raise ConfigError(f"{self.name}: size={self.size} is not a positive multiple of {SECTOR}")
+        try:
+            layout = _core.layout(self.size)
+        except (ValueError, OverflowError):
+            raise ConfigError(f"{self.name}: size={self.size} is more than 16 TiB") from None
+        if self.limit is None and self.tmemd is None:
+            raise ConfigError(f"{self.name}: say with limit=SIZE how much RAM its pool may take")
+        if self.limit is not None and self.limit < layout.minimum_bytes:
+            raise ConfigError(
+                f"{self.name}: limit={self.limit} is below the {layout.minimum_bytes} bytes"
+                f" ({format_size(layout.minimum_bytes)}) that a device of this size needs"
+            )
+        if self.backing is None and (self.map or self.durable):
+            raise ConfigError(f"{self.name}: map= and flush=durable need a backing file")
+        return layout
+
+
+def default_pools() -> Path:
+    """Where the pools go of devices that are told neither pools= nor tmemd=: a directory of the user's own."""
+    return Path(f"/dev/shm/tmem-{os.geteuid()}")

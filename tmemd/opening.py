@@ -1,0 +1,208 @@
+"""Everything a device is made of, opened and held against each other, or created: pool, backing file, map."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from tmemd import backing as backings
+from tmemd import cgroup, mapfile, poolfile
+from tmemd.backing import Backing
+from tmemd.config import DeviceConfig, default_pools
+from tmemd.core import _core
+from tmemd.mapfile import MapHeader
+from tmemd.poolfile import Identity, PoolError
+from tmemd.tmpfs import is_tmpfs
+
+NO_LIMIT: Final = 1 << 60
+BLOCK_BYTES: Final = 512 * poolfile.PAGE
+# What a block is while its page of the index is not in use (docs/pool-format.md, 'Block states').
+NOWHERE, IN_FILE, LOST, STALE_ZEROS = range(4)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A device's parts, open and locked."""
+
+    config: DeviceConfig
+    layout: _core.Layout
+    boot_id: uuid.UUID
+    backing: Backing | None
+    pool_path: Path
+    pool_fd: int
+
+    def attach(self) -> bool:
+        """Whether the pool holds this device's pages. False when there is none, or it is from before the host died.
+
+        Raises PoolError when it is another device's, or not whole.
+        """
+        identity = poolfile.read_identity(self.pool_fd, self.pool_path)
+        if identity is None:
+            return False
+        self._check_identity(identity)
+        header = self.backing.header if self.backing else None
+        if identity.boot_id != self.boot_id or (header and header.generation != identity.generation):
+            return False
+        backing, map_path = self._paths()
+        now = replace(identity, backing=backing, map=map_path)
+        if now != identity:
+            os.pwrite(self.pool_fd, now.pack(), 0)
+        return True
+
+    def _check_identity(self, identity: Identity) -> None:
+        path, size = self.pool_path, self.config.size
+        whole, found = self.layout.data_offset + self.layout.data_bytes, os.fstat(self.pool_fd).st_size
+        if identity.name != self.config.name or identity.has_file != (self.backing is not None):
+            raise PoolError(f"{path}: the pool of another device ({identity.name!r}); 'tmemctl destroy' forgets it")
+        if identity.size != size:
+            raise PoolError(f"{path}: the pool of a device of {identity.size} bytes, not of size={size}")
+        if self.backing and (self.backing.header is None or self.backing.header.uuid != identity.uuid):
+            raise PoolError(f"{path}: the pool of a device with another backing file ({identity.backing})")
+        if found != whole:
+            raise PoolError(f"{path}: the pool file is truncated: it has {found} of {whole} bytes")
+
+    def _paths(self) -> tuple[str, str]:
+        return (str(self.backing.path), str(self.backing.map_path)) if self.backing else ("", "")
+
+    def create(self, undo: ExitStack) -> None:
+        """Make a new pool in the open file, and note in the map first that no older one counts any more."""
+        header = MapHeader(self.config.size, mapfile.GRANULE, uuid.uuid4(), self.boot_id, 1)
+        states = bytes(_blocks(header.size))
+        if self.backing:
+            is_new = self.backing.header is None
+            found = self.backing.header or backings.create(self.backing, undo, reserve=self.config.reserve)
+            header = replace(found, boot_id=self.boot_id, generation=found.generation + 1)
+            states = _new_states(self.backing, header) if is_new else _mapped_states(self.backing, header)
+            mapfile.write_header(self.backing.map_fd, header)
+            self.backing.header = header
+        backing, map_path = self._paths()
+        layout = self.layout
+        identity = Identity(
+            name=self.config.name, size=header.size, index_offset=layout.index_offset, data_offset=layout.data_offset,
+            data_bytes=layout.data_bytes, uuid=header.uuid, boot_id=self.boot_id, generation=header.generation,
+            has_file=self.backing is not None, backing=backing, map=map_path,
+        )  # fmt: skip
+        _format(self.pool_fd, identity, states)
+
+    def open_core(self, cgroups: list[tuple[int, int]]) -> _core.Device:
+        """The page path over all of it. Raises PoolError when the pool contradicts itself."""
+        config, backing = self.config, self.backing
+        header = backing.header if backing else None
+        try:
+            return _core.Device(
+                self.pool_fd, backing.fd if backing else -1, backing.map_fd if backing else -1, name=config.name,
+                size=config.size, limit=config.limit or NO_LIMIT, granule=header.granule if header else mapfile.GRANULE,
+                file_bytes=backing.file_bytes if backing else 0, direct=bool(backing and backing.direct),
+                lost_zero=config.lost_zero, durable=config.durable, cgroup=cgroups,
+            )  # fmt: skip
+        except (ValueError, OSError) as error:
+            raise PoolError(f"{self.pool_path}: {error} ('tmemctl check' tells more)") from None
+
+
+def open_parts(config: DeviceConfig, root: Path, undo: ExitStack) -> tuple[Opening, _core.Device, ExitStack]:
+    """Open what *config* names, creating what is not there yet; *undo* takes back what was created.
+
+    The stack returned closes what is open. *root* stands in for / where /proc and /sys are read. Raises ConfigError, or
+    one of device.DeviceErrors.
+    """
+    layout = config.check()
+    boot_id = uuid.UUID((root / "proc/sys/kernel/random/boot_id").read_text().strip())
+    with ExitStack() as owned:
+        backing = backings.find(config.backing, config.map, config.size) if config.backing else None
+        if backing:
+            owned.callback(backing.close)
+        pool_fd, pool_path = _open_pool(config, undo)
+        owned.callback(os.close, pool_fd)
+        if not poolfile.lock(pool_fd, control=False):
+            raise PoolError(f"{pool_path}: the pool is in use by another process")
+        if not is_tmpfs(pool_path):
+            raise PoolError(f"{pool_path}: not on a tmpfs; pools live in RAM")
+        opening = Opening(config, layout, boot_id, backing, pool_path, pool_fd)
+        if not opening.attach():
+            opening.create(undo)
+        core = opening.open_core(_cgroup_files(root, owned))
+        return opening, core, owned.pop_all()
+
+
+def _open_pool(config: DeviceConfig, undo: ExitStack) -> tuple[int, Path]:
+    """The pool file, new and empty if there was none: from tmemd, or from the directory where none is named."""
+    directory = config.pools or default_pools()
+    path = directory / f"{config.name}{poolfile.SUFFIX}"
+    if config.tmemd:
+        return _ask_tmemd(config.tmemd, config, path)
+    if not directory.is_dir():
+        directory.mkdir(mode=0o700)
+        undo.callback(directory.rmdir)
+    if not config.pools and (directory.is_symlink() or directory.stat().st_uid != os.geteuid()):
+        raise PoolError(f"{directory} belongs to somebody else: name a directory with pools=DIR")
+    if path.exists():
+        return _open_existing(path), path
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    undo.callback(path.unlink)
+    return fd, path
+
+
+def _open_existing(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+
+def _ask_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[int, Path]:
+    from tmemd import client, protocol  # noqa: PLC0415 - a device that works alone needs neither
+
+    request = protocol.Attach(config.name, config.size, config.backing is not None, config.limit)
+    try:
+        fd, path = client.attach_pool(socket, request)
+    except PoolError:
+        # tmemd may be away, but the pool it made lives, and goes on with its last target.
+        if config.pools is None or not known.exists():
+            raise
+        return _open_existing(known), known
+    return fd, Path(path)
+
+
+def _format(fd: int, identity: Identity, states: bytes) -> None:
+    """Write an empty pool; the identity page last, so that what is half done is no pool. Control words stay."""
+    control = os.pread(fd, poolfile.PAGE, poolfile.CONTROL_OFFSET)
+    os.ftruncate(fd, 0)
+    os.ftruncate(fd, identity.file_bytes)
+    os.posix_fallocate(fd, 0, 3 * poolfile.PAGE)
+    os.posix_fallocate(fd, poolfile.STATES_OFFSET, identity.index_offset - poolfile.STATES_OFFSET)
+    os.pwrite(fd, control, poolfile.CONTROL_OFFSET)
+    os.pwrite(fd, states, poolfile.STATES_OFFSET)
+    os.pwrite(fd, identity.pack(), 0)
+
+
+def _blocks(size: int) -> int:
+    return -(-size // BLOCK_BYTES)
+
+
+def _new_states(backing: Backing, header: MapHeader) -> bytes:
+    return bytes([STALE_ZEROS if backing.is_block else NOWHERE]) * _blocks(header.size)
+
+
+def _mapped_states(backing: Backing, header: MapHeader) -> bytes:
+    """Without the pool that was in use with it, what the map says: in the file, or lost."""
+    bits = mapfile.read_bits(backing.map_fd, header)
+    states = bytearray()
+    for start in range(0, header.size, BLOCK_BYTES):
+        last = min(start + BLOCK_BYTES, header.size) - 1
+        is_set = any(bits[start // header.granule : last // header.granule + 1])
+        states.append(LOST if is_set else IN_FILE)
+    return bytes(states)
+
+
+def _cgroup_files(root: Path, owned: ExitStack) -> list[tuple[int, int]]:
+    """The files of each memory cgroup above us, open: (limit, usage)."""
+    found = []
+    for paths in cgroup.memory_limits(root):
+        with suppress(OSError):
+            pair = []
+            for path in paths:
+                pair.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                owned.callback(os.close, pair[-1])
+            found.append((pair[0], pair[1]))
+    return found
