@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -8,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit import fakes
-from tmemd import poolfile
+from tmemd import poolfile, protocol
 from tmemd.client import Client
 from tmemd.pool import Pool, Pools
 from tmemd.poolfile import PoolError
@@ -190,3 +193,29 @@ def test_a_keeper_lets_go_of_pools_that_are_gone(directory: Path) -> None:
         (directory / "removed.pool").unlink()
         keeper.adopt_all()
         assert open_pools() == 1
+
+
+def test_an_owner_cannot_make_us_wait_with_a_lease(directory: Path) -> None:
+    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # what the holder of a broken lease is sent
+    try:
+        with fakes.pool(directory, "leased"), fakes.pool(directory, "web"):
+            pass
+        with (directory / "leased.pool").open("r+b") as file:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            client = Client.of_directory(directory)
+            begin = time.monotonic()
+            assert [status.name for status in client.pools()] == ["web"]
+            with pytest.raises(PoolError, match="temporarily unavailable"):
+                client.pool("leased")
+            assert time.monotonic() - begin < 5  # the kernel would wait for 45
+    finally:
+        signal.signal(signal.SIGIO, ignored)
+
+
+def test_numbers_that_no_honest_plugin_counts_are_handed_on(directory: Path) -> None:
+    with fakes.pool(directory, "web", puts=(1 << 64) - 1, limit_bytes=(1 << 64) - 1) as fd:
+        poolfile.write_target(fd, (1 << 64) - 1)
+        (status,) = Client.of_directory(directory).pools()
+        answer = protocol.decode_answer(protocol.encode(protocol.Listed([status])))
+        assert answer == protocol.Listed([status])
+        assert status.counters.puts == status.target_bytes == (1 << 64) - 1
