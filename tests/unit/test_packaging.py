@@ -1,0 +1,30 @@
+"""An installed tmemd finds its plugin without the source tree."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import tmemd
+from tests.harness import PLUGIN, ROOT
+
+
+def test_the_plugin_is_found_in_the_source_tree() -> None:
+    assert tmemd.plugin_path() == PLUGIN
+
+
+def test_a_wheel_carries_plugin_and_core(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, ROOT]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    look = "import tmemd, tmemd.core._core as core; print(tmemd.plugin_path(), core.__file__)"
+    run = [sys.executable, "-c", look]
+    done = subprocess.run(
+        run, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    plugin, core = done.stdout.split()
+    assert plugin == f"{tmp_path}/tmemd/plugin/tmem.py"
+    assert core.startswith(f"{tmp_path}/tmemd/core/_core.")

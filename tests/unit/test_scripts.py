@@ -1,0 +1,63 @@
+"""The shell scripts, as far as they go without a guest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ROOT
+
+SCRIPTS = [path for path in (ROOT / "scripts").iterdir() if path.is_file() and os.access(path, os.X_OK)]
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="attach and detach want root before they look at a device")
+
+
+def run(script: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([ROOT / "scripts" / script, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS))
+def test_help(script: str) -> None:
+    done = run(script, ["--help"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("Usage: ")
+    assert "set -euo" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("attach", []),
+        ("attach", ["--priority", "32768", "/dev/null"]),
+        ("attach", ["--surprise", "/dev/null"]),
+        ("detach", []),
+        ("serve", []),
+        ("boot-guest", ["--attach", "pigeon", "nbd://127.0.0.1/x", "true"]),
+        ("boot-guest", ["--attach", "nbd", "nbd://192.0.2.1/x", "true"]),
+        ("guest-session", []),
+    ],
+)
+def test_bad_usage_shows_the_usage(script: str, arguments: list[str]) -> None:
+    done = run(script, arguments)
+    assert done.returncode == 2
+    assert "Usage: " in done.stderr
+
+
+@needs_root
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_machine_does_not_swap_onto_its_own_server(host: str) -> None:
+    done = run("attach", [f"nbd://{host}:10809/x"])
+    assert done.returncode == 1
+    assert "not supported" in done.stderr
+
+
+@needs_root
+def test_attach_wants_a_block_device(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run("attach", [str(tmp_path / "file")])
+    assert done.returncode == 1
+    assert done.stderr == f"attach: {tmp_path}/file is not a block device\n"
