@@ -66,6 +66,7 @@ def fio(server: Server, report: Path) -> subprocess.Popen[bytes]:
          "--bs=4k", "--bsrange=4k-64k", "--size=16m", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1",
          "--verify_backlog=512", "--buffer_compress_percentage=60", "--loops=20", "--output-format=json",
          f"--output={report}"],
+        cwd=report.parent,  # fio leaves a file behind
     )  # fmt: skip
 
 
