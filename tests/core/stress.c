@@ -9,6 +9,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -263,6 +264,9 @@ int main(int argc, char **argv)
     /* With a file, too little for all pages, so that puts are refused; without, enough, so that retries end. */
     limit = minimum + (has_file ? size / 4 : 2 * size);
     int pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes);
+    CHECK(fallocate(pool_fd, 0, 0, TM_CONTROL_OFFSET + TM_PAGE) == 0 &&
+              fallocate(pool_fd, 0, TM_STATES_OFFSET, (off_t)(layout.index_offset - TM_STATES_OFFSET)) == 0,
+          "header: %s", strerror(errno));
     control = mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, pool_fd, TM_CONTROL_OFFSET);
     CHECK(control != MAP_FAILED, "mmap: %s", strerror(errno));
     set(&control->target, limit);

@@ -22,7 +22,7 @@ class Rig:
     def __init__(self, pools: Path, disk: Path | None, size: int, limit: int, *, durable: bool = False) -> None:
         self.pool, self.disk, self.size, self.limit, self._durable = pools / "rig.pool", disk, size, limit, durable
         self._abandoned: list[_core.Device] = []
-        self._pool_fd = self._create_pool()
+        self.pool_fd = self._create_pool()
         self._file_fd, self._map_fd = self._create_disk(disk) if disk else (-1, -1)
         self.device = self._open()
 
@@ -35,6 +35,8 @@ class Rig:
             self.disk is not None,
         )  # fmt: skip
         os.ftruncate(fd, self.identity.file_bytes)
+        os.posix_fallocate(fd, 0, 3 * PAGE)
+        os.posix_fallocate(fd, poolfile.STATES_OFFSET, layout.index_offset - poolfile.STATES_OFFSET)
         os.pwrite(fd, self.identity.pack(), 0)
         return fd
 
@@ -51,7 +53,7 @@ class Rig:
 
     def _open(self) -> _core.Device:
         return _core.Device(
-            self._pool_fd, self._file_fd, self._map_fd, name="rig", size=self.size, limit=self.limit, granule=GRANULE,
+            self.pool_fd, self._file_fd, self._map_fd, name="rig", size=self.size, limit=self.limit, granule=GRANULE,
             file_bytes=self.identity.pages * PAGE if self.disk else 0, direct=False, lost_zero=False,
             durable=self._durable, cgroup=[],
         )  # fmt: skip
@@ -64,25 +66,31 @@ class Rig:
             self._abandoned.append(self.device)
         self.device = self._open()
 
+    def make_file_read_only(self) -> None:
+        """From the next attach on every write to the backing file fails."""
+        assert self.disk is not None
+        os.close(self._file_fd)
+        self._file_fd = os.open(self.disk, os.O_RDONLY)
+
     def close(self) -> None:
         """Close everything, abandoned devices included."""
         for device in [*self._abandoned, self.device]:
             device.close()
-        for fd in (self._pool_fd, self._file_fd, self._map_fd):
+        for fd in (self.pool_fd, self._file_fd, self._map_fd):
             if fd >= 0:
                 os.close(fd)
 
     def counters(self) -> poolfile.Counters:
         """The counters page."""
-        return poolfile.read_counters(self._pool_fd, self.pool)
+        return poolfile.read_counters(self.pool_fd, self.pool)
 
     def target(self, nbytes: int) -> None:
         """Set the target."""
-        poolfile.write_target(self._pool_fd, nbytes)
+        poolfile.write_target(self.pool_fd, nbytes)
 
     def frozen(self, frozen: bool) -> None:
         """Freeze or thaw."""
-        poolfile.write_frozen(self._pool_fd, frozen)
+        poolfile.write_frozen(self.pool_fd, frozen)
 
     def write(self, offset: int, data: bytes, flags: int = 0) -> None:
         """One write request."""
