@@ -156,8 +156,8 @@ def _ask_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[int, Pa
     request = protocol.Attach(config.name, config.size, config.backing is not None, config.limit)
     try:
         fd, path = client.attach_pool(socket, request)
-    except PoolError:
-        # tmemd may be away, but the pool it made lives, and goes on with its last target.
+    except client.UnreachableError:
+        # The pool it made lives, and goes on with its last target.
         if config.pools is None or not known.exists():
             raise
         return _open_existing(known), known

@@ -188,24 +188,29 @@ def test_a_plugin_that_starts_while_tmemd_is_away_goes_on_with_its_last_target(
     tmemd.client.set_frozen("web", True)
 
 
-def test_without_tmemd_a_new_device_is_refused_and_leaves_nothing(pools: Path, disk: Path, tmp_path: Path) -> None:
-    (pools / "pools").mkdir()
-    command = nbdkit_command(tmp_path / "nbd.sock", managed(pools, disk))
+def refusal(base: Path, disk: Path) -> str:
+    """What nbdkit says when it cannot have the device."""
+    command = nbdkit_command(disk.with_name("nbd.sock"), managed(base, disk))
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment())
     assert done.returncode != 0
-    assert "tmemd" in done.stderr
     assert "Traceback" not in done.stderr
     assert not disk.exists()
+    return done.stderr
+
+
+@pytest.mark.usefixtures("tmemd")
+def test_what_tmemd_refuses_is_not_opened_by_its_path_instead(pools: Path, disk: Path) -> None:
+    with fakes.pool(pools / "pools", "web", size=MIB) as fd:
+        assert "of a device of 1048576 bytes" in refusal(pools, disk)
+        if os.geteuid() == 0:
+            os.fchown(fd, 12345, 12345)
+            assert "belongs to another user" in refusal(pools, disk)
+
+
+def test_without_tmemd_a_new_device_is_refused_and_leaves_nothing(pools: Path, disk: Path) -> None:
+    (pools / "pools").mkdir()
+    assert "tmemd" in refusal(pools, disk)
     assert list((pools / "pools").iterdir()) == []
-
-
-def test_what_tmemd_refuses_is_refused(pools: Path, tmp_path: Path, disk: Path, tmemd: Restarted) -> None:
-    with fakes.pool(tmemd.running.directory, "web", size=MIB):
-        command = nbdkit_command(tmp_path / "nbd.sock", managed(pools, disk))
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment())
-    assert done.returncode != 0
-    assert "of a device of 1048576 bytes" in done.stderr
-    assert not disk.exists()
 
 
 def test_without_a_limit_of_its_own_the_target_alone_binds(serve: Serve, pools: Path, disk: Path) -> None:
