@@ -16,8 +16,8 @@ def test_the_plugin_is_found_in_the_source_tree() -> None:
 
 
 def test_a_wheel_carries_plugin_and_core(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-build-isolation", "--no-deps", "-w", tmp_path, ROOT]
-    subprocess.run(command, check=True, capture_output=True)
+    options = ["-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
     look = "import tmemd, tmemd.core._core as core; print(tmemd.plugin_path(), core.__file__)"
