@@ -17,6 +17,7 @@ enum {
     TM_SLOT_ALIGN = 16,
     TM_SLOT_MIN = 32,
     TM_RECORD_HEADER = 12,
+    TM_RESERVE_PAGES = 32, /* allocated ahead so that the index can grow when nothing else can: 64 MiB of the device */
     TM_SLOT_MAX = 4112, /* a raw page and its header, rounded up */
 };
 
@@ -31,6 +32,7 @@ enum tm_kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 
 enum tm_encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 
 #define TM_WORD_FLAG (UINT64_C(1) << 5) /* tmem: the file holds the same; file: no checksum is known */
+#define TM_IN_FLUX UINT32_MAX /* for the checksum of a file word with the flag: old or new, it is being overwritten */
 #define TM_GENERATIONS 16u
 
 static inline enum tm_kind tm_kind(uint64_t word) { return (enum tm_kind)(word & 7); }
@@ -102,7 +104,7 @@ struct tm_control {
 /* Where the parts of a pool file lie, in bytes. */
 struct tm_layout {
     uint64_t pages, blocks;
-    uint64_t index_offset, data_offset, data_bytes;
+    uint64_t index_offset, reserve_offset, data_offset, data_bytes;
     uint64_t minimum;
 };
 

@@ -116,6 +116,8 @@ static bool is_still(struct tm_device *device, uint64_t page, uint64_t word, con
 {
     if (!(word & TM_WORD_FLAG))
         return is_intact(word, content);
+    if (tm_file_crc(word) == TM_IN_FLUX)
+        return false;
     tm_look(&device->locks, page);
     bool same = tm_word(device, page) == word;
     tm_unlook(&device->locks, page);

@@ -9,6 +9,7 @@ struct spill {
     struct tm_bounce *bounce; /* NULL until the first refusal */
     uint64_t first;
     uint32_t n;
+    uint64_t before[TM_RUN_MAX]; /* the pages' words before anything of the file was overwritten */
 };
 
 /* The word of a page of zeros: 'nowhere' only where the file is known to hold zeros too. */
@@ -57,16 +58,58 @@ bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, boo
     return true;
 }
 
-/* Write the waiting pages to the file and let the index say so. On failure the index still says what it said: a page that
- * was in tmem stays as it was, one in the file is old, new, or fails its checksum. */
+/* A word that says the same of the page, but vouches for nothing in the file. */
+static uint64_t without_file(uint64_t word)
+{
+    switch (tm_kind(word)) {
+    case TM_NOWHERE:
+        return TM_ZERO;
+    case TM_TMEM:
+        return word & ~TM_WORD_FLAG;
+    case TM_FILE:
+        return tm_file_word(TM_IN_FLUX, tm_generation(word)) | TM_WORD_FLAG;
+    default:
+        return word;
+    }
+}
+
+static void begin_overwriting(struct spill *spill)
+{
+    struct tm_device *device = spill->device;
+    for (uint32_t i = 0; i < spill->n; i++) {
+        tm_look(&device->locks, spill->first + i);
+        spill->before[i] = tm_word(device, spill->first + i);
+        tm_touch(device, spill->first + i, without_file(spill->before[i]));
+        tm_unlook(&device->locks, spill->first + i);
+    }
+}
+
+/* It failed: only the checksum from before can tell whether a page in the file is still what it was. */
+static void give_up_overwriting(struct spill *spill)
+{
+    struct tm_device *device = spill->device;
+    for (uint32_t i = 0; i < spill->n; i++) {
+        if (tm_kind(spill->before[i]) != TM_FILE)
+            continue;
+        tm_look(&device->locks, spill->first + i);
+        tm_touch(device, spill->first + i, spill->before[i]);
+        tm_unlook(&device->locks, spill->first + i);
+    }
+}
+
+/* Write the waiting pages to the file and let the index say so. While the file is being overwritten the index vouches for
+ * nothing there: killed in between, a page in the file is old or new. On failure a page that was in tmem stays as it was,
+ * one in the file is old, new, or fails its checksum. */
 static int spill_flush(struct spill *spill)
 {
     struct tm_device *device = spill->device;
     if (!spill->n)
         return 0;
+    begin_overwriting(spill);
     int error = tm_file_write(&device->file, spill->first, spill->n, spill->bounce->pages);
     if (error) {
         tm_count(&device->counters->io_errors, 1);
+        give_up_overwriting(spill);
     } else {
         unsigned generation = atomic_load_explicit(&device->generation, memory_order_relaxed);
         for (uint32_t i = 0; i < spill->n; i++) {
