@@ -13,7 +13,8 @@ from tests.harness import ROOT
 CORE = ROOT / "tmemd" / "core"
 STRESS = Path(__file__).with_name("stress.c")
 OPTIONS = {
-    "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
+    # Its deadlock detector gives up at 64 locks held, and a trim holds 512.
+    "TSAN_OPTIONS": "halt_on_error=1 exitcode=66 detect_deadlocks=0",
     "ASAN_OPTIONS": "detect_leaks=1",
     "UBSAN_OPTIONS": "halt_on_error=1 print_stacktrace=1",
 }
@@ -22,7 +23,7 @@ OPTIONS = {
 def build(directory: Path, sanitizers: str) -> Path:
     """Compile the core and the stress program with *sanitizers*."""
     program = directory / "stress"
-    sources = [STRESS, *CORE.glob("*.c")]
+    sources = [STRESS, *(path for path in CORE.glob("*.c") if "Python.h" not in path.read_text())]
     subprocess.run(
         ["gcc", "-std=c11", "-g", "-O1", "-fno-omit-frame-pointer", f"-fsanitize={sanitizers}", "-Wall", "-Wextra",
          "-Werror", f"-I{CORE}", *map(str, sources), "-o", str(program), "-pthread", "-llz4"],
@@ -39,6 +40,6 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.parametrize("mode", ["file", "durable", "ram"])
 def test_invariant_3_and_5_threads_on_overlapping_pages_under_sanitizers(program: Path, mode: str) -> None:
-    command = [str(program), "4000", "1", mode]
+    command = [str(program), "6000", "1", mode]
     result = subprocess.run(command, env=os.environ | OPTIONS, capture_output=True, text=True, timeout=300, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", "")

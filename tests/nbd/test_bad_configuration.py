@@ -28,7 +28,8 @@ def snapshot(*directories: Path) -> dict[Path, tuple[object, ...]]:
         for path in [directory, *sorted(directory.rglob("*"))]:
             status = path.lstat()
             digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-            found[path] = (status.st_size, status.st_mode, status.st_mtime_ns, status.st_blocks, digest)
+            changed = 0 if path.is_dir() else status.st_mtime_ns  # what came and went again does no harm
+            found[path] = (status.st_size, status.st_mode, changed, status.st_blocks, digest)
     return found
 
 

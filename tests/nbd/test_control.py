@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,22 @@ import pytest
 from tests.conftest import Serve
 from tests.content import PAGE
 from tests.crash.writers import Ledger, Writers
-from tests.harness import MIB, Control, Server, counters, device
+from tests.harness import MIB, Control, Server, counters, device, wait_until
 from tmemd import poolfile
 
 LIMIT = 8 * MIB
 
+Ended = Callable[[], bool]
 
-def change_at_random(pool: Path, times: int, seed: int, ended: object) -> None:
+
+def wait_for_writes(pool: Path, count: int, ended: Ended) -> None:
+    """Return after *count* more write requests, or when the writers have ended."""
+    goal = counters(pool).writes + count
+    wait_until(lambda: ended() or counters(pool).writes >= goal, "writes")
+
+
+def change_at_random(pool: Path, times: int, seed: int, ended: Ended) -> None:
     """Change target or frozen state *times* times, draining and demoting in between."""
-    assert callable(ended)
     rng = random.Random(seed)
     minimum = counters(pool).minimum_bytes
     with Control(pool) as control:
@@ -30,14 +38,12 @@ def change_at_random(pool: Path, times: int, seed: int, ended: object) -> None:
                 control.target(rng.randint(minimum, LIMIT))
             else:
                 control.frozen(rng.random() < 0.5)
-            if step % 25 == 24:
+            if step % 30 == 29:
                 assert control.request(poolfile.Request.DRAIN) == 0
-            if step % 7 == 6:
+            if step % 20 == 19:
                 assert control.request(poolfile.Request.DEMOTE, rng.randrange(MIB)) == 0
             # Some traffic between two changes, or they would all fall on the same few requests.
-            written = counters(pool).writes
-            while counters(pool).writes < written + 20 and not ended():
-                pass
+            wait_for_writes(pool, 20, ended)
         control.frozen(False)
         control.target(LIMIT)
 
