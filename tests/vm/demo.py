@@ -74,9 +74,9 @@ class Host:
     def hear(self, line: str) -> None:
         """Pass a line of the guest's on; when its memory is full take half of the RAM, later return it."""
         self._screen.say(f"guest | {line}")
-        if "filled all pages" in line:
+        if "filled all" in line:
             self._set_target(self._limit // 2, "the host needs its RAM for something else")
-        elif "verified all pages" in line:
+        elif "verified all" in line:
             self._set_target(self._limit, "the host has RAM to spare again")
 
     def _set_target(self, target: int, why: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 RUN = Path(__file__).parent / "run"
 SKIPPED, BROKE = 77, 99
 
-pytestmark = pytest.mark.vm
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(660)]
 
 
 @pytest.mark.parametrize("attach", ["virtio", "nbd"])
