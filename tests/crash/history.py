@@ -54,14 +54,15 @@ class Step:
             reference.zero(self.offset, self.length)
 
 
-def history(seed: int, steps: int) -> list[Step]:
-    """*steps* steps; the same for the same seed."""
+def history(seed: int, steps: int, *, parts: bool = True) -> list[Step]:
+    """*steps* steps; the same for the same arguments. *parts*: whether parts of pages are written."""
     rng = random.Random(seed)
-    return [_step(rng, version) for version in range(1, steps + 1)]
+    weights = {act: weight for act, weight in _WEIGHTS.items() if parts or act is not Act.PART}
+    return [_step(rng, weights, version) for version in range(1, steps + 1)]
 
 
-def _step(rng: random.Random, version: int) -> Step:
-    act = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+def _step(rng: random.Random, weights: dict[Act, int], version: int) -> Step:
+    act = rng.choices(list(weights), list(weights.values()))[0]
     at = rng.randrange(len(PAGES))
     if rng.random() < 0.1:
         at = 0

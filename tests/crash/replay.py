@@ -62,6 +62,16 @@ class File:
     size: int = 0
     sectors: dict[int, bytes] = field(default_factory=dict)
 
+    @classmethod
+    def read_from(cls, path: Path) -> File:
+        """What a file is now."""
+        file = cls(path.stat().st_size)
+        with path.open("rb") as real:
+            for sector in range(-(-file.size // SECTOR)):
+                if (data := real.read(SECTOR)).strip(b"\0"):
+                    file.sectors[sector] = data.ljust(SECTOR, b"\0")
+        return file
+
     def copy(self) -> File:
         """Another one like it."""
         return File(self.size, dict(self.sectors))
@@ -106,8 +116,8 @@ def _pieces(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
 class Disk:
     """The files of a record while it is replayed: what is safe of each, and what was written since its last sync."""
 
-    def __init__(self) -> None:
-        self._safe: dict[Path, File] = {}
+    def __init__(self, files: dict[Path, File] | None = None) -> None:
+        self._safe = {path: file.copy() for path, file in (files or {}).items()}
         self._unsynced: dict[Path, list[Entry]] = {}
 
     def step(self, entry: Entry) -> None:
