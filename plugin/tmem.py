@@ -3,7 +3,7 @@
   nbdkit [-U SOCKET] python tmem.py name=NAME size=SIZE backing=FILE|none limit=SIZE [KEY=VALUE ...]
 
 Each name= begins a device; the keys after it are that device's. Clients choose one by its name as the NBD export name;
-the first is the default export. Sizes are in nbdkit's notation (4096, 512M, 8G).
+a server of one device has it as its default export. Sizes are in nbdkit's notation (4096, 512M, 8G).
 
   name=NAME         the device's name: 1 to 63 letters, digits, '_', '.' and '-'
   size=SIZE         its size, a multiple of 512
@@ -27,7 +27,8 @@ from typing import NoReturn
 import nbdkit
 
 from tmemd.core import _core
-from tmemd.device import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, open_device
+from tmemd.device import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices
+from tmemd.sizes import parse_size
 
 API_VERSION = 2
 
@@ -48,8 +49,6 @@ _served: dict[str, ServedDevice] = {}
 
 def _stop(message: object) -> NoReturn:
     """End nbdkit with one line: an exception would add a traceback that says nothing to a user."""
-    for served in _served.values():
-        served.close()
     print(f"nbdkit: tmem: error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -71,6 +70,8 @@ def config(key: str, value: str) -> None:
         _stop(f"unknown key {key}=; known are name, {', '.join(KEYS)}")
     if not _given:
         _stop(f"{key}={value}: no name= before it says whose it is")
+    if not value:
+        _stop(f"{_given[-1]['name']}: {key}= is empty")
     if key in _given[-1]:
         _stop(f"{_given[-1]['name']}: {key}= is given twice")
     _given[-1][key] = value
@@ -80,9 +81,9 @@ def _size(device: dict[str, str], key: str) -> int | None:
     if key not in device:
         return None
     try:
-        return int(nbdkit.parse_size(device[key]))
-    except Exception:  # nbdkit raises no more precise one
-        _stop(f"{device['name']}: {key}={device[key]} is not a size")
+        return parse_size(device[key])
+    except ValueError as error:
+        _stop(f"{device['name']}: {key}={error}")
 
 
 def _path(device: dict[str, str], key: str) -> Path | None:
@@ -125,8 +126,7 @@ def config_complete() -> None:
         _stop("no device: name=NAME size=SIZE backing=FILE|none limit=SIZE is needed")
     _configs.extend(_parse(device) for device in _given)
     try:
-        for device in _configs:
-            device.check()
+        check_together(_configs)
     except ConfigError as error:
         _stop(error)
 
@@ -139,8 +139,8 @@ def thread_model() -> int:
 def get_ready() -> None:
     """Open every device while an error can still be an exit status; locks and shared mappings survive nbdkit's fork."""
     try:
-        for device in _configs:
-            _served[device.name] = open_device(device)
+        for served in open_devices(_configs):
+            _served[served.config.name] = served
     except (ConfigError, *DeviceErrors) as error:
         _stop(error)
 
@@ -164,13 +164,13 @@ def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:  # noqa
 
 
 def default_export(readonly: bool, is_tls: bool) -> str:  # noqa: ARG001
-    """The device that a client gets who names none."""
-    return next(iter(_served))
+    """The device that a client gets who names none: the only one, or none where a choice could be wrong."""
+    return next(iter(_served)) if len(_served) == 1 else ""
 
 
-def open(readonly: bool) -> _core.Device:  # noqa: A001, ARG001
+def open(readonly: bool) -> _core.Device:  # noqa: A001
     """The device a client asks for. Its name is only looked up, never made into a path."""
-    name = nbdkit.export_name() or next(iter(_served))
+    name = nbdkit.export_name() or default_export(readonly, False)
     if name not in _served:
         raise LookupError(f"there is no device {name!r}; this server has {', '.join(_served)}")
     return _served[name].core

@@ -65,6 +65,9 @@ def find(path: Path, map_path: Path | None, size: int) -> Backing:
     backing = Backing(path, map_path or Path(f"{path}.map"), size, is_block, -1)
     with ExitStack() as on_error:
         on_error.callback(backing.close)
+        for parent in (path.parent, backing.map_path.parent):
+            if not parent.is_dir():
+                raise BackingError(f"{parent}: no such directory")
         if path.exists():
             _open(backing)
         if backing.map_path.exists():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -19,12 +20,25 @@ from tmemd.mapfile import MapError
 from tmemd.opening import Opening, open_parts
 from tmemd.poolfile import Counters, PoolError, Request
 
-__all__ = ["ConfigError", "DeviceConfig", "DeviceErrors", "ServedDevice", "drain_offline", "open_device"]
+__all__ = [
+    "ConfigError",
+    "DeviceConfig",
+    "DeviceErrors",
+    "ServedDevice",
+    "check_together",
+    "drain_offline",
+    "open_device",
+    "open_devices",
+]
 
 TICK: Final = 0.1  # seconds between two looks at the control page
 TICKS_PER_AGE: Final = 100  # sixteen generations of ten seconds tell pages apart for the last few minutes
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
 MOVES_STEP: Final = 20_000  # records compacted in one go, some 20 ms
+
+# Which part of the pool may be free slots before they are compacted although the device is busy.
+WASTE: Final = 1 / 8
+WASTE_WHILE_REFUSING: Final = 1 / 32
 
 DeviceErrors: Final = (BackingError, MapError, PoolError, OSError)
 
@@ -42,6 +56,7 @@ class ServedDevice:
         self._thread: threading.Thread | None = None
         self._settled: tuple[int, ...] | None = None  # the counters' marks when settling last found nothing to do
         self._seen: tuple[int, ...] | None = None
+        self._refused = 0
         self._ticks = 0
 
     def start(self) -> None:
@@ -63,20 +78,19 @@ class ServedDevice:
         return poolfile.read_counters(self._pool_fd, self.pool_path)
 
     def _run(self) -> None:
-        while not self._stop.wait(TICK):
-            self.tick()
+        busy = False
+        while not self._stop.wait(0 if busy else TICK):
+            busy = self.tick()
 
-    def tick(self) -> None:
-        """One round of upkeep: what the control page asks for, the target, density, age."""
+    def tick(self) -> bool:
+        """One round of upkeep: what the control page asks for, the target, density, age. True: there is more to do."""
         self._ticks += 1
         self._answer()
         over = self.core.over_target()
-        if over:
-            self._shrink(over)
-        else:
-            self._settle_when_worth()
+        busy = self._shrink(over) > 0 if over else self._settle_when_worth()
         if self._ticks % TICKS_PER_AGE == 0:
             self.core.age()
+        return busy
 
     def _answer(self) -> None:
         number, op, argument = self.core.request()
@@ -97,36 +111,38 @@ class ServedDevice:
         self.core.finish_request(number, code)
 
     def _demote(self, nbytes: int) -> None:
-        """Give *nbytes* of the pool's memory back, as far as there are records to demote."""
-        goal = max(self.counters().used_bytes - nbytes, 0)
-        while (over := self.counters().used_bytes - goal) > 0:
-            if not self._shrink(over):
-                return
+        """Demote *nbytes* of records, as far as there are so many, and give their memory back."""
+        while nbytes > 0 and (demoted := self._shrink(nbytes)):
+            nbytes -= demoted
 
-    def _shrink(self, over: int) -> bool:
-        """Demote and compact one step towards giving *over* bytes back; False when nothing is left to demote."""
-        if self.core.settle(MOVES_STEP) >= over:
-            return True
+    def _shrink(self, over: int) -> int:
+        """Demote one step towards giving *over* bytes back, and compact; returns the bytes of records demoted."""
         try:
             demoted = self.core.demote(min(over, DEMOTE_STEP))
         except OSError:
-            return False  # counted as an I/O error; tried again at the next tick
+            return 0  # counted as an I/O error; tried again at the next tick
         self.core.settle(MOVES_STEP)
-        return demoted > 0
+        return demoted
 
-    def _marks(self) -> tuple[int, ...]:
+    def _settle_when_worth(self) -> bool:
+        """Compact one step if it is worth it; True when it did something.
+
+        It is when free slots take too large a part of the pool, above all while puts are refused, or when nothing else
+        is to be done and something has changed since the last time.
+        """
         now = self.counters()
-        return now.puts, now.invalidates, now.demotions
-
-    def _settle_when_worth(self) -> None:
-        """Compact when free slots take too large a part of the pool, or when there is nothing else to do."""
-        marks = self._marks()
-        idle, self._seen = marks == self._seen, marks
+        marks = now.puts, now.invalidates, now.demotions
+        idle, refusing = marks == self._seen, now.puts_refused != self._refused
+        self._seen, self._refused = marks, now.puts_refused
         if marks == self._settled:
-            return
-        wasted, used = self.core.wasted(), self.counters().used_bytes
-        if (idle or wasted > used // 8) and not self._settle_step():
+            return False
+        share = WASTE_WHILE_REFUSING if refusing else WASTE
+        if not idle and self.core.wasted() <= now.used_bytes * share:
+            return False
+        did = self._settle_step()
+        if not did and idle:
             self._settled = marks
+        return did
 
     def _settle_step(self) -> bool:
         moves = self.counters().moves
@@ -138,15 +154,35 @@ class ServedDevice:
             pass
 
 
-def open_device(config: DeviceConfig, *, root: Path = Path("/")) -> ServedDevice:
-    """Open what *config* names, creating what is not there yet; nothing on disk changes when it fails.
+def check_together(configs: Sequence[DeviceConfig]) -> None:
+    """Check devices that are to be opened together. Raises ConfigError."""
+    owners: dict[Path, str] = {}
+    for config in configs:
+        config.check()
+        for path in (config.backing, config.map):
+            if path and owners.setdefault(path, config.name) != config.name:
+                raise ConfigError(f"{config.name}: {path} is already device {owners[path]}'s")
+
+
+def open_devices(configs: Sequence[DeviceConfig], *, root: Path = Path("/")) -> list[ServedDevice]:
+    """Open what *configs* name, creating what is not there yet; nothing on disk changes when one of them fails.
 
     *root* stands in for / where /proc and /sys are read. Raises ConfigError, or one of DeviceErrors.
     """
+    check_together(configs)
     with ExitStack() as undo:
-        opening, core, owned = open_parts(config, root, undo)
+        served = []
+        for config in configs:
+            device = ServedDevice(*open_parts(config, root, undo))
+            undo.callback(device.close)
+            served.append(device)
         undo.pop_all()
-    return ServedDevice(opening, core, owned)
+    return served
+
+
+def open_device(config: DeviceConfig, *, root: Path = Path("/")) -> ServedDevice:
+    """Open one device, as `open_devices` does."""
+    return open_devices([config], root=root)[0]
 
 
 def drain_offline(pool_path: Path) -> None:

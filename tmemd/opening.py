@@ -18,7 +18,6 @@ from tmemd.mapfile import MapHeader
 from tmemd.poolfile import Identity, PoolError
 from tmemd.tmpfs import is_tmpfs
 
-NO_LIMIT: Final = 1 << 60
 BLOCK_BYTES: Final = 512 * poolfile.PAGE
 # What a block is while its page of the index is not in use (docs/pool-format.md, 'Block states').
 NOWHERE, IN_FILE, LOST, STALE_ZEROS = range(4)
@@ -92,10 +91,11 @@ class Opening:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
         config, backing = self.config, self.backing
         header = backing.header if backing else None
+        limit = config.limit or self.layout.data_offset + self.layout.data_bytes
         try:
             return _core.Device(
                 self.pool_fd, backing.fd if backing else -1, backing.map_fd if backing else -1, name=config.name,
-                size=config.size, limit=config.limit or NO_LIMIT, granule=header.granule if header else mapfile.GRANULE,
+                size=config.size, limit=limit, granule=header.granule if header else mapfile.GRANULE,
                 file_bytes=backing.file_bytes if backing else 0, direct=bool(backing and backing.direct),
                 lost_zero=config.lost_zero, durable=config.durable, cgroup=cgroups,
             )  # fmt: skip
@@ -117,15 +117,25 @@ def open_parts(config: DeviceConfig, root: Path, undo: ExitStack) -> tuple[Openi
             owned.callback(backing.close)
         pool_fd, pool_path = _open_pool(config, undo)
         owned.callback(os.close, pool_fd)
-        if not poolfile.lock(pool_fd, control=False):
-            raise PoolError(f"{pool_path}: the pool is in use by another process")
-        if not is_tmpfs(pool_path):
-            raise PoolError(f"{pool_path}: not on a tmpfs; pools live in RAM")
+        _claim(pool_fd, pool_path)
         opening = Opening(config, layout, boot_id, backing, pool_path, pool_fd)
         if not opening.attach():
             opening.create(undo)
         core = opening.open_core(_cgroup_files(root, owned))
         return opening, core, owned.pop_all()
+
+
+def _claim(fd: int, path: Path) -> None:
+    """Become the one process that serves the pool."""
+    if not poolfile.lock(fd, control=False):
+        raise PoolError(f"{path}: the pool is in use by another process")
+    status = os.fstat(fd)
+    if not status.st_nlink:
+        raise PoolError(f"{path}: the pool was destroyed a moment ago; try again")
+    if status.st_uid != os.geteuid():
+        raise PoolError(f"{path}: the pool belongs to user {status.st_uid}")
+    if not is_tmpfs(path):
+        raise PoolError(f"{path}: not on a tmpfs; pools live in RAM")
 
 
 def _open_pool(config: DeviceConfig, undo: ExitStack) -> tuple[int, Path]:

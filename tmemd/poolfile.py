@@ -92,8 +92,10 @@ class Identity:
         """Read an identity page; None when it was never written. Raises PoolError, naming *where*, when it is wrong."""
         if not page.strip(b"\0"):
             return None
-        if len(page) < _IDENTITY.size + _CRC.size or page[:8] != MAGIC:
+        if page[:8] != MAGIC:
             raise PoolError(f"{where}: not a tmem pool")
+        if len(page) < PAGE:
+            raise PoolError(f"{where}: the pool file is truncated: it ends inside its identity page")
         body = page[: _IDENTITY.size]
         _, version, flags, size, pages, states, index, data, data_bytes, uid, boot, generation, *texts = (
             _IDENTITY.unpack(body)

@@ -11,17 +11,15 @@
  * away from it, and read it again after this much. */
 #define HEADROOM_MARGIN (UINT64_C(16) << 20)
 #define HEADROOM_STEP (UINT64_C(2) << 20)
-#define INDEX_RESERVE (UINT64_C(256) << 10)
 
-int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, const struct tm_layout *layout,
-                   struct tm_counters *counters, const struct tm_control *control)
+int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, struct tm_counters *counters,
+                   const struct tm_control *control)
 {
     *budget = (struct tm_budget){
         .counters = counters,
         .control = control,
         .limit = config->limit,
         .has_file = config->file_fd >= 0,
-        .index_total = layout->blocks * TM_PAGE,
         .last_target = config->limit,
         .n_cgroups = config->n_cgroups,
     };
@@ -67,16 +65,10 @@ bool tm_refusing(struct tm_budget *budget)
            atomic_load_explicit(&budget->counters->used, memory_order_relaxed) > tm_target(budget);
 }
 
-uint64_t tm_index_reserve(struct tm_budget *budget)
-{
-    uint64_t missing = budget->index_total - atomic_load_explicit(&budget->counters->index_bytes, memory_order_relaxed);
-    return missing < INDEX_RESERVE ? missing : INDEX_RESERVE;
-}
-
-uint64_t tm_records_reserve(struct tm_budget *budget)
+uint64_t tm_above_target(struct tm_budget *budget)
 {
     uint64_t target = tm_target(budget);
-    return (target < budget->limit ? budget->limit - target : 0) + tm_index_reserve(budget);
+    return target < budget->limit ? budget->limit - target : 0;
 }
 
 static bool read_number(int fd, uint64_t *number)

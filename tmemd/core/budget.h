@@ -13,7 +13,6 @@ struct tm_budget {
     const struct tm_control *control;
     uint64_t limit;
     bool has_file;
-    uint64_t index_total;           /* bytes of the whole index */
     _Atomic uint64_t last_target;   /* the last one read whole */
     _Atomic bool draining;          /* puts are refused while a drain runs */
     pthread_mutex_t headroom_lock;
@@ -22,8 +21,8 @@ struct tm_budget {
     size_t n_cgroups;
 };
 
-int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, const struct tm_layout *layout,
-                   struct tm_counters *counters, const struct tm_control *control);
+int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, struct tm_counters *counters,
+                   const struct tm_control *control);
 void tm_budget_destroy(struct tm_budget *budget);
 
 /* The target now, in bytes: what the control page says, within the device's limit. */
@@ -31,11 +30,9 @@ uint64_t tm_target(struct tm_budget *budget);
 /* Whether puts are refused whatever memory is free. */
 bool tm_refusing(struct tm_budget *budget);
 
-/* Memory held back from records so that the index can always grow a little. */
-uint64_t tm_index_reserve(struct tm_budget *budget);
-/* How much of the limit is not for records: what the target leaves of it, and the index's reserve. The index itself may
- * pass the target, for a write may not fail because the target fell a moment ago. */
-uint64_t tm_records_reserve(struct tm_budget *budget);
+/* How much of the limit the target leaves unused. Records stay below it. The index may pass the target, for a write may not
+ * fail because the target fell a moment ago. */
+uint64_t tm_above_target(struct tm_budget *budget);
 
 /* Allocate [offset, offset + bytes) of the pool file, leaving `reserve` bytes of the limit free: 0, or the errno with
  * which the host refused (ENOSPC: over the limit). It is allocated, hence zero, before it is touched. */

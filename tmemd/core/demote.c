@@ -204,6 +204,7 @@ static bool move_record(struct tm_device *device, uint32_t size, const struct tm
 uint64_t tm_settle(struct tm_device *device, uint64_t moves)
 {
     uint64_t given = 0;
+    tm_reserve_fill(device);
     for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN) {
         struct tm_move move;
         given += tm_slots_punch(&device->slots, size);

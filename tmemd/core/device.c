@@ -26,7 +26,8 @@ int tm_layout_for(uint64_t size, struct tm_layout *layout)
     layout->blocks = (layout->pages + TM_BLOCK_PAGES - 1) / TM_BLOCK_PAGES;
     layout->index_offset = TM_STATES_OFFSET + round_up(layout->blocks, TM_PAGE);
     uint64_t index_bytes = layout->blocks * TM_PAGE;
-    layout->data_offset = round_up(layout->index_offset + index_bytes, TM_SPAN_BYTES);
+    layout->reserve_offset = layout->index_offset + index_bytes;
+    layout->data_offset = round_up(layout->reserve_offset + TM_RESERVE_PAGES * TM_PAGE, TM_SPAN_BYTES);
     /* Room for every page stored raw, what spans lose at their ends, and a partly filled span of each class. */
     uint64_t data = layout->pages * TM_SLOT_MAX / 16 * 17 + (uint64_t)TM_CLASSES * TM_SPAN_BYTES;
     layout->data_bytes = data < TM_MAX_DATA ? round_up(data, TM_SPAN_BYTES) : TM_MAX_DATA;
@@ -71,7 +72,7 @@ static void init_locks(struct tm_device *device)
 static int init_parts(struct tm_device *device, const struct tm_config *config)
 {
     struct tm_counters *counters = device->counters;
-    int failed = tm_budget_init(&device->budget, config, &device->layout, counters, device->control);
+    int failed = tm_budget_init(&device->budget, config, counters, device->control);
     if (!failed)
         failed = tm_slots_init(&device->slots, device->pool_fd, device->base + device->layout.data_offset,
                                &device->layout, &device->budget);
@@ -93,6 +94,8 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
         failed = init_parts(device, config);
     if (!failed)
         failed = tm_index_attach(device, error, error_size);
+    if (!failed)
+        tm_reserve_fill(device);
     if (!failed && atomic_load(&device->blocks[0]) == TM_STATE_LOST) {
         failed = tm_lock_in_index(device, 0, 1); /* page 0 is not lost, so block 0 cannot be lost as a whole */
         if (!failed)
@@ -145,10 +148,10 @@ void tm_serve(struct tm_device *device) { atomic_store(&device->counters->pid, (
 
 uint64_t tm_over_target(struct tm_device *device)
 {
-    /* The reserve for the index is filled up again ahead of need; without a file nothing can be given back. */
-    uint64_t used = atomic_load(&device->counters->used);
-    uint64_t target = tm_target(&device->budget), reserve = tm_index_reserve(&device->budget);
-    return tm_has_file(device) && used + reserve > target ? used + reserve - target : 0;
+    /* The index's reserve is filled up again ahead of need; without a file nothing can be given back. */
+    uint64_t wanted = atomic_load(&device->counters->used) + (uint64_t)tm_reserve_missing(device) * TM_PAGE;
+    uint64_t target = tm_target(&device->budget);
+    return tm_has_file(device) && wanted > target ? wanted - target : 0;
 }
 
 uint64_t tm_wasted(struct tm_device *device) { return atomic_load(&device->slots.free_bytes); }

@@ -30,6 +30,7 @@ struct tm_device {
     _Atomic uint64_t *index;  /* in the pool file; a hole is never touched */
     _Atomic uint8_t *blocks;  /* enum tm_state, or TM_BLOCK_IN_INDEX: what `states` and the index's holes say, in one byte */
     pthread_mutex_t index_lock;
+    _Atomic uint32_t reserve; /* pages allocated ahead for the index; changed under index_lock */
     pthread_mutex_t clean_lock; /* one flush, drain or demotion at a time */
     _Atomic unsigned generation;
     uint64_t hand; /* where the next demotion begins to look; under clean_lock */
@@ -81,6 +82,9 @@ void tm_touch(struct tm_device *device, uint64_t page, uint64_t word);
 /* Take the change locks of n <= TM_RUN_MAX pages whose blocks are in use in the index, bringing them into use where they
  * are not. No lock is held: it may demote to make room. On an error none is taken. */
 int tm_lock_in_index(struct tm_device *device, uint64_t first, uint32_t n);
+/* Bring the index's reserve to what it should be, within the target; and how many pages it is short of that. */
+void tm_reserve_fill(struct tm_device *device);
+uint32_t tm_reserve_missing(struct tm_device *device);
 /* All pages of a block become zeros, at the price of no memory. Takes the locks it needs. */
 int tm_zero_block(struct tm_device *device, uint64_t block);
 /* The pages of a whole block, which may be the last. */

@@ -108,10 +108,53 @@ static uint64_t index_offset(const struct tm_device *device, uint64_t block)
     return device->layout.index_offset + block * TM_PAGE;
 }
 
+static uint64_t reserve_offset(const struct tm_device *device, uint32_t n)
+{
+    return device->layout.reserve_offset + (uint64_t)n * TM_PAGE;
+}
+
+/* Pages the reserve should have: as many as the index still lacks, up to its full size. */
+static uint32_t reserve_wanted(struct tm_device *device)
+{
+    uint64_t missing = device->layout.blocks - atomic_load(&device->counters->index_bytes) / TM_PAGE;
+    return missing < TM_RESERVE_PAGES ? (uint32_t)missing : TM_RESERVE_PAGES;
+}
+
+uint32_t tm_reserve_missing(struct tm_device *device)
+{
+    uint32_t wanted = reserve_wanted(device), reserve = atomic_load(&device->reserve);
+    return reserve < wanted ? wanted - reserve : 0;
+}
+
+void tm_reserve_fill(struct tm_device *device)
+{
+    pthread_mutex_lock(&device->index_lock);
+    uint32_t reserve = atomic_load(&device->reserve), wanted = reserve_wanted(device);
+    while (reserve > wanted)
+        tm_give(&device->budget, device->pool_fd, reserve_offset(device, --reserve), TM_PAGE);
+    while (reserve < wanted && tm_take(&device->budget, device->pool_fd, reserve_offset(device, reserve), TM_PAGE,
+                                       tm_above_target(&device->budget)) == 0)
+        reserve++;
+    atomic_store(&device->reserve, reserve);
+    pthread_mutex_unlock(&device->index_lock);
+}
+
+/* Allocate a page of the index; where neither limit nor host allow one more, a page of the reserve makes room. */
+static int take_index_page(struct tm_device *device, uint64_t block)
+{
+    int error = tm_take(&device->budget, device->pool_fd, index_offset(device, block), TM_PAGE, 0);
+    uint32_t reserve = atomic_load(&device->reserve);
+    if (!error || !reserve)
+        return error;
+    tm_give(&device->budget, device->pool_fd, reserve_offset(device, reserve - 1), TM_PAGE);
+    atomic_store(&device->reserve, reserve - 1);
+    return tm_take(&device->budget, device->pool_fd, index_offset(device, block), TM_PAGE, 0);
+}
+
 /* Allocate and fill the block's page of the index, then let everyone see it. Under index_lock. */
 static int fill_block(struct tm_device *device, uint64_t block)
 {
-    int error = tm_take(&device->budget, device->pool_fd, index_offset(device, block), TM_PAGE, 0);
+    int error = take_index_page(device, block);
     if (error)
         return error;
     uint8_t state = atomic_load_explicit(&device->blocks[block], memory_order_relaxed);
@@ -311,6 +354,8 @@ int tm_index_attach(struct tm_device *device, char *error, size_t error_size)
         }
         atomic_store(&device->blocks[block], state);
     }
+    const int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    fallocate(device->pool_fd, punch, (off_t)layout->reserve_offset, TM_RESERVE_PAGES * TM_PAGE);
     int failed = each_allocated(device, layout->index_offset, index_end, adopt_index_pages);
     if (!failed)
         failed = each_allocated(device, layout->data_offset, layout->data_offset + layout->data_bytes,

@@ -66,7 +66,7 @@ void tm_age(struct tm_device *device);
 /* Note that the calling process serves the device from now on. */
 void tm_serve(struct tm_device *device);
 
-/* Bytes by which the pool's use, and a reserve for its index, exceed its target. */
+/* Bytes by which the pool's use, and what is missing of its index's reserve, exceed its target. */
 uint64_t tm_over_target(struct tm_device *device);
 /* Bytes of memory for records that hold no live slot. */
 uint64_t tm_wasted(struct tm_device *device);
