@@ -1,6 +1,7 @@
 """Measure our device against nbdkit's own plugins, and its memory against zram's, with real pages.
 
-All servers run at once and are measured in turn within each round, so that each ratio compares neighbours in time.
+All servers run at once and are measured in turn within each round, in short slices, so that each ratio compares
+neighbours in time.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ from benchmarks import density, pages, peers, report
 
 HERE: Final = Path(__file__).resolve().parent
 PAGE: Final = 4096
-FIO_ROUNDS: Final = 2
+FIO_ROUNDS: Final = 3
+FIO_SECONDS: Final = 1  # it takes whole ones
+WARM_UP: Final = 5.0  # seconds of writes before anything counts
 OVERWRITES: Final = 10
 QUICK_OVERWRITES: Final = 2
 TMPFS: Final = "/dev/shm"
@@ -35,8 +38,8 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="benchmarks/run", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="one short round on fewer pages: is everything in order?")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of all peers (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of all peers (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of one measurement (default: %(default)s)")
     parser.add_argument("--size", type=int, default=1 << 30, help="bytes of each device (default: 1 GiB)")
     parser.add_argument("--pages", type=int, default=65536, help="real pages to capture (default: %(default)s)")
     parser.add_argument("--corpus", type=Path, help="use pages captured before by benchmarks/pages.py")
@@ -45,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where to keep the JSON (default: benchmarks/results/DATE.json)")
     args = parser.parse_args()
     if args.quick:
-        args.rounds, args.seconds, args.size, args.pages = 1, 1.0, 64 << 20, 16384
+        args.rounds, args.seconds, args.size, args.pages = 2, 0.5, 64 << 20, 16384
     return args
 
 
@@ -88,30 +91,32 @@ def one_round(running: Running, number: int, args: argparse.Namespace) -> report
     figures: report.Round = {"lz4": {"": bare_lz4(running[peers.BASE][2], args.seconds)}}
     for phase in report.PHASES:
         op, depth = phase.split()
+        say(f"round {number + 1}/{args.rounds}: {phase}")
         for name in names:
-            say(f"round {number + 1}/{args.rounds}: {phase}: {name}")
             _, server, load = running[name]
             figures.setdefault(phase, {})[name] = measure(server, load, op, int(depth), args.seconds)
         figures[phase] = {name: figures[phase][name] for name in running}
     return figures
 
 
-def fio_round(running: Running, seconds: float) -> report.Round:
+def fio_round(running: Running) -> report.Round:
     """The same phases by fio."""
     figures: report.Round = {}
     for phase in report.PHASES:
         op, depth = phase.split()
         say(f"fio: {phase}")
-        figures[phase] = {name: peers.fio(server, op, int(depth), seconds) for name, (_, server, _) in running.items()}
+        figures[phase] = {
+            name: peers.fio(server, op, int(depth), FIO_SECONDS) for name, (_, server, _) in running.items()
+        }
     return figures
 
 
-def warm_up(running: Running, seconds: float) -> None:
+def warm_up(running: Running) -> None:
     """Fill every device with real pages, then write until memory is recycled rather than taken."""
     for name, (_, _, load) in running.items():
         say(f"fill: {name}")
         load("fill", 32)
-        load("write", 32, 2 * seconds)
+        load("write", 32, WARM_UP)
 
 
 def verify(running: Running) -> None:
@@ -129,10 +134,10 @@ def measure_speed(args: argparse.Namespace, place: peers.Place) -> dict[str, Any
         for peer in peers.all_peers(place, args.size):
             server = stack.enter_context(peers.serving(peer, place))
             running[peer.name] = peer, server, stack.enter_context(peers.loading(server, place))
-        warm_up(running, args.seconds)
+        warm_up(running)
         rounds = [one_round(running, number, args) for number in range(args.rounds)]
         verify(running)
-        fio = [fio_round(running, args.seconds) for _ in range(min(args.rounds, FIO_ROUNDS))]
+        fio = [fio_round(running) for _ in range(min(args.rounds, FIO_ROUNDS))]
     return {"rounds": rounds, "fio": fio}
 
 
