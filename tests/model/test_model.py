@@ -17,6 +17,7 @@ from tests.harness import KIB, MIB, taken
 from tests.model.index import Kind, kinds
 from tests.model.reference import Reference
 from tests.model.rig import Rig
+from tmemd.check import check_pool
 from tmemd.core import _core
 
 # Two blocks of the index, the second one short, and a last page that is partly beyond the device's end.
@@ -66,6 +67,7 @@ class Machine(RuleBasedStateMachine):
         with self._exit:
             if hasattr(self, "reference"):
                 assert self.rig.read(0, SIZE) == self.reference.whole()
+                self.check()
 
     def _data(self, offset: int, length: int) -> bytes:
         self.version += 1
@@ -188,6 +190,11 @@ class Machine(RuleBasedStateMachine):
         after = self.rig.counters()
         assert (after.pages_in_tmem, after.pages_in_file) == (before.pages_in_tmem, before.pages_in_file)
         assert after.payload_bytes == before.payload_bytes
+
+    @rule()
+    def check(self) -> None:
+        """An independent reader of the pool file finds nothing wrong with it."""
+        assert check_pool(self.rig.pool).problems == []
 
     @rule(span=spans())
     def extents(self, span: tuple[int, int]) -> None:

@@ -10,36 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT
+from tests.sanitizers import LIBRARY, build
 
-LIBRARY = ROOT / "build" / "address-undefined" / "lib"
 HERE = Path(__file__).parent
-
-
-def runtime(name: str) -> str:
-    """The full path of a sanitizer's runtime library; skips where the compiler has none."""
-    result = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
-    path = result.stdout.strip()
-    if path == name:
-        pytest.skip(f"gcc has no {name}")
-    return path
 
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
     """An environment in which Python finds the instrumented extension, freshly built, and can load it."""
-    subprocess.run(
-        [sys.executable, "setup.py", "-q", "build"],
-        cwd=ROOT,
-        env=os.environ | {"TMEMD_SANITIZE": "address,undefined"},
-        check=True,
-    )
-    return os.environ | {
-        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python itself never frees all it has
-        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-        "PYTHONMALLOC": "malloc",
-        "PYTHONPATH": f"{LIBRARY}:{ROOT}",
-    }
+    return os.environ | build()
 
 
 def test_model_and_invariants_under_asan_and_ubsan(environment: dict[str, str], tmp_path: Path) -> None:
