@@ -222,6 +222,15 @@ def test_invariant_9_a_backing_file_or_pool_in_use_is_refused(serve: Serve, pool
         assert client.pread(PAGE, PAGE) == content(1, 1)
 
 
+def test_invariant_9_a_pool_in_use_is_refused(serve: Serve, pools: Path) -> None:
+    parameters = device("busy", pools, "4M", "none", "8M")
+    server = serve(parameters)
+    assert "busy" in refused(parameters)
+    with server.client() as client:
+        client.pwrite(content(1, 1), PAGE)
+        assert client.pread(PAGE, PAGE) == content(1, 1)
+
+
 def test_invariant_9_pool_backing_file_and_map_are_private(serve: Serve, pools: Path, stage: Path) -> None:
     serve(device("mine", pools, "4M", stage / "file", "8M"))
     for path in (pools / "mine.pool", stage / "file", stage / "file.map"):
