@@ -47,11 +47,18 @@ static uint64_t rnd(uint64_t *state)
     return *state;
 }
 
-/* A page's content for a version: zeros for every eighth one, else a mix of noise and repetition of varying share. */
+/* A number below n, mostly a small one. */
+static uint32_t hot(uint64_t *seed, uint32_t n)
+{
+    return (uint32_t)(rnd(seed) % (rnd(seed) % 4 ? n / 10 : n));
+}
+
+/* A page's content for a version: zeros for every eighth one, else noise and repetition. The share of noise takes few
+ * values, so that many records are of one size class and a slot that was freed is soon another page's. */
 static void fill(uint8_t *page, uint32_t number, uint32_t version)
 {
     uint64_t words[TM_PAGE / 8], state = ((uint64_t)number << 32 | version) * 0x9e3779b97f4a7c15 | 1;
-    size_t noise = rnd(&state) % (TM_PAGE / 8);
+    size_t noise = rnd(&state) % 4 * (TM_PAGE / 8 / 4);
 
     for (size_t i = 0; i < TM_PAGE / 8; i++)
         words[i] = i < noise ? rnd(&state) : i % 16;
@@ -82,7 +89,7 @@ static void write_pages(const uint8_t *data, uint32_t first, uint32_t count, boo
 static void write_own(uint64_t *seed, unsigned thread)
 {
     uint8_t data[RUN * TM_PAGE];
-    uint32_t first = (uint32_t)(rnd(seed) % (REGION / RUN / THREADS) * THREADS + thread) * RUN;
+    uint32_t first = (hot(seed, REGION / RUN / THREADS) * THREADS + thread) * RUN;
     uint32_t version = atomic_load(&begun[first]) + 1;
     int error = 0;
 
@@ -146,6 +153,7 @@ static void read_shared(uint64_t *seed)
 static void any_request(uint64_t *seed)
 {
     static const uint64_t base = 2 * (uint64_t)REGION * TM_PAGE;
+    static const uint64_t last_block = (uint64_t)PAGES / TM_BLOCK_PAGES * TM_BLOCK_PAGES * TM_PAGE;
     uint8_t data[3 * TM_PAGE] = {0};
     uint32_t count = (uint32_t)(rnd(seed) % sizeof data) + 1;
     uint64_t offset = base + rnd(seed) % ((uint64_t)REGION * TM_PAGE - count);
@@ -153,12 +161,13 @@ static void any_request(uint64_t *seed)
     size_t n = 8;
     int error = 0;
 
-    switch (rnd(seed) % 6) {
+    switch (rnd(seed) % 32 ? rnd(seed) % 6 : 6) {
     case 0: error = tm_read(device, data, count, offset); break;
     case 1: error = tm_zero(device, count, offset, false); break;
     case 2: error = tm_trim(device, count, offset, false); break;
     case 3: error = tm_extents(device, count, offset, extents, &n); break;
     case 4: error = tm_cache(device, count, offset); break;
+    case 6: error = tm_trim(device, PAGES * (uint64_t)TM_PAGE - last_block, last_block, false); break;
     default:
         memset(data, (int)count, sizeof data);
         error = tm_write(device, data, count, offset, false);
@@ -178,7 +187,7 @@ static void *worker(void *argument)
         case 1: write_shared(&seed); break;
         case 2: read_shared(&seed); break;
         case 3: any_request(&seed); break;
-        default: read_own((uint32_t)(rnd(&seed) % REGION));
+        default: read_own(hot(&seed, REGION));
         }
     }
     atomic_fetch_sub(&working, 1);
