@@ -61,7 +61,7 @@ class Truth:
             self._steps[self._done].happen_to(self._next)
 
     def allows(self, page: int, got: bytes) -> bool:
-        """Whether *page* may be *got*. What is written through is overwritten in place, so sectors of it may be torn."""
+        """Whether *page* may be *got*. What is written through is overwritten in place: sectors of it may be torn."""
         old, new = (side.read(page * PAGE, PAGE) for side in (self._now, self._next))
         if not is_written_through(page):
             return got in (old, new)

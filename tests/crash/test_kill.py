@@ -15,6 +15,7 @@ from tests.conftest import Serve
 from tests.content import PAGE, content
 from tests.crash.writers import Ledger, Writers, pages
 from tests.harness import MIB, Control, Server, counters, device, environment, nbdkit_command, taken
+from tests.model.index import Kind, kinds
 from tmemd import poolfile
 
 PAGES = 2048
@@ -74,9 +75,12 @@ def test_invariants_1_and_2_sigkill_loses_no_write_and_no_memory(
         kill_under_writes(server, ledger, cycle, None, 0)
         now = counters(pools / "kill.pool")
         assert now.bad_checksums == 0
+    # A page that is written through may have died between its file and its put; it takes no memory then.
+    stored = [kind is Kind.TMEM for kind in kinds(pools / "kill.pool")]
     with server.client() as old, fresh.client() as new:
         for page, data in enumerate(pages(old, PAGES)):
-            new.pwrite(data, page * PAGE)
+            if stored[page]:
+                new.pwrite(data, page * PAGE)
     killed, anew = settled(pools / "kill.pool"), settled(pools / "fresh.pool")
     assert (killed.pages_in_tmem, killed.payload_bytes) == (anew.pages_in_tmem, anew.payload_bytes)
     assert killed.used_bytes == taken(pools / "kill.pool")
