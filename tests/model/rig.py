@@ -68,9 +68,16 @@ class Rig:
 
     def make_file_read_only(self) -> None:
         """From the next attach on every write to the backing file fails."""
+        self._reopen(os.O_RDONLY)
+
+    def make_file_writable(self) -> None:
+        """From the next attach on they succeed again."""
+        self._reopen(os.O_RDWR)
+
+    def _reopen(self, mode: int) -> None:
         assert self.disk is not None
         os.close(self._file_fd)
-        self._file_fd = os.open(self.disk, os.O_RDONLY)
+        self._file_fd = os.open(self.disk, mode)
 
     def close(self) -> None:
         """Close everything, abandoned devices included."""
