@@ -20,7 +20,7 @@ from tmemd.tmpfs import is_tmpfs
 
 PAGE: Final = 4096
 _BLKGETSIZE64: Final = 0x80081272
-_PROBE: Final = 1 << 20  # how much of a block device's start and end must be zeros for it to count as empty
+_PROBE: Final = 8 << 20  # how much of a block device's start and end must be zeros for it to count as empty
 
 
 class BackingError(Exception):

@@ -239,9 +239,6 @@ class _Checker:
             self._report.problem(f"block {block} is said to be in a file, but the device has none")
         pages = min(BLOCK_PAGES, self._identity.pages - block * BLOCK_PAGES)
         kind = {State.FILE: Kind.FILE, State.LOST: Kind.LOST, State.ZERO: Kind.ZERO}[state]
-        if state is State.LOST and block == 0:
-            self._counts[Kind.FILE] += 1
-            pages -= 1
         self._counts[kind] += pages
 
     def _check_index(self) -> None:

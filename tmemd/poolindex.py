@@ -144,9 +144,6 @@ def _state_pieces(states: bytes, block: int, end: int) -> Iterator[tuple[int, in
     for match in _RUN.finditer(states, block, end):
         kind = _KIND_OF_STATE[match[1][0]]
         pages = (match.end() - match.start()) * BLOCK_PAGES
-        if kind is Kind.LOST and match.start() == 0:
-            yield 1, Kind.FILE  # page 0 is always in the file as well
-            pages -= 1
         yield pages, kind
 
 

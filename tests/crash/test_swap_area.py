@@ -69,7 +69,7 @@ def server(serve: Serve, pools: Path, disk: Path, tmp_path: Path) -> Server:
 
 def test_blkid_mkswap_and_swapon_work_after_the_host_died(server: Server, tmp_path: Path) -> None:
     with server.client() as client, pytest.raises(nbd.Error):
-        client.pread(PAGE, PAGE)
+        client.pread(PAGE, 201 * PAGE)
     with loop_device(server, tmp_path) as path:
         assert 'LABEL="before"' in run("blkid", "--probe", path)
         swap_on_and_off(path)

@@ -40,7 +40,7 @@ def test_words_and_states_are_read_together(directory: Path) -> None:
     with fakes.filled(directory, size=10 * MIB - 512) as filler:
         expected = [Kind.NOWHERE] * filler.identity.pages
         filler.state(0, 2)
-        expected[:512] = [Kind.FILE] + [Kind.LOST] * 511
+        expected[:512] = [Kind.LOST] * 512
         for page, kind in ((512, 1), (513, 2), (515, 3), (1023, 4), (filler.identity.pages - 1, 1)):
             filler.word(page, kind)
             expected[page] = Kind(kind)

@@ -85,6 +85,17 @@ static int init_parts(struct tm_device *device, const struct tm_config *config)
     return device->blocks == MAP_FAILED ? errno : failed;
 }
 
+/* Pages that are written through are not lost, so a block that has one cannot be lost as a whole. */
+static int split_block(struct tm_device *device, uint64_t block)
+{
+    if (atomic_load(&device->blocks[block]) != TM_STATE_LOST || !tm_has_written_through(device, block))
+        return 0;
+    int error = tm_lock_in_index(device, block * TM_BLOCK_PAGES, 1);
+    if (!error)
+        tm_unlock_run(&device->locks, block * TM_BLOCK_PAGES, 1);
+    return error;
+}
+
 static int open_device(struct tm_device *device, const struct tm_config *config, char *error, size_t error_size)
 {
     int failed = tm_layout_for(config->size, &device->layout);
@@ -96,11 +107,8 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
         failed = tm_index_attach(device, error, error_size);
     if (!failed)
         tm_reserve_fill(device);
-    if (!failed && atomic_load(&device->blocks[0]) == TM_STATE_LOST) {
-        failed = tm_lock_in_index(device, 0, 1); /* page 0 is not lost, so block 0 cannot be lost as a whole */
-        if (!failed)
-            tm_unlock_run(&device->locks, 0, 1);
-    }
+    for (uint64_t block = 0; !failed && block < device->layout.blocks; block++)
+        failed = split_block(device, block);
     return failed;
 }
 
@@ -154,7 +162,7 @@ uint64_t tm_over_target(struct tm_device *device)
     return tm_has_file(device) && wanted > target ? wanted - target : 0;
 }
 
-uint64_t tm_wasted(struct tm_device *device) { return atomic_load(&device->slots.free_bytes); }
+uint64_t tm_wasted(struct tm_device *device) { return tm_slots_free_bytes(&device->slots); }
 
 uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument)
 {

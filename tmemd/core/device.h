@@ -66,6 +66,19 @@ static inline void tm_copy_record(struct tm_device *device, uint64_t location, c
     memcpy((uint8_t *)to + sizeof page, (const uint8_t *)from + sizeof page, TM_RECORD_HEADER - sizeof page + length);
 }
 
+/* Whether each write of the page reaches the file, durably, before it is acknowledged. */
+static inline bool tm_is_written_through(const struct tm_device *device, uint64_t page)
+{
+    return device->file.fd >= 0 && tm_is_probed(device->layout.pages, page);
+}
+
+/* Whether some page of the block is. */
+static inline bool tm_has_written_through(const struct tm_device *device, uint64_t block)
+{
+    uint64_t first = block * TM_BLOCK_PAGES;
+    return device->file.fd >= 0 && (first <= 1024 || first + TM_BLOCK_PAGES + 386 > device->layout.pages);
+}
+
 static inline bool tm_has_file(const struct tm_device *device) { return device->file.fd >= 0; }
 
 /* index.c */
@@ -87,6 +100,9 @@ void tm_reserve_fill(struct tm_device *device);
 uint32_t tm_reserve_missing(struct tm_device *device);
 /* All pages of a block become zeros, at the price of no memory. Takes the locks it needs. */
 int tm_zero_block(struct tm_device *device, uint64_t block);
+/* Before the page is overwritten in the file, under its change lock: the index no longer vouches for what is there. Returns
+ * what its word was. */
+uint64_t tm_begin_overwriting(struct tm_device *device, uint64_t page);
 /* The pages of a whole block, which may be the last. */
 uint32_t tm_block_pages(const struct tm_device *device, uint64_t block);
 /* Rebuild from the index; on failure *error says what is wrong. */

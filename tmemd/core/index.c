@@ -17,14 +17,14 @@ uint32_t tm_block_pages(const struct tm_device *device, uint64_t block)
     return left < TM_BLOCK_PAGES ? (uint32_t)left : TM_BLOCK_PAGES;
 }
 
-/* The word that every page of a block in this state has. Page 0 is in the file whatever became of the others. */
-static uint64_t state_word(uint8_t state, uint64_t page)
+/* The word that every page of a block in this state has. */
+static uint64_t state_word(const struct tm_device *device, uint8_t state, uint64_t page)
 {
     switch (state) {
     case TM_STATE_FILE:
         return TM_FILE | TM_WORD_FLAG;
     case TM_STATE_LOST:
-        return page ? TM_LOST : TM_FILE | TM_WORD_FLAG;
+        return tm_is_written_through(device, page) ? TM_FILE | TM_WORD_FLAG : TM_LOST;
     case TM_STATE_ZERO:
         return TM_ZERO;
     default:
@@ -41,8 +41,10 @@ uint64_t tm_word(struct tm_device *device, uint64_t page)
 {
     uint8_t state = atomic_load_explicit(&device->blocks[page / TM_BLOCK_PAGES], memory_order_acquire);
     return state == TM_BLOCK_IN_INDEX ? atomic_load_explicit(&device->index[page], memory_order_acquire)
-                                      : state_word(state, page);
+                                      : state_word(device, state, page);
 }
+
+static uint64_t payload_bytes(uint64_t word) { return tm_kind(word) == TM_TMEM ? tm_length(word) : 0; }
 
 /* The counter of pages of this kind; NULL: not counted. */
 static _Atomic uint64_t *pages_counter(struct tm_device *device, uint64_t word)
@@ -59,25 +61,22 @@ static _Atomic uint64_t *pages_counter(struct tm_device *device, uint64_t word)
     }
 }
 
-static void count_word(struct tm_device *device, uint64_t word)
+/* Account for a page whose word changes. The counters' cache lines travel between the cores: what is the same is left alone. */
+static void count_change(struct tm_device *device, uint64_t old, uint64_t new)
 {
-    _Atomic uint64_t *counter = pages_counter(device, word);
-    if (counter)
-        tm_count(counter, 1);
-    if (tm_kind(word) == TM_TMEM)
-        tm_count(&device->counters->payload_bytes, tm_length(word));
+    _Atomic uint64_t *from = pages_counter(device, old), *to = pages_counter(device, new);
+    if (from != to && from)
+        tm_uncount(from, 1);
+    if (from != to && to)
+        tm_count(to, 1);
+    if (payload_bytes(old) != payload_bytes(new))
+        tm_count(&device->counters->payload_bytes, payload_bytes(new) - payload_bytes(old));
 }
 
-/* Account for a word that is gone, and free its slot. */
-static void release_word(struct tm_device *device, uint64_t word)
+static void free_slot(struct tm_device *device, uint64_t word)
 {
-    _Atomic uint64_t *counter = pages_counter(device, word);
-    if (counter)
-        tm_uncount(counter, 1);
-    if (tm_kind(word) != TM_TMEM)
-        return;
-    tm_uncount(&device->counters->payload_bytes, tm_length(word));
-    tm_slot_free(&device->slots, tm_slot_size(tm_length(word)), tm_location(word));
+    if (tm_kind(word) == TM_TMEM)
+        tm_slot_free(&device->slots, tm_slot_size(tm_length(word)), tm_location(word));
 }
 
 void tm_touch(struct tm_device *device, uint64_t page, uint64_t word)
@@ -92,8 +91,8 @@ uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word)
     uint64_t old = atomic_load_explicit(&device->index[page], memory_order_relaxed);
     atomic_store_explicit(&device->index[page], word, memory_order_release);
     tm_unlook(&device->locks, page);
-    count_word(device, word);
-    release_word(device, old); /* nobody looks at it any more: whoever did held the look lock */
+    count_change(device, old, word);
+    free_slot(device, old); /* nobody looks at it any more: whoever did held the look lock */
     return old;
 }
 
@@ -101,6 +100,30 @@ void tm_replace(struct tm_device *device, uint64_t page, uint64_t word)
 {
     if (tm_kind(tm_publish(device, page, word)) == TM_TMEM)
         tm_count(&device->counters->invalidates, 1);
+}
+
+/* A word that says the same of the page, but vouches for nothing in the file. */
+static uint64_t without_file(uint64_t word)
+{
+    switch (tm_kind(word)) {
+    case TM_NOWHERE:
+        return TM_ZERO;
+    case TM_TMEM:
+        return word & ~TM_WORD_FLAG;
+    case TM_FILE:
+        return tm_file_word(TM_IN_FLUX, tm_generation(word)) | TM_WORD_FLAG;
+    default:
+        return word;
+    }
+}
+
+uint64_t tm_begin_overwriting(struct tm_device *device, uint64_t page)
+{
+    tm_look(&device->locks, page);
+    uint64_t word = tm_word(device, page);
+    tm_touch(device, page, without_file(word));
+    tm_unlook(&device->locks, page);
+    return word;
 }
 
 static uint64_t index_offset(const struct tm_device *device, uint64_t block)
@@ -160,7 +183,7 @@ static int fill_block(struct tm_device *device, uint64_t block)
     uint8_t state = atomic_load_explicit(&device->blocks[block], memory_order_relaxed);
     uint64_t first = block * TM_BLOCK_PAGES;
     for (uint32_t i = 0; state != TM_STATE_INDEX && i < tm_block_pages(device, block); i++)
-        atomic_store_explicit(&device->index[first + i], state_word(state, first + i), memory_order_relaxed);
+        atomic_store_explicit(&device->index[first + i], state_word(device, state, first + i), memory_order_relaxed);
     tm_count(&device->counters->index_bytes, TM_PAGE);
     /* Killed before this, the page of the index means nothing yet; after it, it is whole. */
     atomic_store_explicit(&device->states[block], TM_STATE_INDEX, memory_order_release);
@@ -228,7 +251,8 @@ static void empty_block(struct tm_device *device, uint64_t block, uint8_t state)
     unlook_block(device, block);
     for (uint32_t i = 0; i < n; i++) {
         tm_count(&device->counters->invalidates, tm_kind(words[i]) == TM_TMEM);
-        release_word(device, words[i]);
+        count_change(device, words[i], TM_NOWHERE);
+        free_slot(device, words[i]);
     }
 }
 
@@ -325,7 +349,7 @@ static uint64_t adopt_block(struct tm_device *device, uint64_t block)
         uint64_t word = tm_word(device, page);
         if (!is_valid(device, word))
             return page;
-        count_word(device, word);
+        count_change(device, TM_NOWHERE, word);
     }
     return UINT64_MAX;
 }

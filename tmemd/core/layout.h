@@ -63,6 +63,13 @@ static inline uint64_t tm_with_location(uint64_t word, uint64_t location)
     return (word & ((UINT64_C(1) << 28) - 1)) | location / TM_SLOT_ALIGN << 28;
 }
 
+/* Whether libblkid (util-linux 2.38; strace of blkid -p) reads the page when it looks for signatures: half a MiB at either
+ * end, and four places more. It gives up at the first error, and swapon asks it: these pages are never lost. */
+static inline bool tm_is_probed(uint64_t pages, uint64_t page)
+{
+    return page <= 128 || pages - page <= 128 || page == 256 || page == 512 || page == 1024 || pages - page == 386;
+}
+
 /* Bytes of the slot that holds a record of this payload length. */
 static inline uint32_t tm_slot_size(uint32_t length)
 {

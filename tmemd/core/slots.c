@@ -56,7 +56,6 @@ int tm_slots_init(struct tm_slots *slots, int pool_fd, uint8_t *data, const stru
     slots->n_spans = (uint32_t)(layout->data_bytes / TM_SPAN_BYTES);
     slots->unused = TM_NO_SPAN;
     slots->fresh = 0;
-    atomic_init(&slots->free_bytes, 0);
     pthread_mutex_init(&slots->lock, NULL);
     for (size_t i = 0; i < TM_CLASSES; i++) {
         slots->classes[i] = (struct tm_class){.partial = TM_NO_SPAN, .growing = TM_NO_SPAN};
@@ -102,11 +101,10 @@ static void unlist_span(struct tm_slots *slots, struct tm_class *class, uint32_t
     span->listed = false;
 }
 
-static void count_free(struct tm_slots *slots, struct tm_class *class, struct tm_span *span, int64_t n)
+static void count_free(struct tm_class *class, struct tm_span *span, int64_t n)
 {
     span->n_free = (uint16_t)(span->n_free + n);
     class->n_free += (uint64_t)n;
-    atomic_fetch_add_explicit(&slots->free_bytes, (uint64_t)(n * span->size), memory_order_relaxed);
 }
 
 static bool assign_span(struct tm_span *span, uint32_t size)
@@ -156,7 +154,7 @@ static void release_span(struct tm_slots *slots, struct tm_class *class, uint32_
     struct tm_span *span = &slots->spans[index];
     class->backed_pages -= (uint64_t)__builtin_popcountll(span->backed);
     punch(slots, index, span->backed);
-    count_free(slots, class, span, -(int64_t)span->n_free);
+    count_free(class, span, -(int64_t)span->n_free);
     if (span->listed)
         unlist_span(slots, class, index);
     if (class->growing == index)
@@ -191,7 +189,7 @@ static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t s
             span->free[slot / 64] |= UINT64_C(1) << slot % 64;
             gained++;
         }
-    count_free(slots, class, span, gained);
+    count_free(class, span, gained);
     return true;
 }
 
@@ -229,7 +227,7 @@ static uint64_t take_slot(struct tm_slots *slots, struct tm_class *class, uint32
     uint32_t slot = lowest_free(span);
     span->free[slot / 64] &= ~(UINT64_C(1) << slot % 64);
     span->n_live++;
-    count_free(slots, class, span, -1);
+    count_free(class, span, -1);
     if (!span->n_free)
         unlist_span(slots, class, index);
     return (uint64_t)index * TM_SPAN_BYTES + (uint64_t)slot * span->size;
@@ -254,7 +252,7 @@ void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location)
     pthread_mutex_lock(&class->lock);
     span->free[slot / 64] |= UINT64_C(1) << slot % 64;
     span->n_live--;
-    count_free(slots, class, span, 1);
+    count_free(class, span, 1);
     if (!span->listed)
         list_span(slots, class, index);
     if (!span->n_live && class->n_free > span->n_free)
@@ -309,7 +307,7 @@ static void punch_span(struct tm_slots *slots, struct tm_class *class, uint32_t 
             span->free[slot / 64] &= ~(UINT64_C(1) << slot % 64);
             lost++;
         }
-    count_free(slots, class, span, -lost);
+    count_free(class, span, -lost);
     if (span->listed && !span->n_free)
         unlist_span(slots, class, index);
     if (usable_pages(span->size) & ~span->backed)
@@ -327,7 +325,7 @@ static void finish_span(struct tm_slots *slots, struct tm_class *class, uint32_t
             span->free[slot / 64] &= ~(UINT64_C(1) << slot % 64);
         n_free += is_free(span, slot);
     }
-    count_free(slots, class, span, n_free);
+    count_free(class, span, n_free);
     class->backed_pages += (uint64_t)__builtin_popcountll(span->backed);
     if (n_free)
         list_span(slots, class, index);
@@ -405,4 +403,16 @@ uint64_t tm_slots_punch(struct tm_slots *slots, uint32_t size)
     }
     pthread_mutex_unlock(&class->lock);
     return pages * TM_PAGE;
+}
+
+uint64_t tm_slots_free_bytes(struct tm_slots *slots)
+{
+    uint64_t bytes = 0;
+    for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN) {
+        struct tm_class *class = class_of(slots, size);
+        pthread_mutex_lock(&class->lock);
+        bytes += class->n_free * size;
+        pthread_mutex_unlock(&class->lock);
+    }
+    return bytes;
 }

@@ -44,7 +44,6 @@ struct tm_slots {
     pthread_mutex_t lock; /* guards the two below; taken inside a class's lock */
     uint32_t unused;      /* first of the spans that had a class once */
     uint32_t fresh;       /* spans from here on never had one */
-    _Atomic uint64_t free_bytes; /* of slots that are backed and not in use */
     struct tm_class classes[TM_CLASSES];
 };
 
@@ -61,6 +60,9 @@ void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location);
 void tm_slots_backed(struct tm_slots *slots, uint64_t offset, uint64_t bytes);
 bool tm_slots_claim(struct tm_slots *slots, uint32_t size, uint64_t location);
 void tm_slots_finish(struct tm_slots *slots);
+
+/* Bytes of slots that are backed and not in use. */
+uint64_t tm_slots_free_bytes(struct tm_slots *slots);
 
 /* Compaction moves a live record from the emptiest span of a class to a hole elsewhere; the caller owns the records. */
 struct tm_move {

@@ -58,32 +58,6 @@ bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, boo
     return true;
 }
 
-/* A word that says the same of the page, but vouches for nothing in the file. */
-static uint64_t without_file(uint64_t word)
-{
-    switch (tm_kind(word)) {
-    case TM_NOWHERE:
-        return TM_ZERO;
-    case TM_TMEM:
-        return word & ~TM_WORD_FLAG;
-    case TM_FILE:
-        return tm_file_word(TM_IN_FLUX, tm_generation(word)) | TM_WORD_FLAG;
-    default:
-        return word;
-    }
-}
-
-static void begin_overwriting(struct spill *spill)
-{
-    struct tm_device *device = spill->device;
-    for (uint32_t i = 0; i < spill->n; i++) {
-        tm_look(&device->locks, spill->first + i);
-        spill->before[i] = tm_word(device, spill->first + i);
-        tm_touch(device, spill->first + i, without_file(spill->before[i]));
-        tm_unlook(&device->locks, spill->first + i);
-    }
-}
-
 /* It failed: only the checksum from before can tell whether a page in the file is still what it was. */
 static void give_up_overwriting(struct spill *spill)
 {
@@ -97,27 +71,41 @@ static void give_up_overwriting(struct spill *spill)
     }
 }
 
-/* Write the waiting pages to the file and let the index say so. While the file is being overwritten the index vouches for
- * nothing there: killed in between, a page in the file is old or new. On failure a page that was in tmem stays as it was,
- * one in the file is old, new, or fails its checksum. */
-static int spill_flush(struct spill *spill)
+/* Write the waiting pages to the file. While it is being overwritten the index vouches for nothing there: killed in between,
+ * a page in the file is old or new. On failure a page that was in tmem stays as it was, one in the file is old, new, or
+ * fails its checksum. */
+static int spill_write(struct spill *spill)
 {
     struct tm_device *device = spill->device;
-    if (!spill->n)
-        return 0;
-    begin_overwriting(spill);
+    for (uint32_t i = 0; i < spill->n; i++)
+        spill->before[i] = tm_begin_overwriting(device, spill->first + i);
     int error = tm_file_write(&device->file, spill->first, spill->n, spill->bounce->pages);
-    if (error) {
-        tm_count(&device->counters->io_errors, 1);
-        give_up_overwriting(spill);
-    } else {
-        unsigned generation = atomic_load_explicit(&device->generation, memory_order_relaxed);
-        for (uint32_t i = 0; i < spill->n; i++) {
-            uint32_t crc = tm_crc32c(0, spill->bounce->pages + (size_t)i * TM_PAGE, TM_PAGE);
-            tm_replace(device, spill->first + i, tm_file_word(crc, generation));
-        }
-    }
+    if (!error)
+        return 0;
+    tm_count(&device->counters->io_errors, 1);
+    give_up_overwriting(spill);
     spill->n = 0;
+    return error;
+}
+
+/* Let the index say that the waiting pages, written by now, are in the file. */
+static void spill_publish(struct spill *spill)
+{
+    struct tm_device *device = spill->device;
+    unsigned generation = atomic_load_explicit(&device->generation, memory_order_relaxed);
+    for (uint32_t i = 0; i < spill->n; i++) {
+        uint32_t crc = tm_crc32c(0, spill->bounce->pages + (size_t)i * TM_PAGE, TM_PAGE);
+        tm_replace(device, spill->first + i, tm_file_word(crc, generation));
+    }
+    tm_count(&device->counters->spills, spill->n);
+    spill->n = 0;
+}
+
+static int spill_flush(struct spill *spill)
+{
+    int error = spill->n ? spill_write(spill) : 0;
+    if (!error)
+        spill_publish(spill);
     return error;
 }
 
@@ -136,29 +124,35 @@ static int spill_page(struct spill *spill, uint64_t page, const uint8_t *content
     return 0;
 }
 
-/* Page 0 holds the swap signature: it is in the file, durably, whatever becomes of the pool. */
-static int write_through(struct spill *spill, const uint8_t *content)
+/* Write the page to the file, durably, and put it besides. */
+static int write_through(struct spill *spill, uint64_t page, const uint8_t *content)
 {
     struct tm_device *device = spill->device;
-    int error = spill_page(spill, 0, content);
+    int error = spill_flush(spill);
     if (!error)
-        error = spill_flush(spill);
-    return error ? error : tm_file_sync(&device->file);
+        error = spill_page(spill, page, content);
+    if (!error)
+        error = spill_write(spill);
+    if (!error)
+        error = tm_file_sync(&device->file);
+    if (error)
+        return error;
+    if (tm_put(device, page, content, true))
+        spill->n = 0;
+    else
+        spill_publish(spill);
+    return 0;
 }
 
 static int write_page(struct spill *spill, uint64_t page, const uint8_t *content)
 {
     struct tm_device *device = spill->device;
     int error = tm_map_mark(&device->map, page);
-    bool filed = page == 0 && tm_has_file(device);
-    if (!error && filed)
-        error = write_through(spill, content);
-    if (error || tm_put(device, page, content, filed))
+    if (error)
         return error;
-    if (filed)
-        return 0;
-    tm_count(&device->counters->spills, tm_has_file(device));
-    return spill_page(spill, page, content);
+    if (tm_is_written_through(device, page))
+        return write_through(spill, page, content);
+    return tm_put(device, page, content, false) ? 0 : spill_page(spill, page, content);
 }
 
 /* What the page will be: the caller's bytes, around them what it holds now (zeros, where that is lost). */

@@ -2,21 +2,39 @@
 
 #include "device.h"
 
+/* One page becomes zeros, under its change lock; *sync: in the file too, which is yet to be synced. */
+static int zero_page(struct tm_device *device, uint64_t page, bool *sync)
+{
+    uint64_t word = tm_word(device, page);
+    bool through = tm_is_written_through(device, page);
+    if (word == TM_NOWHERE || (word == TM_ZERO && !through))
+        return 0;
+    int error = tm_map_mark(&device->map, page);
+    if (error)
+        return error;
+    if (!through) {
+        tm_replace(device, page, tm_has_file(device) ? TM_ZERO : TM_NOWHERE);
+        return 0;
+    }
+    tm_begin_overwriting(device, page);
+    error = tm_file_zero(&device->file, page, 1);
+    if (!error)
+        tm_replace(device, page, TM_NOWHERE);
+    *sync = true;
+    return error;
+}
+
 /* Whole pages of one run become zeros. */
 static int zero_run(struct tm_device *device, uint64_t first, uint32_t n)
 {
-    uint64_t zero = tm_has_file(device) ? TM_ZERO : TM_NOWHERE;
+    bool sync = false;
     int error = tm_lock_in_index(device, first, n);
     if (error)
         return error;
-    for (uint64_t page = first; page < first + n && !error; page++) {
-        uint64_t word = tm_word(device, page);
-        if (word == TM_NOWHERE || word == TM_ZERO)
-            continue;
-        error = tm_map_mark(&device->map, page);
-        if (!error)
-            tm_replace(device, page, zero);
-    }
+    for (uint64_t page = first; page < first + n && !error; page++)
+        error = zero_page(device, page, &sync);
+    if (sync && !error)
+        error = tm_file_sync(&device->file);
     tm_unlock_run(&device->locks, first, n);
     return error;
 }
@@ -27,21 +45,26 @@ static bool is_zero_block(struct tm_device *device, uint64_t block)
     return state == TM_STATE_INDEX || state == TM_STATE_ZERO;
 }
 
+/* Zero from `page` on, within one block and no further than `end`; *next is where it got. */
+static int zero_some(struct tm_device *device, uint64_t page, uint64_t end, uint64_t *next)
+{
+    uint64_t block = page / TM_BLOCK_PAGES, block_end = (block + 1) * TM_BLOCK_PAGES;
+    *next = block_end < end ? block_end : end;
+    if (is_zero_block(device, block))
+        return 0;
+    bool whole = page % TM_BLOCK_PAGES == 0 && *next - page == tm_block_pages(device, block);
+    if (whole && !tm_has_written_through(device, block))
+        return tm_zero_block(device, block);
+    if (*next - page > TM_RUN_MAX)
+        *next = page + TM_RUN_MAX;
+    return zero_run(device, page, (uint32_t)(*next - page));
+}
+
 static int zero_pages(struct tm_device *device, uint64_t page, uint64_t end)
 {
     int error = 0;
-    while (page < end && !error) {
-        uint64_t block = page / TM_BLOCK_PAGES, block_end = (block + 1) * TM_BLOCK_PAGES;
-        bool whole = page % TM_BLOCK_PAGES == 0 && end - page >= tm_block_pages(device, block);
-        uint64_t next = block_end < end ? block_end : end;
-        if (whole && (block || !tm_has_file(device))) {
-            error = tm_zero_block(device, block);
-        } else if (!is_zero_block(device, block)) {
-            next = next - page > TM_RUN_MAX ? page + TM_RUN_MAX : next;
-            error = zero_run(device, page, (uint32_t)(next - page));
-        }
-        page = next;
-    }
+    while (page < end && !error)
+        error = zero_some(device, page, end, &page);
     return error;
 }
 
@@ -52,16 +75,13 @@ static int zero_part(struct tm_device *device, uint64_t offset, uint64_t count)
     return count ? tm_write(device, zeros, (uint32_t)count, offset, false) : 0;
 }
 
-/* [offset, end) without page 0, whose zeros must reach the file, and without partly covered pages at either end. */
+/* [offset, end), with or without the partly covered pages at either end. */
 static int zero_range(struct tm_device *device, uint64_t offset, uint64_t end, bool edges)
 {
     uint64_t first = (offset + TM_PAGE - 1) / TM_PAGE, last = end == device->size ? device->layout.pages : end / TM_PAGE;
-    if (first == 0 && tm_has_file(device))
-        first = 1;
     if (last < first) /* inside one page */
         return edges ? zero_part(device, offset, end - offset) : 0;
-    bool head = edges || (offset == 0 && end >= TM_PAGE);
-    int error = head ? zero_part(device, offset, first * TM_PAGE - offset) : 0;
+    int error = edges ? zero_part(device, offset, first * TM_PAGE - offset) : 0;
     if (!error)
         error = zero_pages(device, first, last);
     if (!error && edges && end > last * TM_PAGE)
