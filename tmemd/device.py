@@ -111,9 +111,14 @@ class ServedDevice:
         self.core.finish_request(number, code)
 
     def _demote(self, nbytes: int) -> None:
-        """Demote *nbytes* of records, as far as there are so many, and give their memory back."""
-        while nbytes > 0 and (demoted := self._shrink(nbytes)):
-            nbytes -= demoted
+        """Give *nbytes* of the pool's memory back, as far as there are records to demote.
+
+        New puts may take it again at once, so what is demoted is bounded: twice as much as was asked for.
+        """
+        goal = max(self.counters().used_bytes - nbytes, 0)
+        left = 2 * nbytes
+        while left > 0 and (over := self.counters().used_bytes - goal) > 0 and (demoted := self._shrink(over)):
+            left -= demoted
 
     def _shrink(self, over: int) -> int:
         """Demote one step towards giving *over* bytes back, and compact; returns the bytes of records demoted."""
