@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd import mapfile
+from tmemd import locks, mapfile
 from tmemd.mapfile import MapError, MapHeader
+from tmemd.poolfile import PAGE
 from tmemd.tmpfs import is_tmpfs
 
-PAGE: Final = 4096
 _BLKGETSIZE64: Final = 0x80081272
 _PROBE: Final = 8 << 20  # how much of a block device's start and end must be zeros for it to count as empty
 
@@ -199,10 +199,8 @@ def _length(fd: int) -> int:
 
 
 def _lock(fd: int, path: Path) -> None:
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
-    except (BlockingIOError, PermissionError):
-        raise BackingError(f"{path} is in use by another process") from None
+    if not locks.try_lock(fd):
+        raise BackingError(f"{path} is in use by another process")
 
 
 @contextmanager

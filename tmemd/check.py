@@ -242,7 +242,7 @@ class _Checker:
         self._counts[kind] += pages
 
     def _check_index(self) -> None:
-        total = poolindex.block_count(self._identity)
+        total = poolindex.block_count(self._identity.size)
         for block, chunk in poolindex.index_chunks(self._fd, self._identity):
             for i in range(len(chunk) // PAGE):
                 if block + i < total and self._states[block + i] == State.INDEX:

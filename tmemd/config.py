@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tmemd import poolfile
 from tmemd.core import _core
 from tmemd.sizes import format_size
 
 SECTOR: Final = 512
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}", re.ASCII)
 
 
 class ConfigError(Exception):
@@ -36,10 +35,8 @@ class DeviceConfig:
 
     def check(self) -> _core.Layout:
         """The layout of its pool. Raises ConfigError."""
-        if not _NAME.fullmatch(self.name):
-            raise ConfigError(
-                f"name={self.name}: a name is 1 to 63 letters, digits, '_', '.', '-' and begins with a letter or digit"
-            )
+        if not poolfile.is_name(self.name):
+            raise ConfigError(f"name={self.name}: {poolfile.NAME_RULE}")
         if self.size <= 0 or self.size % SECTOR:
             raise ConfigError(f"{self.name}: size={self.size} is not a positive multiple of {SECTOR}")
         try:

@@ -7,7 +7,6 @@ import uuid
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from tmemd import backing as backings
 from tmemd import cgroup, mapfile, poolfile
@@ -16,11 +15,8 @@ from tmemd.config import DeviceConfig, default_pools
 from tmemd.core import _core
 from tmemd.mapfile import MapHeader
 from tmemd.poolfile import Identity, PoolError
+from tmemd.poolindex import BLOCK_BYTES, State, block_count
 from tmemd.tmpfs import is_tmpfs
-
-BLOCK_BYTES: Final = 512 * poolfile.PAGE
-# What a block is while its page of the index is not in use (docs/pool-format.md, 'Block states').
-NOWHERE, IN_FILE, LOST, STALE_ZEROS = range(4)
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Opening:
     def create(self, undo: ExitStack) -> None:
         """Make a new pool in the open file, and note in the map first that no older one counts any more."""
         header = MapHeader(self.config.size, mapfile.GRANULE, uuid.uuid4(), self.boot_id, 1)
-        states = bytes(_blocks(header.size))
+        states = bytes([State.INDEX]) * block_count(header.size)
         if self.backing:
             is_new = self.backing.header is None
             found = self.backing.header or backings.create(self.backing, undo, reserve=self.config.reserve)
@@ -186,12 +182,8 @@ def _format(fd: int, identity: Identity, states: bytes) -> None:
     os.pwrite(fd, identity.pack(), 0)
 
 
-def _blocks(size: int) -> int:
-    return -(-size // BLOCK_BYTES)
-
-
 def _new_states(backing: Backing, header: MapHeader) -> bytes:
-    return bytes([STALE_ZEROS if backing.is_block else NOWHERE]) * _blocks(header.size)
+    return bytes([State.ZERO if backing.is_block else State.INDEX]) * block_count(header.size)
 
 
 def _mapped_states(backing: Backing, header: MapHeader) -> bytes:
@@ -201,7 +193,7 @@ def _mapped_states(backing: Backing, header: MapHeader) -> bytes:
     for start in range(0, header.size, BLOCK_BYTES):
         last = min(start + BLOCK_BYTES, header.size) - 1
         is_set = any(bits[start // header.granule : last // header.granule + 1])
-        states.append(LOST if is_set else IN_FILE)
+        states.append(State.LOST if is_set else State.FILE)
     return bytes(states)
 
 

@@ -200,7 +200,7 @@ class Pools:
         except OSError as error:
             raise PoolError(f"{self.directory}: {error.strerror}") from None
         names = [entry.removesuffix(poolfile.SUFFIX) for entry in entries if entry.endswith(poolfile.SUFFIX)]
-        return [name for name in names if protocol.is_name(name)]
+        return [name for name in names if poolfile.is_name(name)]
 
     @contextmanager
     def pool(self, name: str, *, control: bool = False) -> Iterator[Pool]:

@@ -9,8 +9,8 @@ pwrite: a process that does not serve the device never maps the file, for a trun
 from __future__ import annotations
 
 import enum
-import fcntl
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ from uuid import UUID
 import google_crc32c
 import msgspec
 
+from tmemd import locks
+
 PAGE: Final = 4096
 MAGIC: Final = b"TMEMPOOL"
 VERSION: Final = 1
@@ -28,6 +30,9 @@ CONTROL_OFFSET: Final = 2 * PAGE
 STATES_OFFSET: Final = 4 * PAGE
 PATH_BYTES: Final = 1024
 SUFFIX: Final = ".pool"
+# A name becomes a file name, so its first character can be neither '.' nor '-', and '/' is nowhere.
+NAME_PATTERN: Final = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z"
+NAME_RULE: Final = "a name is 1 to 63 letters, digits, '_', '.' and '-', the first a letter or digit"
 
 _IDENTITY: Final = struct.Struct(f"<8sIIQQQQQQ16s16sQ64s{PATH_BYTES}s{PATH_BYTES}s")
 _CRC: Final = struct.Struct("<I")
@@ -41,6 +46,11 @@ _CONTROL_LOCK: Final = (1 << 62) + 1
 
 class PoolError(Exception):
     """A pool file cannot be used; the message says which one, why, and what to do."""
+
+
+def is_name(name: str) -> bool:
+    """Whether a pool can have that name."""
+    return re.match(NAME_PATTERN, name) is not None
 
 
 class Request(enum.IntEnum):
@@ -161,26 +171,14 @@ _REQUEST_ARG: Final = CONTROL_OFFSET + 56
 def lock(fd: int, *, control: bool) -> bool:
     """Take the owner lock (to serve the pool) or the control lock (to write its control page), without waiting.
 
-    Open file description locks: they go when the last descriptor of this open is closed. Returns False when another
-    process holds it.
+    It goes when the last descriptor of this open is closed. Returns False when another process holds it.
     """
-    request = _flock(fcntl.F_WRLCK, _CONTROL_LOCK if control else _OWNER_LOCK)
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, request)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
+    return locks.try_lock(fd, _CONTROL_LOCK if control else _OWNER_LOCK, 1)
 
 
 def is_locked(fd: int, *, control: bool) -> bool:
     """Whether somebody else serves the pool (or holds its control lock)."""
-    request = _flock(fcntl.F_WRLCK, _CONTROL_LOCK if control else _OWNER_LOCK)
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, request)
-    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
-
-
-def _flock(kind: int, start: int) -> bytes:
-    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, 1, 0)
+    return locks.is_locked(fd, _CONTROL_LOCK if control else _OWNER_LOCK, 1)
 
 
 def read_identity(fd: int, where: str | Path) -> Identity | None:

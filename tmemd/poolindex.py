@@ -17,6 +17,7 @@ from typing import Final
 from tmemd.poolfile import PAGE, STATES_OFFSET, Identity, PoolError
 
 BLOCK_PAGES: Final = 512  # whose words share one page of the index
+BLOCK_BYTES: Final = BLOCK_PAGES * PAGE  # of the device
 SPAN: Final = 256 * 1024  # bytes of memory whose records are of one size class
 _READ: Final = 64 * PAGE  # bytes of index read at a time
 _MAX_PAGES: Final = 1 << 32
@@ -58,14 +59,14 @@ class Run:
     kind: Kind
 
 
-def block_count(identity: Identity) -> int:
-    """Blocks of the device; the last may be partly beyond its end."""
-    return -(-identity.pages // BLOCK_PAGES)
+def block_count(size: int) -> int:
+    """Blocks of a device of *size* bytes; the last may be partly beyond its end."""
+    return -(-size // BLOCK_BYTES)
 
 
 def check_layout(identity: Identity, where: str | Path) -> None:
     """Raise PoolError unless the parts of the pool lie one behind the other, aligned, and within bounds."""
-    blocks = block_count(identity)
+    blocks = block_count(identity.size)
     possible = (
         0 < identity.pages <= _MAX_PAGES
         and identity.index_offset % PAGE == 0
@@ -104,12 +105,12 @@ def allocated(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def read_states(fd: int, identity: Identity) -> bytes:
     """One State for each block."""
-    return read_exactly(fd, block_count(identity), STATES_OFFSET)
+    return read_exactly(fd, block_count(identity.size), STATES_OFFSET)
 
 
 def index_chunks(fd: int, identity: Identity) -> Iterator[tuple[int, bytes]]:
     """The pages of the index that are not holes, some at a time: the number of the first block, and their bytes."""
-    start, end = identity.index_offset, identity.index_offset + block_count(identity) * PAGE
+    start, end = identity.index_offset, identity.index_offset + block_count(identity.size) * PAGE
     for begin, stop in allocated(fd, start, end):
         for offset in range(begin, stop, _READ):
             yield (offset - start) // PAGE, read_exactly(fd, min(_READ, stop - offset), offset)

@@ -7,13 +7,12 @@ by bound, before anything acts on it.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from tmemd.poolfile import Counters, PoolError
+from tmemd.poolfile import NAME_PATTERN, NAME_RULE, Counters, PoolError, is_name
 
 DEFAULT_SOCKET: Final = Path("/run/tmemd/tmemd.sock")
 DEFAULT_POOLS: Final = Path("/run/tmemd/pools")
@@ -21,8 +20,6 @@ MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 16 << 20
 TIMEOUT: Final = 10.0  # seconds, for a whole exchange
 
-# A name becomes a file name, so its first character can be neither '.' nor '-', and '/' is nowhere.
-NAME_PATTERN: Final = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z"
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Work: TypeAlias = Literal["drain", "demote", "settle"]
@@ -162,15 +159,8 @@ def decode_answer(line: bytes) -> Answer:
         raise ProtocolError(f"bad answer from tmemd: {error}") from None
 
 
-def is_name(name: str) -> bool:
-    """Whether a pool can have that name."""
-    return re.match(NAME_PATTERN, name) is not None
-
-
 def check_name(name: str) -> str:
     """The name itself, if it is one. Raises PoolError."""
     if not is_name(name):
-        raise PoolError(
-            f"{name!r} is no pool name: up to 63 letters, digits, '_', '.' and '-', the first a letter or digit"
-        )
+        raise PoolError(f"{name!r} is no pool name: {NAME_RULE}")
     return name
