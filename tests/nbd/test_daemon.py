@@ -21,6 +21,7 @@ from tests.content import PAGE, content
 from tests.crash.writers import Ledger, Writers, pages
 from tests.harness import MIB, ROOT, Server, device, environment, nbdkit_command, wait_until
 from tests.unit import fakes
+from tmemd.cli import main
 from tmemd.client import Client
 from tmemd.poolfile import PoolError
 
@@ -238,6 +239,23 @@ def test_an_idle_pool_is_drained_into_its_file(serve: Serve, pools: Path, disk: 
     assert ctl(pools, "show", "web")["pages_in_tmem"] > 0
     assert ctl(pools, "drain", "web")["pages_in_tmem"] == 0
     ctl(pools, "destroy", "web")
+    server.start()
+    assert wrong(server) == []
+
+
+def test_a_drain_that_finds_no_map_says_so_and_keeps_the_pages(
+    serve: Serve, pools: Path, disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = serve(device("web", pools, PAGES * PAGE, disk, "16M"))
+    fill(server)
+    server.kill()
+    map_path = Path(f"{disk}.map")
+    map_path.rename(disk.with_name("aside"))
+    assert main(["drain", "web", f"--pools={pools}"]) == 1
+    complaint = capsys.readouterr().err
+    assert complaint.startswith("tmemctl: ")
+    assert f"has no map ({map_path})" in complaint
+    disk.with_name("aside").rename(map_path)
     server.start()
     assert wrong(server) == []
 

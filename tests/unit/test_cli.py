@@ -215,7 +215,8 @@ def test_a_pool_without_a_file_cannot_be_drained(directory: Path, capsys: Output
 def test_no_tmemd_is_a_clear_error(directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMEMD_SOCKET", f"{directory}/nobody")
     assert main(["list"]) == 1
-    assert capsys.readouterr().err == f"tmemctl: tmemd ({directory}/nobody): No such file or directory\n"
+    reason = "No such file or directory; --pools DIR works without a tmemd"
+    assert capsys.readouterr().err == f"tmemctl: tmemd ({directory}/nobody): {reason}\n"
 
 
 def test_the_socket_is_found_by_option_and_environment(
@@ -238,3 +239,10 @@ def test_a_closed_pipe_is_no_traceback(directory: Path) -> None:
             pass
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=30, check=False)
     assert done.stderr == ""
+
+
+def test_output_that_cannot_be_written_is_no_traceback(directory: Path) -> None:
+    command = [sys.executable, "-m", "tmemd.cli", "list", "--json", f"--pools={directory}"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (1, "tmemctl: No space left on device\n")

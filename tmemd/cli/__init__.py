@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from tmemd.cli import common
+from tmemd.client import UnreachableError
 from tmemd.poolfile import PoolError
 
 COMMANDS: Final = (
@@ -48,13 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
+    except UnreachableError as error:
+        print(f"tmemctl: {error}; --pools DIR works without a tmemd", file=sys.stderr)
+        return 1
     except PoolError as error:
         print(f"tmemctl: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; Python must not meet the closed pipe again when it exits.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
+        return 1
+    except OSError as error:
+        print(f"tmemctl: {error.strerror or error}", file=sys.stderr)
+        _discard_output()
         return 1
     return status
+
+
+def _discard_output() -> None:
+    """Python flushes once more when it exits, which must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
