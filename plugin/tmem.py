@@ -4,14 +4,17 @@
 
 Each name= begins a device; the keys after it are that device's. Clients choose one by its name as the NBD export name;
 a server of one device has it as its default export. Sizes are in nbdkit's notation (4096, 512M, 8G).
+nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
 
   name=NAME         the device's name: 1 to 63 letters, digits, '_', '.' and '-'
   size=SIZE         its size, a multiple of 512
   backing=FILE      file or block device that takes what RAM does not; 'none': RAM only, refused writes are errors
   limit=SIZE        how much RAM its pool may take at most (optional with tmemd=)
   pools=DIR         directory on a tmpfs for the pool, DIR/NAME.pool (default: /dev/shm/tmem-UID)
-  tmemd=SOCKET      get the pool from the tmemd that listens there, and let it set the target
-  map=FILE          the map of what the backing file holds (default: the backing file's name with .map)
+  tmemd=SOCKET      get the pool from the tmemd that listens there, and let it set the target; with pools= as well, a
+                    pool that is there already is found without it
+  map=FILE          the map of what the backing file holds (default: the backing file's name with .map; a block device
+                    has no default)
   lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
   flush=none|durable  FLUSH and FUA: acknowledged at once (default; swap needs no more), or made durable
   reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)
@@ -26,9 +29,14 @@ from typing import NoReturn
 
 import nbdkit
 
-from tmemd.core import _core
-from tmemd.device import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices
-from tmemd.sizes import parse_size
+try:
+    from tmemd.core import _core
+    from tmemd.device import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices
+    from tmemd.sizes import parse_size
+except ModuleNotFoundError as error:
+    hint = "put the bin directory of the virtual environment that tmemd is installed in first on PATH"
+    print(f"nbdkit: tmem: error: {error}: {hint}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 API_VERSION = 2
 
@@ -54,14 +62,18 @@ def _stop(message: object) -> NoReturn:
 
 
 def dump_plugin() -> None:
-    """Say what the plugin takes (nbdkit --dump-plugin)."""
+    """Say what the plugin takes (nbdkit --dump-plugin): in lines of KEY=VALUE for programs, then for people."""
     print("tmem_keys=name," + ",".join(KEYS))
     print(f"tmem_max_request={MAX_REQUEST}")
+    for line in (__doc__ or "").splitlines():
+        print(f"# {line}".rstrip())
 
 
 def config(key: str, value: str) -> None:
     """Take one key; name= begins a device."""
     if key == "name":
+        if not value:
+            _stop("name= is empty")
         if any(device["name"] == value for device in _given):
             _stop(f"name={value}: two devices have this name")
         _given.append({"name": value})

@@ -52,6 +52,8 @@ class DeviceConfig:
             )
         if self.backing is None and (self.map or self.durable):
             raise ConfigError(f"{self.name}: map= and flush=durable need a backing file")
+        if self.map and self.map == self.backing:
+            raise ConfigError(f"{self.name}: map= and backing= name the same file")
         return layout
 
 

@@ -178,11 +178,18 @@ def open_devices(configs: Sequence[DeviceConfig], *, root: Path = Path("/")) -> 
     with ExitStack() as undo:
         served = []
         for config in configs:
-            device = ServedDevice(*open_parts(config, root, undo))
+            device = ServedDevice(*_open(config, root, undo))
             undo.callback(device.close)
             served.append(device)
         undo.pop_all()
     return served
+
+
+def _open(config: DeviceConfig, root: Path, undo: ExitStack) -> tuple[Opening, _core.Device, ExitStack]:
+    try:
+        return open_parts(config, root, undo)
+    except OSError as error:
+        raise PoolError(f"{error.filename or config.name}: {error.strerror or error}") from None
 
 
 def open_device(config: DeviceConfig, *, root: Path = Path("/")) -> ServedDevice:

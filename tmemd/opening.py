@@ -140,9 +140,9 @@ def _open_pool(config: DeviceConfig, undo: ExitStack) -> tuple[int, Path]:
     path = directory / f"{config.name}{poolfile.SUFFIX}"
     if config.tmemd:
         return _ask_tmemd(config.tmemd, config, path)
-    if not directory.is_dir():
+    with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
-        undo.callback(directory.rmdir)
+        undo.callback(_remove_empty, directory)
     if not config.pools and (directory.is_symlink() or directory.stat().st_uid != os.geteuid()):
         raise PoolError(f"{directory} belongs to somebody else: name a directory with pools=DIR")
     if path.exists():
@@ -150,6 +150,11 @@ def _open_pool(config: DeviceConfig, undo: ExitStack) -> tuple[int, Path]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     undo.callback(path.unlink)
     return fd, path
+
+
+def _remove_empty(directory: Path) -> None:
+    with suppress(OSError):  # another device has moved in
+        directory.rmdir()
 
 
 def _open_existing(path: Path) -> int:

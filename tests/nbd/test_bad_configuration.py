@@ -76,15 +76,16 @@ def stage(tmp_path: Path) -> Path:
         ({"backing": "/nonexistent/directory/file"}, "/nonexistent/directory"),
         ({"backing": "/proc"}, "/proc"),
         ({"backing": "/dev/null"}, "/dev/null"),
-        ({"name": ""}, "name"),
+        ({"name": ""}, "name= is empty"),
         ({"name": "a/b"}, "name"),
         ({"name": ".."}, "name"),
         ({"name": "x" * 65}, "name"),
         ({"lost": "maybe"}, "lost"),
         ({"flush": "sometimes"}, "flush"),
         ({"colour": "blue"}, "colour"),
-        ({"pools": "/nonexistent/pools"}, "/nonexistent/pools"),
+        ({"pools": "/nonexistent/pools"}, "error: /nonexistent/pools: No such file or directory"),
         ({"map": "/nonexistent/directory/map"}, "/nonexistent/directory"),
+        ({"backing": "/nonexistent/a", "map": "/nonexistent/a"}, "the same file"),
     ],
 )
 def test_a_bad_value_is_refused(pools: Path, stage: Path, keys: dict[str, str | None], hint: str) -> None:
