@@ -178,7 +178,11 @@ def _use_direct(backing: Backing) -> None:
 
 
 def _is_empty(backing: Backing) -> bool:
-    """Whether nothing was ever written: a file without data, or a block device that begins and ends with zeros."""
+    """Whether nothing was ever written: a file without data, or a block device with zeros where signatures are.
+
+    Those are at its start, at its end, and at the end of what we use of it: there the file is read after the host died
+    even if the page was never written.
+    """
     length = _length(backing.fd)
     if not backing.is_block:
         try:
@@ -186,8 +190,9 @@ def _is_empty(backing: Backing) -> bool:
         except OSError as error:
             return error.errno == errno.ENXIO
         return length == 0
+    starts = 0, max(backing.size - _PROBE, 0), length - min(length, _PROBE)
     with open(backing.path, "rb", buffering=0) as device:
-        return all(not os.pread(device.fileno(), _PROBE, max(at, 0)).strip(b"\0") for at in (0, length - _PROBE))
+        return all(not os.pread(device.fileno(), _PROBE, start).strip(b"\0") for start in starts)
 
 
 def _length(fd: int) -> int:
