@@ -74,10 +74,14 @@ class Rig:
         """From the next attach on they succeed again."""
         self._reopen(os.O_RDWR)
 
-    def _reopen(self, mode: int) -> None:
+    def make_syncs_fail(self) -> None:
+        """From the next attach on writes to the backing file seem to succeed, but no sync does."""
+        self._reopen(os.O_RDWR, Path("/dev/null"))
+
+    def _reopen(self, mode: int, path: Path | None = None) -> None:
         assert self.disk is not None
         os.close(self._file_fd)
-        self._file_fd = os.open(self.disk, mode)
+        self._file_fd = os.open(path or self.disk, mode)
 
     def close(self) -> None:
         """Close everything, abandoned devices included."""

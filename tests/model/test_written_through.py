@@ -61,6 +61,21 @@ def test_a_trim_reaches_the_file_after_a_write_that_failed_there(rig: Rig, page:
     assert kinds(rig.pool)[page] is Kind.NOWHERE
 
 
+@pytest.mark.parametrize("page", [0, 1, PAGES - 1])
+def test_a_trim_that_could_not_be_made_durable_is_done_again(rig: Rig, page: int) -> None:
+    rig.write(page * PAGE, compressible(page, 1))
+    rig.make_syncs_fail()
+    rig.reattach(clean=True)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"."):
+            _core.trim(rig.device, PAGE, page * PAGE, 0)
+    rig.make_file_writable()
+    rig.reattach(clean=True)
+    _core.trim(rig.device, PAGE, page * PAGE, 0)
+    assert on_disk(rig, page) == bytes(PAGE)
+    assert kinds(rig.pool)[page] is Kind.NOWHERE
+
+
 def leave_on_disk(rig: Rig, page: int, data: bytes) -> None:
     """What a write may have left that was reported as failed."""
     assert rig.disk is not None

@@ -2,7 +2,7 @@
 
 #include "device.h"
 
-/* One page becomes zeros, under its change lock; *sync: in the file too, which is yet to be synced. */
+/* One page becomes zeros, under its change lock. *sync: only in the file so far, which is yet to be synced. */
 static int zero_page(struct tm_device *device, uint64_t page, bool *sync)
 {
     uint64_t word = tm_word(device, page);
@@ -17,14 +17,12 @@ static int zero_page(struct tm_device *device, uint64_t page, bool *sync)
         return 0;
     }
     tm_begin_overwriting(device, page);
-    error = tm_file_zero(&device->file, page, 1);
-    if (!error)
-        tm_replace(device, page, TM_NOWHERE);
     *sync = true;
-    return error;
+    return tm_file_zero(&device->file, page, 1);
 }
 
-/* Whole pages of one run become zeros. */
+/* Whole pages of one run become zeros. Those that are written through are 'nowhere' only once the file's zeros are
+ * durable: what is nowhere is not zeroed again. */
 static int zero_run(struct tm_device *device, uint64_t first, uint32_t n)
 {
     bool sync = false;
@@ -35,6 +33,9 @@ static int zero_run(struct tm_device *device, uint64_t first, uint32_t n)
         error = zero_page(device, page, &sync);
     if (sync && !error)
         error = tm_file_sync(&device->file);
+    for (uint64_t page = first; sync && page < first + n && !error; page++)
+        if (tm_is_written_through(device, page))
+            tm_replace(device, page, TM_NOWHERE);
     tm_unlock_run(&device->locks, first, n);
     return error;
 }
