@@ -126,7 +126,7 @@ cdef class Device:
     cdef tm_device *device
     cdef readonly uint64_t size
 
-    def __init__(
+    def __cinit__(
         self, int pool_fd, int file_fd, int map_fd, *, str name, uint64_t size, uint64_t limit, uint64_t granule,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
     ):
@@ -138,13 +138,16 @@ cdef class Device:
         cdef tm_config config
         if cgroups == NULL:
             raise MemoryError
-        for i, (limit_fd, usage_fd) in enumerate(cgroup):
-            cgroups[i] = tm_cgroup(limit_fd, usage_fd)
-        config = tm_config(
-            encoded, pool_fd, file_fd, map_fd, size, limit, granule, file_bytes, direct, lost_zero, durable, cgroups, n
-        )
-        with nogil:
-            code = tm_open(&config, &self.device, error, sizeof(error))
+        try:
+            for i, (limit_fd, usage_fd) in enumerate(cgroup):
+                cgroups[i] = tm_cgroup(limit_fd, usage_fd)
+            config = tm_config(
+                encoded, pool_fd, file_fd, map_fd, size, limit, granule, file_bytes, direct, lost_zero, durable,
+                cgroups, n,
+            )
+            with nogil:
+                code = tm_open(&config, &self.device, error, sizeof(error))
+        finally:
             free(cgroups)
         if code == EINVAL:
             raise ValueError((<bytes>error).decode())

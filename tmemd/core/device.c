@@ -115,9 +115,9 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
 int tm_open(const struct tm_config *config, struct tm_device **opened, char *error, size_t error_size)
 {
     struct tm_device *device = calloc(1, sizeof *device);
+    *error = 0;
     if (!device)
         return ENOMEM;
-    *error = 0;
     snprintf(device->name, sizeof device->name, "%s", config->name);
     device->size = config->size;
     device->pool_fd = config->pool_fd;
