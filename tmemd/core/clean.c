@@ -67,7 +67,8 @@ static int clean_run(struct tm_device *device, uint64_t first, uint32_t n, uint8
     return error;
 }
 
-/* A block that is not in the index (one with a page that is written through always is, where others are lost); under its change locks and index_lock. */
+/* A block that is not in the index, under its change locks and index_lock. One that is lost as a whole has no page that is
+ * written through. */
 static int clean_state(struct tm_device *device, uint64_t block)
 {
     uint8_t state = atomic_load(&device->blocks[block]);

@@ -66,20 +66,13 @@ static inline void tm_copy_record(struct tm_device *device, uint64_t location, c
     memcpy((uint8_t *)to + sizeof page, (const uint8_t *)from + sizeof page, TM_RECORD_HEADER - sizeof page + length);
 }
 
+static inline bool tm_has_file(const struct tm_device *device) { return device->file.fd >= 0; }
+
 /* Whether each write of the page reaches the file, durably, before it is acknowledged. */
 static inline bool tm_is_written_through(const struct tm_device *device, uint64_t page)
 {
-    return device->file.fd >= 0 && tm_is_probed(device->layout.pages, page);
+    return tm_has_file(device) && tm_is_probed(device->layout.pages, page);
 }
-
-/* Whether some page of the block is. */
-static inline bool tm_has_written_through(const struct tm_device *device, uint64_t block)
-{
-    uint64_t first = block * TM_BLOCK_PAGES;
-    return device->file.fd >= 0 && (first <= 1024 || first + TM_BLOCK_PAGES + 386 > device->layout.pages);
-}
-
-static inline bool tm_has_file(const struct tm_device *device) { return device->file.fd >= 0; }
 
 /* index.c */
 
@@ -105,6 +98,8 @@ int tm_zero_block(struct tm_device *device, uint64_t block);
 uint64_t tm_begin_overwriting(struct tm_device *device, uint64_t page);
 /* The pages of a whole block, which may be the last. */
 uint32_t tm_block_pages(const struct tm_device *device, uint64_t block);
+/* Whether some page of the block is written through. */
+bool tm_has_written_through(const struct tm_device *device, uint64_t block);
 /* Rebuild from the index; on failure *error says what is wrong. */
 int tm_index_attach(struct tm_device *device, char *error, size_t error_size);
 

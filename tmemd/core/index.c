@@ -17,7 +17,16 @@ uint32_t tm_block_pages(const struct tm_device *device, uint64_t block)
     return left < TM_BLOCK_PAGES ? (uint32_t)left : TM_BLOCK_PAGES;
 }
 
-/* The word that every page of a block in this state has. */
+bool tm_has_written_through(const struct tm_device *device, uint64_t block)
+{
+    uint64_t first = block * TM_BLOCK_PAGES;
+    for (uint64_t page = first; page < first + tm_block_pages(device, block); page++)
+        if (tm_is_written_through(device, page))
+            return true;
+    return false;
+}
+
+/* The word that a page of a block in this state has. */
 static uint64_t state_word(const struct tm_device *device, uint8_t state, uint64_t page)
 {
     switch (state) {

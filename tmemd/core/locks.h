@@ -5,7 +5,7 @@
  * look:   held to look at the page's index word and what it points at, and to store a new word; never over I/O. A reader
  *         needs no more, so nothing that is written to the file delays it, and what it looks at is not reused meanwhile.
  *
- * Order: change, then look, then the locks of slots, index and map. */
+ * Order: clean_lock, change, index_lock, the map's lock or look, then those of the slots. */
 #ifndef TM_LOCKS_H
 #define TM_LOCKS_H
 

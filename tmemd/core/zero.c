@@ -123,7 +123,7 @@ static uint64_t alike_until(struct tm_device *device, uint64_t page, uint64_t en
     bool zero = reads_as_zeros(device, page);
     while (page < end && reads_as_zeros(device, page) == zero) {
         uint64_t block = page / TM_BLOCK_PAGES;
-        bool one_state = block && atomic_load(&device->blocks[block]) != TM_BLOCK_IN_INDEX;
+        bool one_state = atomic_load(&device->blocks[block]) != TM_BLOCK_IN_INDEX;
         page = one_state ? (block + 1) * TM_BLOCK_PAGES : page + 1;
     }
     return page < end ? page : end;
