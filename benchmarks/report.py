@@ -9,7 +9,9 @@ from typing import Any, Final
 
 from benchmarks.peers import BASE, OURS
 
-PHASES: Final = ("read 1", "read 32", "write 1", "write 32")
+READS: Final = ("read 1", "read 32")
+WRITES: Final = ("write 1", "write 32")
+PHASES: Final = READS + WRITES
 ZSTD: Final = "memory zstd"
 
 Round = dict[str, dict[str, dict[str, float]]]
@@ -79,6 +81,14 @@ def speed_goals(rounds: list[Round]) -> list[Goal]:
     return [*goals, Goal("write 32: server CPU against null + LZ4", over_rounds(rounds, cpu_ratio), 1.25, False)]
 
 
+def fio_goals(rounds: list[Round]) -> list[Goal]:
+    """Reads as fio sees them; its writes are of pages too easy to promise anything for."""
+    return [
+        Goal(f"{phase}, fio: requests/s against {BASE}", over_rounds(rounds, speed_ratio(phase, OURS, BASE)), 0.9, True)
+        for phase in READS
+    ]
+
+
 def density_goals(density: dict[str, dict[str, dict[str, int]]]) -> list[Goal]:
     """What was promised about memory; a pool counts as the larger of what it and tmpfs say, zram as the smaller."""
     if "zram" not in density:
@@ -129,8 +139,8 @@ def speed_table(rounds: list[Round]) -> str:
 
 
 def fio_table(rounds: list[Round]) -> str:
-    """Requests a second as fio sees them, with its synthetic pages."""
-    return table(["fio, synthetic pages", *PHASES], [[peer, *speeds(rounds, peer)] for peer in rounds[0][PHASES[0]]])
+    """Requests a second as fio sees them: reads of real pages, writes of its own synthetic ones."""
+    return table(["fio", *PHASES], [[peer, *speeds(rounds, peer)] for peer in rounds[0][PHASES[0]]])
 
 
 def density_table(density: dict[str, dict[str, dict[str, int]]]) -> str:
@@ -162,7 +172,7 @@ def render(results: dict[str, Any]) -> str:
     parts, goals = [], []
     if results["rounds"]:
         parts += [speed_table(results["rounds"]), fio_table(results["fio"])]
-        goals += speed_goals(results["rounds"])
+        goals += speed_goals(results["rounds"]) + fio_goals(results["fio"])
     if results["density"]:
         parts.append(density_table(results["density"]))
         goals += density_goals(results["density"])
