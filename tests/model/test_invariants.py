@@ -155,6 +155,24 @@ def test_invariant_8_a_failed_demotion_or_drain_loses_nothing(rig: Rig) -> None:
     assert Kind.FILE not in kinds(rig.pool)[200:]
 
 
+def test_a_damaged_last_page_that_ends_early_can_be_written(pools: Path, disk: Path) -> None:
+    end = 16 * PAGE
+    rig = Rig(pools, disk, end + 512, 32 * MIB)
+    try:
+        rig.frozen(True)
+        rig.write(end, b"a" * 512)
+        with disk.open("r+b") as file:
+            os.pwrite(file.fileno(), b"x", end)
+        with pytest.raises(OSError, match=r"."):
+            rig.read(end, 512)
+        with pytest.raises(OSError, match=r"."):
+            rig.write(end, b"b" * 511)
+        rig.write(end, b"c" * 512)
+        assert rig.read(end, 512) == b"c" * 512
+    finally:
+        rig.close()
+
+
 def test_the_coldest_pages_are_demoted_first(rig: Rig) -> None:
     write(rig, range(1, 401), 1)
     for _ in range(3):

@@ -155,15 +155,17 @@ static int write_page(struct spill *spill, uint64_t page, const uint8_t *content
     return tm_put(device, page, content, false) ? 0 : spill_page(spill, page, content);
 }
 
-/* What the page will be: the caller's bytes, around them what it holds now (zeros, where that is lost). */
+/* What the page will be: the caller's bytes, around them what it holds now. That is zeros where it is lost, and behind the
+ * end of the device, so a last page that is written up to there need not be readable. */
 static int merge_page(struct tm_device *device, uint64_t page, const uint8_t *bytes, uint32_t from, uint32_t count,
                       uint8_t *content)
 {
     tm_look(&device->locks, page);
     bool lost = tm_kind(tm_word(device, page)) == TM_LOST;
     tm_unlook(&device->locks, page);
-    int error = lost ? 0 : tm_read_locked(device, page, content);
-    if (lost)
+    bool blank = lost || (!from && page * TM_PAGE + count == device->size);
+    int error = blank ? 0 : tm_read_locked(device, page, content);
+    if (blank)
         memset(content, 0, TM_PAGE);
     memcpy(content + from, bytes, count);
     return error;
