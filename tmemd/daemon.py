@@ -310,10 +310,15 @@ def _gid(text: str) -> int:
 
 
 def _tmpfs_size(text: str) -> str:
-    percent = text.removesuffix("%")
-    if percent != text and percent.isascii() and percent.isdigit() and 0 < int(percent) <= 100:
-        return text
-    return str(size_argument(text))
+    if text.endswith("%"):
+        percent = text[:-1]
+        if percent.isascii() and percent.isdigit() and 0 < int(percent) <= 100:
+            return text
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1% to 100%")
+    size = size_argument(text)
+    if not size:
+        raise argparse.ArgumentTypeError("a size of 0 would let the tmpfs take all RAM")
+    return str(size)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -342,8 +347,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     try:
         _start(arguments)
-    except (PoolError, OSError) as error:
+    except PoolError as error:
         _log.error("%s", error)
+        return 1
+    except OSError as error:
+        _log.error("%s: %s", error.filename or arguments.socket, error.strerror or error)
         return 1
     return 0
 

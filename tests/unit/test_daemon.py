@@ -274,3 +274,10 @@ def test_users_who_are_not_trusted_cannot_attach(base: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_without_a_group_nobody_else_connects(tmemd: fakes.Tmemd) -> None:
     assert "Permission denied" in str(as_nobody(tmemd)["list"])
+
+
+def test_a_socket_that_cannot_be_made_is_one_line(base: Path) -> None:
+    path = base / ("x" * 120)
+    command = [sys.executable, "-m", "tmemd.daemon", f"--pools={base}", f"--socket={path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (1, f"tmemd: {path}: AF_UNIX path too long\n")

@@ -66,7 +66,7 @@ def test_pools_survive_the_tmemd_that_mounted_their_tmpfs(tmp_path: Path) -> Non
             assert capacity(path) == 9 << 20
 
 
-@pytest.mark.parametrize("size", ["0%", "101%", "%", "-1", "50 %", "lots"])
+@pytest.mark.parametrize("size", ["0", "0%", "101%", "%", "-1", "50 %", "lots"])
 def test_bad_tmpfs_sizes_are_usage_errors(size: str) -> None:
     with pytest.raises(SystemExit) as usage:
         main([f"--tmpfs-size={size}"])
