@@ -34,7 +34,7 @@ __all__ = [
 TICK: Final = 0.1  # seconds between two looks at the control page
 TICKS_PER_AGE: Final = 100  # sixteen generations of ten seconds tell pages apart for the last few minutes
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
-MOVES_STEP: Final = 20_000  # records compacted in one go, some 20 ms
+MOVES_STEP: Final = 20_000  # records compacted in one go, likewise
 
 # Which part of the pool may be free slots before they are compacted although the device is busy.
 WASTE: Final = 1 / 8

@@ -12,6 +12,7 @@ import msgspec
 
 from tmemd.client import Client
 from tmemd.protocol import DEFAULT_SOCKET, PoolStatus
+from tmemd.sizes import format_size
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +49,15 @@ def print_changed(arguments: argparse.Namespace) -> None:
     """After a change: with --json the pool as it is now, without it nothing."""
     if arguments.json:
         print_json(client(arguments).pool(arguments.name).flat())
+
+
+def print_given_back(arguments: argparse.Namespace, used: int, status: PoolStatus) -> None:
+    """After memory was given back: how much of the *used* bytes the pool took before, or with --json its status."""
+    now = status.counters.used_bytes
+    if arguments.json:
+        print_json(status.flat())
+    else:
+        print(f"{arguments.name}: {format_size(max(0, used - now))} given back, {format_size(now)} in use")
 
 
 def state(status: PoolStatus) -> str:

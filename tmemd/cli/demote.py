@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from tmemd.cli import common, work
-from tmemd.sizes import format_size, size_argument
+from tmemd.sizes import size_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,5 @@ def run(arguments: argparse.Namespace) -> int:
         client, arguments.name, "demote", arguments.size,
         done=lambda now: used - now.counters.used_bytes, total=arguments.size,
     )  # fmt: skip
-    if arguments.json:
-        common.print_json(status.flat())
-    else:
-        freed = max(0, used - status.counters.used_bytes)
-        print(f"{arguments.name}: {format_size(freed)} given back, {format_size(status.counters.used_bytes)} in use")
+    common.print_given_back(arguments, used, status)
     return 0

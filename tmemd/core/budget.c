@@ -122,6 +122,11 @@ static bool charge(struct tm_budget *budget, uint64_t bytes, uint64_t reserve)
     return true;
 }
 
+int tm_punch(int pool_fd, uint64_t offset, uint64_t bytes)
+{
+    return fallocate(pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0 ? errno : 0;
+}
+
 int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t reserve)
 {
     if (!charge(budget, bytes, reserve))
@@ -130,7 +135,7 @@ int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t byt
     if (!error && fallocate(pool_fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0) {
         error = errno;
         /* A part may have been allocated before the host ran out. */
-        fallocate(pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
+        tm_punch(pool_fd, offset, bytes);
     }
     if (error)
         atomic_fetch_sub(&budget->counters->used, bytes);
@@ -139,6 +144,6 @@ int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t byt
 
 void tm_give(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes)
 {
-    fallocate(pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
+    tm_punch(pool_fd, offset, bytes);
     atomic_fetch_sub(&budget->counters->used, bytes);
 }

@@ -34,10 +34,12 @@ bool tm_refusing(struct tm_budget *budget);
  * fail because the target fell a moment ago. */
 uint64_t tm_above_target(struct tm_budget *budget);
 
+/* Punch [offset, offset + bytes) out of the pool file, without accounting; 0 or an errno. */
+int tm_punch(int pool_fd, uint64_t offset, uint64_t bytes);
 /* Allocate [offset, offset + bytes) of the pool file, leaving `reserve` bytes of the limit free: 0, or the errno with
  * which the host refused (ENOSPC: over the limit). It is allocated, hence zero, before it is touched. */
 int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t reserve);
-/* Punch it out again. */
+/* Give it back. */
 void tm_give(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes);
 
 #endif

@@ -47,13 +47,10 @@ static int clean_run(struct tm_device *device, uint64_t first, uint32_t n, uint8
 {
     enum chore chores[TM_RUN_MAX];
     int error = 0;
-    if (atomic_load(&device->blocks[first / TM_BLOCK_PAGES]) != TM_BLOCK_IN_INDEX)
+    if (!tm_in_index(device, first / TM_BLOCK_PAGES))
         return 0; /* trimmed as a whole meanwhile, which has called the granule's cleaning off */
-    for (uint32_t i = 0; i < n; i++) {
-        tm_look(&device->locks, first + i);
-        chores[i] = chore_of(device, tm_word(device, first + i));
-        tm_unlook(&device->locks, first + i);
-    }
+    for (uint32_t i = 0; i < n; i++)
+        chores[i] = chore_of(device, tm_peek(device, first + i));
     for (uint32_t i = 0, run; i < n && !error; i += run) {
         for (run = 1; i + run < n && chores[i + run] == chores[i]; run++)
             ;
@@ -108,7 +105,7 @@ static int clean_block(struct tm_device *device, uint64_t block)
     uint32_t n = tm_block_pages(device, block);
     tm_lock_run(&device->locks, first, n);
     pthread_mutex_lock(&device->index_lock);
-    bool in_index = atomic_load(&device->blocks[block]) == TM_BLOCK_IN_INDEX;
+    bool in_index = tm_in_index(device, block);
     int error = in_index ? 0 : clean_state(device, block);
     pthread_mutex_unlock(&device->index_lock);
     tm_unlock_run(&device->locks, first, n);

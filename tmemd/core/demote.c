@@ -60,8 +60,10 @@ static int demote_run(struct tm_device *device, uint64_t first, uint32_t n, unsi
 static bool copy_words(struct tm_device *device, uint64_t block, uint64_t *words)
 {
     uint64_t first = block * TM_BLOCK_PAGES;
+    if (!tm_in_index(device, block))
+        return false;
     tm_look(&device->locks, first);
-    bool present = atomic_load(&device->blocks[block]) == TM_BLOCK_IN_INDEX;
+    bool present = tm_in_index(device, block);
     for (uint32_t i = 0; present && i < tm_block_pages(device, block); i++)
         words[i] = atomic_load_explicit(&device->index[first + i], memory_order_relaxed);
     tm_unlook(&device->locks, first);
@@ -73,8 +75,7 @@ static unsigned demotion_age(struct tm_device *device, uint64_t bytes)
 {
     uint64_t words[TM_BLOCK_PAGES], of_age[TM_GENERATIONS] = {0}, sum = 0;
     for (uint64_t block = 0; block < device->layout.blocks; block++) {
-        if (atomic_load_explicit(&device->blocks[block], memory_order_relaxed) != TM_BLOCK_IN_INDEX ||
-            !copy_words(device, block, words))
+        if (!copy_words(device, block, words))
             continue;
         for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
             if (tm_kind(words[i]) == TM_TMEM)
@@ -155,8 +156,7 @@ static void keep_oldest(struct tm_device *device, unsigned oldest)
 {
     uint64_t words[TM_BLOCK_PAGES];
     for (uint64_t block = 0; block < device->layout.blocks; block++) {
-        if (atomic_load_explicit(&device->blocks[block], memory_order_relaxed) != TM_BLOCK_IN_INDEX ||
-            !copy_words(device, block, words))
+        if (!copy_words(device, block, words))
             continue;
         for (uint32_t i = 0; i < tm_block_pages(device, block); i++) {
             uint64_t page = block * TM_BLOCK_PAGES + i;
@@ -186,9 +186,7 @@ static bool move_record(struct tm_device *device, uint32_t size, const struct tm
     bool moved = false;
     if (move->page < device->layout.pages) {
         tm_lock_run(&device->locks, move->page, 1);
-        tm_look(&device->locks, move->page);
-        uint64_t word = tm_word(device, move->page);
-        tm_unlook(&device->locks, move->page);
+        uint64_t word = tm_peek(device, move->page);
         moved = tm_kind(word) == TM_TMEM && tm_location(word) == move->from && tm_slot_size(tm_length(word)) == size;
         if (moved) {
             tm_copy_record(device, move->to, tm_record_of(device, word), tm_length(word));

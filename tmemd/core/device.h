@@ -66,6 +66,12 @@ static inline void tm_copy_record(struct tm_device *device, uint64_t location, c
     memcpy((uint8_t *)to + sizeof page, (const uint8_t *)from + sizeof page, TM_RECORD_HEADER - sizeof page + length);
 }
 
+/* Whether the block's page of the index is in use; whoever holds no lock of the block may be wrong a moment later. */
+static inline bool tm_in_index(struct tm_device *device, uint64_t block)
+{
+    return atomic_load_explicit(&device->blocks[block], memory_order_acquire) == TM_BLOCK_IN_INDEX;
+}
+
 static inline bool tm_has_file(const struct tm_device *device) { return device->file.fd >= 0; }
 
 /* Whether each write of the page reaches the file, durably, before it is acknowledged. */
@@ -78,6 +84,8 @@ static inline bool tm_is_written_through(const struct tm_device *device, uint64_
 
 /* The page's word, under its look lock. */
 uint64_t tm_word(struct tm_device *device, uint64_t page);
+/* The same for someone who does not hold it. */
+uint64_t tm_peek(struct tm_device *device, uint64_t page);
 /* Store a new word under the page's change lock, then release what the old one held. The block is in the index. Returns
  * the old word, which is no more than a memory by then. */
 uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word);

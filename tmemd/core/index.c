@@ -1,6 +1,5 @@
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -41,16 +40,19 @@ static uint64_t state_word(const struct tm_device *device, uint8_t state, uint64
     }
 }
 
-static bool in_index(struct tm_device *device, uint64_t block)
-{
-    return atomic_load_explicit(&device->blocks[block], memory_order_acquire) == TM_BLOCK_IN_INDEX;
-}
-
 uint64_t tm_word(struct tm_device *device, uint64_t page)
 {
     uint8_t state = atomic_load_explicit(&device->blocks[page / TM_BLOCK_PAGES], memory_order_acquire);
     return state == TM_BLOCK_IN_INDEX ? atomic_load_explicit(&device->index[page], memory_order_acquire)
                                       : state_word(device, state, page);
+}
+
+uint64_t tm_peek(struct tm_device *device, uint64_t page)
+{
+    tm_look(&device->locks, page);
+    uint64_t word = tm_word(device, page);
+    tm_unlook(&device->locks, page);
+    return word;
 }
 
 static uint64_t payload_bytes(uint64_t word) { return tm_kind(word) == TM_TMEM ? tm_length(word) : 0; }
@@ -90,7 +92,7 @@ static void free_slot(struct tm_device *device, uint64_t word)
 
 void tm_touch(struct tm_device *device, uint64_t page, uint64_t word)
 {
-    if (in_index(device, page / TM_BLOCK_PAGES))
+    if (tm_in_index(device, page / TM_BLOCK_PAGES))
         atomic_store_explicit(&device->index[page], word, memory_order_release);
 }
 
@@ -205,7 +207,7 @@ static int use_block(struct tm_device *device, uint64_t block)
     int error = 0;
     for (int attempt = 0;; attempt++) {
         pthread_mutex_lock(&device->index_lock);
-        error = in_index(device, block) ? 0 : fill_block(device, block);
+        error = tm_in_index(device, block) ? 0 : fill_block(device, block);
         pthread_mutex_unlock(&device->index_lock);
         uint64_t freed;
         if (!error || attempt == ROOM_ATTEMPTS || tm_demote(device, ROOM_BYTES, &freed) != 0)
@@ -218,13 +220,13 @@ int tm_lock_in_index(struct tm_device *device, uint64_t first, uint32_t n)
 {
     uint64_t one = first / TM_BLOCK_PAGES, other = (first + n - 1) / TM_BLOCK_PAGES;
     for (;;) {
-        int error = in_index(device, one) ? 0 : use_block(device, one);
-        if (!error && !in_index(device, other))
+        int error = tm_in_index(device, one) ? 0 : use_block(device, one);
+        if (!error && !tm_in_index(device, other))
             error = use_block(device, other);
         if (error)
             return error;
         tm_lock_run(&device->locks, first, n);
-        if (in_index(device, one) && in_index(device, other))
+        if (tm_in_index(device, one) && tm_in_index(device, other))
             return 0;
         tm_unlock_run(&device->locks, first, n); /* a trim of the whole block came between */
     }
@@ -248,7 +250,7 @@ static void empty_block(struct tm_device *device, uint64_t block, uint8_t state)
     uint64_t words[TM_BLOCK_PAGES], first = block * TM_BLOCK_PAGES;
     uint32_t n = tm_block_pages(device, block);
     look_block(device, block); /* blocks are aligned to the stripes, so this takes them in order */
-    bool had_index = in_index(device, block);
+    bool had_index = tm_in_index(device, block);
     for (uint32_t i = 0; i < n; i++)
         words[i] = tm_word(device, first + i);
     atomic_store_explicit(&device->states[block], state, memory_order_release);
@@ -300,11 +302,10 @@ static int seek(int fd, uint64_t at, uint64_t end, int whence, uint64_t *found)
 static int each_allocated(struct tm_device *device, uint64_t start, uint64_t end,
                           void (*visit)(struct tm_device *, uint64_t offset, uint64_t bytes))
 {
-    const int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
     for (uint64_t at = start, data = start, hole = start; at < end; at = hole) {
         int error = seek(device->pool_fd, at, end, SEEK_DATA, &data);
-        if (!error && data > at && fallocate(device->pool_fd, punch, (off_t)at, (off_t)(data - at)) < 0)
-            error = errno;
+        if (!error && data > at)
+            error = tm_punch(device->pool_fd, at, data - at);
         if (!error)
             error = seek(device->pool_fd, data, end, SEEK_HOLE, &hole);
         if (error)
@@ -387,9 +388,9 @@ int tm_index_attach(struct tm_device *device, char *error, size_t error_size)
         }
         atomic_store(&device->blocks[block], state);
     }
-    const int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    fallocate(device->pool_fd, punch, (off_t)layout->reserve_offset, TM_RESERVE_PAGES * TM_PAGE);
-    int failed = each_allocated(device, layout->index_offset, index_end, adopt_index_pages);
+    int failed = tm_punch(device->pool_fd, layout->reserve_offset, TM_RESERVE_PAGES * TM_PAGE);
+    if (!failed)
+        failed = each_allocated(device, layout->index_offset, index_end, adopt_index_pages);
     if (!failed)
         failed = each_allocated(device, layout->data_offset, layout->data_offset + layout->data_bytes,
                                 adopt_data_pages);

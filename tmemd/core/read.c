@@ -118,10 +118,7 @@ static bool is_still(struct tm_device *device, uint64_t page, uint64_t word, con
         return is_intact(word, content);
     if (tm_file_crc(word) == TM_IN_FLUX)
         return false;
-    tm_look(&device->locks, page);
-    bool same = tm_word(device, page) == word;
-    tm_unlook(&device->locks, page);
-    return same;
+    return tm_peek(device, page) == word;
 }
 
 /* Read a run of pages that the index says are in the file. It takes no lock, so a page may change meanwhile: then it is

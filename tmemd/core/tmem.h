@@ -20,7 +20,7 @@ struct tm_config {
     const char *name;
     int pool_fd, file_fd, map_fd; /* file and map: -1 for none; all stay the caller's */
     uint64_t size, limit;
-    uint64_t granule;    /* bytes of the device that one bit of the map speaks for; a multiple of 2 MiB or of 4 KiB */
+    uint64_t granule;    /* bytes of the device that one bit of the map speaks for; a multiple of 4 KiB */
     uint64_t file_bytes; /* how much of the file may be read and written */
     bool direct;         /* file_fd bypasses the page cache */
     bool lost_zero;      /* lost pages read as zeros */

@@ -160,9 +160,7 @@ static int write_page(struct spill *spill, uint64_t page, const uint8_t *content
 static int merge_page(struct tm_device *device, uint64_t page, const uint8_t *bytes, uint32_t from, uint32_t count,
                       uint8_t *content)
 {
-    tm_look(&device->locks, page);
-    bool lost = tm_kind(tm_word(device, page)) == TM_LOST;
-    tm_unlook(&device->locks, page);
+    bool lost = tm_kind(tm_peek(device, page)) == TM_LOST;
     bool blank = lost || (!from && page * TM_PAGE + count == device->size);
     int error = blank ? 0 : tm_read_locked(device, page, content);
     if (blank)
@@ -233,11 +231,7 @@ int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset)
     uint64_t last = (offset + count + TM_PAGE - 1) / TM_PAGE;
     for (uint64_t page = offset / TM_PAGE; page < last && !tm_refusing(&device->budget); page++) {
         tm_lock_run(&device->locks, page, 1);
-        tm_look(&device->locks, page);
-        uint64_t word = tm_word(device, page);
-        tm_unlook(&device->locks, page);
-        bool in_index = atomic_load(&device->blocks[page / TM_BLOCK_PAGES]) == TM_BLOCK_IN_INDEX;
-        bool stop = in_index && tm_kind(word) == TM_FILE &&
+        bool stop = tm_in_index(device, page / TM_BLOCK_PAGES) && tm_kind(tm_peek(device, page)) == TM_FILE &&
                     (tm_read_locked(device, page, content) != 0 || !tm_put(device, page, content, true));
         tm_unlock_run(&device->locks, page, 1);
         if (stop)

@@ -111,9 +111,7 @@ int tm_trim(struct tm_device *device, uint64_t count, uint64_t offset, bool fua)
 
 static bool reads_as_zeros(struct tm_device *device, uint64_t page)
 {
-    tm_look(&device->locks, page);
-    enum tm_kind kind = tm_kind(tm_word(device, page));
-    tm_unlook(&device->locks, page);
+    enum tm_kind kind = tm_kind(tm_peek(device, page));
     return kind == TM_NOWHERE || kind == TM_ZERO;
 }
 
@@ -123,8 +121,7 @@ static uint64_t alike_until(struct tm_device *device, uint64_t page, uint64_t en
     bool zero = reads_as_zeros(device, page);
     while (page < end && reads_as_zeros(device, page) == zero) {
         uint64_t block = page / TM_BLOCK_PAGES;
-        bool one_state = atomic_load(&device->blocks[block]) != TM_BLOCK_IN_INDEX;
-        page = one_state ? (block + 1) * TM_BLOCK_PAGES : page + 1;
+        page = tm_in_index(device, block) ? page + 1 : (block + 1) * TM_BLOCK_PAGES;
     }
     return page < end ? page : end;
 }
