@@ -78,7 +78,7 @@ class Client:
 
     def set_target(self, name: str, target: int) -> None:
         """Set a pool's target, in bytes."""
-        _expect(protocol.Done, self._call(protocol.Target(protocol.check_name(name), target)))
+        _expect(protocol.Done, self._call(protocol.Set(name=protocol.check_name(name), target=target)))
 
     def set_frozen(self, name: str, frozen: bool) -> None:
         """Freeze or thaw a pool."""

@@ -13,8 +13,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from tmemd import poolfile, protocol
-from tmemd.poolfile import Counters, Identity, PoolError
+from tmemd.poolfile import Choice, Counters, Identity, PoolError
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
 
@@ -146,13 +148,18 @@ class Pool:
         self.finished()
         poolfile.write_frozen(self.fd, frozen)
 
-    def ask(self, work: protocol.Work, nbytes: int) -> int:
+    def set_compression(self, compression: bool) -> None:
+        """Compress what is put from now on, or store it as it is. Raises PoolError while it is unfinished."""
+        self.finished()
+        poolfile.write_compression(self.fd, compression)
+
+    def ask(self, work: protocol.Work, nbytes: int, choice: Choice) -> int:
         """Ask the serving plugin for work; returns the request's number. Raises PoolError where nobody could do it."""
         if not self.finished().has_file and work != "settle":
             raise PoolError(f"pool {self.name} has no backing file to {work} to")
         if not self.is_served():
             raise PoolError(f"nobody serves pool {self.name}, so nobody could {work} it")
-        return poolfile.write_request(self.fd, _WORK[work], nbytes)
+        return poolfile.write_request(self.fd, _WORK[work], nbytes, choice)
 
     def destroy(self, *, lose_pages: bool) -> None:
         """Remove the pool file; its memory goes when the last one closes it.
@@ -300,17 +307,30 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
                 pool.finished()
                 status = pool.status()
                 return protocol.Listed([status] if status else [])
-        case protocol.Target(name, target):
-            with pools.pool(name, control=True) as pool:
-                pool.set_target(target)
+        case protocol.Set():
+            _set(pools, request)
         case protocol.Freeze(name, frozen):
+            for each in [name] if name else pools.names():
+                with pools.pool(each, control=True) as pool:
+                    pool.set_frozen(frozen)
+        case protocol.Ask(name, work, nbytes, min_age, raw_only):
             with pools.pool(name, control=True) as pool:
-                pool.set_frozen(frozen)
-        case protocol.Ask(name, work, nbytes):
-            with pools.pool(name, control=True) as pool:
-                return protocol.Asked(pool.ask(work, nbytes))
+                return protocol.Asked(pool.ask(work, nbytes, Choice(min_age, raw_only)))
         case protocol.Destroy(name, lose_pages):
             pools.destroy(name, lose_pages=lose_pages)
         case protocol.Attach():
             raise PoolError("only tmemd attaches plugins")
+        case protocol.Host():
+            raise PoolError("only tmemd looks after the host's memory")
     return protocol.Done()
+
+
+def _set(pools: Pools, request: protocol.Set) -> None:
+    """What the pool file itself keeps; the rest only means something to a tmemd."""
+    if {request.weight, request.cap, request.minimum} != {msgspec.UNSET} or request.target is None:
+        raise PoolError("weight, cap, minimum and a target of tmemd's own choice need a tmemd")
+    with pools.pool(request.name, control=True) as pool:
+        if isinstance(request.target, int):
+            pool.set_target(request.target)
+        if isinstance(request.compression, bool):
+            pool.set_compression(request.compression)

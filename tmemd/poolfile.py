@@ -27,6 +27,7 @@ MAGIC: Final = b"TMEMPOOL"
 VERSION: Final = 1
 COUNTERS_OFFSET: Final = PAGE
 CONTROL_OFFSET: Final = 2 * PAGE
+STATISTICS_OFFSET: Final = 3 * PAGE
 STATES_OFFSET: Final = 4 * PAGE
 PATH_BYTES: Final = 1024
 SUFFIX: Final = ".pool"
@@ -156,9 +157,56 @@ class Counters(msgspec.Struct, frozen=True):
     done_error: int  # its errno, 0 for success
     granules_set: int  # granules of the map in which the file is not to be trusted
     pid: int  # of the process that serves the device
+    demotion_writes: int = 0  # pages that demotion wrote to the file; one that was there already is not written
+    promotions: int = 0  # pages put again when they were read from the file
 
 
 _COUNTERS: Final = struct.Struct(f"<{len(Counters.__struct_fields__)}Q")
+
+GENERATIONS: Final = 16
+LATENCIES: Final = 47
+_HISTOGRAM_WORDS: Final = 1 + LATENCIES
+
+# Upper bounds of the histograms' buckets in nanoseconds, two in each octave; the last bucket has none.
+LATENCY_BOUNDS_NS: Final = tuple((256, 384)[i % 2] << (i // 2) for i in range(LATENCIES - 1))
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """Latencies of one kind of page operation since the pool was made."""
+
+    sum_ns: int
+    counts: tuple[int, ...]  # of LATENCIES buckets, each up to its own bound; not cumulative
+
+    @property
+    def count(self) -> int:
+        """How many operations it saw."""
+        return sum(self.counts)
+
+
+class Latencies(msgspec.Struct, frozen=True):
+    """How long the page operations of a pool took."""
+
+    put: Histogram  # stored ones
+    get: Histogram
+    spill: Histogram  # a run of pages written to the file
+    file_read: Histogram  # a run of pages read from the file
+
+
+class Ages(msgspec.Struct, frozen=True):
+    """Heat: GENERATIONS entries each, by how many generations ago a page was last put or read; the last: or longer."""
+
+    gets: tuple[int, ...]  # pages read from tmem, by their age before
+    file_reads: tuple[int, ...]
+    freed: tuple[int, ...]  # pages, in tmem or in the file, that were overwritten or trimmed
+    stored_bytes: tuple[int, ...]  # at the last survey: slots of the pages in tmem
+    raw_bytes: tuple[int, ...]  # of these, slots of incompressible pages
+    filed_pages: tuple[int, ...]  # at the last survey: pages in the file
+    surveys: int  # how many surveys there were
+
+
+_LATENCY_WORDS: Final = struct.Struct(f"<{4 * _HISTOGRAM_WORDS}Q")
+_AGE_WORDS: Final = struct.Struct(f"<{6 * GENERATIONS + 1}Q")
+_AGES_OFFSET: Final = STATISTICS_OFFSET + _LATENCY_WORDS.size
 
 # Offsets inside the control page; each value stands with its complement, so that a torn write is seen and ignored.
 _TARGET: Final = CONTROL_OFFSET
@@ -166,6 +214,10 @@ _FROZEN: Final = CONTROL_OFFSET + 16
 _REQUEST: Final = CONTROL_OFFSET + 32  # sequence number
 _REQUEST_OP: Final = CONTROL_OFFSET + 48
 _REQUEST_ARG: Final = CONTROL_OFFSET + 56
+_DEMOTION_WRITES: Final = CONTROL_OFFSET + 64
+_COMPRESSION: Final = CONTROL_OFFSET + 80
+_REQUEST_CHOICE: Final = CONTROL_OFFSET + 96
+_RAW_ONLY: Final = 1 << 8
 
 
 def lock(fd: int, *, control: bool) -> bool:
@@ -188,10 +240,28 @@ def read_identity(fd: int, where: str | Path) -> Identity | None:
 
 def read_counters(fd: int, where: str | Path) -> Counters:
     """A snapshot of the counters; each is consistent by itself, not with the others. Raises PoolError."""
-    data = os.pread(fd, _COUNTERS.size, COUNTERS_OFFSET)
-    if len(data) < _COUNTERS.size:
+    return Counters(*_COUNTERS.unpack(_read_whole(fd, _COUNTERS.size, COUNTERS_OFFSET, where)))
+
+
+def read_latencies(fd: int, where: str | Path) -> Latencies:
+    """A snapshot of the latency histograms. Raises PoolError."""
+    words = _LATENCY_WORDS.unpack(_read_whole(fd, _LATENCY_WORDS.size, STATISTICS_OFFSET, where))
+    rows = [words[i : i + _HISTOGRAM_WORDS] for i in range(0, len(words), _HISTOGRAM_WORDS)]
+    return Latencies(*(Histogram(row[0], row[1:]) for row in rows))
+
+
+def read_ages(fd: int, where: str | Path) -> Ages:
+    """A snapshot of what is known by age. Raises PoolError."""
+    words = _AGE_WORDS.unpack(_read_whole(fd, _AGE_WORDS.size, _AGES_OFFSET, where))
+    rows = [words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)]
+    return Ages(*rows, surveys=words[-1])
+
+
+def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
+    data = os.pread(fd, size, offset)
+    if len(data) < size:
         raise PoolError(f"{where}: the pool file is truncated ({os.fstat(fd).st_size} bytes)")
-    return Counters(*_COUNTERS.unpack(data))
+    return data
 
 
 def _read_checked(fd: int, offset: int) -> int | None:
@@ -224,13 +294,54 @@ def write_frozen(fd: int, frozen: bool) -> None:
     _write_checked(fd, _FROZEN, int(frozen))
 
 
-def write_request(fd: int, request: Request, argument: int = 0) -> int:
+def read_demotion_writes(fd: int) -> int | None:
+    """How many pages demotion may have written to the file since the pool was made; None: as many as it likes."""
+    return _read_checked(fd, _DEMOTION_WRITES)
+
+
+def write_demotion_writes(fd: int, pages: int | None) -> None:
+    """Bound Counters.demotion_writes; None: no bound. The caller holds the control lock."""
+    if pages is None:
+        os.pwrite(fd, bytes(_CHECKED.size), _DEMOTION_WRITES)
+    else:
+        _write_checked(fd, _DEMOTION_WRITES, pages)
+
+
+def read_compression(fd: int) -> bool:
+    """Whether pages are compressed."""
+    return _read_checked(fd, _COMPRESSION) != 0
+
+
+def write_compression(fd: int, compression: bool) -> None:
+    """Compress pages that are put from now on, or store them as they are. The caller holds the control lock."""
+    _write_checked(fd, _COMPRESSION, int(compression))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which pages a DEMOTE request is about."""
+
+    min_age: int = 0  # generations, below GENERATIONS
+    raw_only: bool = False  # only incompressible ones
+
+    def pack(self) -> int:
+        """As the word of the control page."""
+        return self.min_age | (_RAW_ONLY if self.raw_only else 0)
+
+    @classmethod
+    def unpack(cls, word: int) -> Choice:
+        """From the word of the control page."""
+        return cls(word % GENERATIONS, bool(word & _RAW_ONLY))
+
+
+def write_request(fd: int, request: Request, argument: int = 0, choice: Choice = Choice()) -> int:
     """Ask the serving plugin for something; done when Counters.done_request equals the number returned.
 
-    *argument* is a number of bytes for DEMOTE. The caller holds the control lock.
+    *argument* is a number of bytes for DEMOTE, *choice* which pages. The caller holds the control lock.
     """
     number = (_read_checked(fd, _REQUEST) or 0) + 1
     os.pwrite(fd, _WORD.pack(request) + _WORD.pack(argument), _REQUEST_OP)
+    os.pwrite(fd, _WORD.pack(choice.pack()), _REQUEST_CHOICE)
     _write_checked(fd, _REQUEST, number)
     return number
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from tmemd.poolfile import NAME_PATTERN, NAME_RULE, Counters, PoolError, is_name
+from tmemd.poolfile import GENERATIONS, NAME_PATTERN, NAME_RULE, Ages, Counters, Latencies, PoolError, is_name
+from tmemd.settings import MAX_WEIGHT, PoolSettings
 
 DEFAULT_SOCKET: Final = Path("/run/tmemd/tmemd.sock")
 DEFAULT_POOLS: Final = Path("/run/tmemd/pools")
@@ -22,7 +23,12 @@ TIMEOUT: Final = 10.0  # seconds, for a whole exchange
 
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Weight: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_WEIGHT)]
 Work: TypeAlias = Literal["drain", "demote", "settle"]
+
+
+# 64 MiB put without a single trim: a guest that trims does so as soon as a process that was swapped out ends.
+_PUTS_WITHOUT_TRIM: Final = 16384
 
 
 class ProtocolError(PoolError):
@@ -43,26 +49,33 @@ class Attach(_Message, frozen=True):
 
 
 class List(_Message, frozen=True):
-    """All pools the caller may see."""
+    """All pools the caller may see; *long*: with latencies and ages."""
+
+    long: bool = False
 
 
 class Show(_Message, frozen=True):
-    """One pool."""
+    """One pool; *long*: with latencies and ages."""
 
     name: Name
+    long: bool = False
 
 
-class Target(_Message, frozen=True):
-    """Set a pool's target, in bytes."""
+class Set(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Change settings of a pool; what is not named stays. None takes a cap away, or lets the policy find the target."""
 
     name: Name
-    target: Bytes
+    target: Bytes | msgspec.UnsetType | None = msgspec.UNSET
+    weight: Weight | msgspec.UnsetType = msgspec.UNSET
+    cap: Bytes | msgspec.UnsetType | None = msgspec.UNSET
+    minimum: Bytes | msgspec.UnsetType = msgspec.UNSET
+    compression: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Freeze(_Message, frozen=True):
-    """Let a pool refuse all puts, or accept them again."""
+    """Let a pool (None: every one) refuse all puts, or accept them again."""
 
-    name: Name
+    name: Name | None
     frozen: bool
 
 
@@ -72,6 +85,8 @@ class Ask(_Message, frozen=True):
     name: Name
     work: Work
     nbytes: Bytes = 0
+    min_age: Annotated[int, msgspec.Meta(ge=0, lt=GENERATIONS)] = 0  # generations; for demote
+    raw_only: bool = False  # incompressible pages only; for demote
 
 
 class Destroy(_Message, frozen=True):
@@ -79,6 +94,25 @@ class Destroy(_Message, frozen=True):
 
     name: Name
     lose_pages: bool = False
+
+
+class Host(_Message, frozen=True):
+    """What the host can spare, and what the governor makes of it."""
+
+
+class HostStatus(_Message, frozen=True, kw_only=True, tag="hoststatus"):
+    """Answer to Host. Sizes in bytes, shares from 0 to 1."""
+
+    policy: str
+    budget_bytes: int  # what all targets together may be
+    targets_bytes: int
+    used_bytes: int
+    total_bytes: int  # of the host, or of the cgroup that tmemd runs in
+    available_bytes: int
+    reserve_bytes: int  # what is to stay available
+    pressure_some: float | None  # share of the last tick in which some task waited for memory; None: not known here
+    pressure_full: float | None  # and in which all did
+    writes_left_bytes: int | None  # what demotion may write in the rest of this hour; None: no bound
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,11 +129,27 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     served: bool
     error: str | None  # why the pool cannot be used; all numbers are 0 then
     counters: Counters
+    settings: PoolSettings = PoolSettings()
+    freeable_bytes: int = 0  # what demotion could give back
+    latencies: Latencies | None = None  # only where asked for
+    ages: Ages | None = None
+
+    @property
+    def never_trims(self) -> bool:
+        """Whether the guest swaps and never says which pages are dead, so that they fill tmem."""
+        return self.counters.trims == 0 and self.counters.puts >= _PUTS_WITHOUT_TRIM
 
     def flat(self) -> dict[str, Any]:
         """One flat JSON object, as tmemctl prints it."""
-        own = {field: getattr(self, field) for field in self.__struct_fields__ if field != "counters"}
+        nested = {"counters", "settings", "latencies", "ages"}
+        own: dict[str, Any] = {field: getattr(self, field) for field in self.__struct_fields__ if field not in nested}
         own["pid"] = self.counters.pid if self.served else None
+        for field in ("latencies", "ages"):
+            if getattr(self, field) is not None:
+                own[field] = msgspec.to_builtins(getattr(self, field))
+        own |= {field: getattr(self.settings, field) for field in ("weight", "cap", "minimum", "compression")}
+        own["target"] = self.settings.target
+        own["never_trims"] = self.never_trims
         return own | {key: value for key, value in msgspec.structs.asdict(self.counters).items() if key not in own}
 
 
@@ -131,8 +181,8 @@ class Failed(_Message, frozen=True):
     error: str
 
 
-Request: TypeAlias = Attach | List | Show | Target | Freeze | Ask | Destroy
-Answer: TypeAlias = Attached | Listed | Asked | Done | Failed
+Request: TypeAlias = Attach | List | Show | Set | Freeze | Ask | Destroy | Host
+Answer: TypeAlias = Attached | Listed | Asked | Done | Failed | HostStatus
 
 _requests: Final = msgspec.json.Decoder(Request)
 _answers: Final = msgspec.json.Decoder(Answer)

@@ -11,6 +11,7 @@ enum {
     TM_BLOCK_PAGES = 512, /* pages whose index words share one page of the index */
     TM_COUNTERS_OFFSET = TM_PAGE,
     TM_CONTROL_OFFSET = 2 * TM_PAGE,
+    TM_STATISTICS_OFFSET = 3 * TM_PAGE,
     TM_STATES_OFFSET = 4 * TM_PAGE,
     TM_SPAN_BYTES = 64 * TM_PAGE, /* 64 pages, so that one word says which of them are backed */
     TM_SPAN_PAGES = TM_SPAN_BYTES / TM_PAGE,
@@ -95,6 +96,26 @@ struct tm_counters {
     _Atomic uint64_t bad_checksums, io_errors;
     _Atomic uint64_t reads, writes, trims, flushes;
     _Atomic uint64_t done_request, done_error, granules_set, pid;
+    _Atomic uint64_t demotion_writes, promotions;
+};
+
+/* Latencies of one kind of page operation. The bounds are two in each octave: counts[2k] is of those below 256 * 2^k ns,
+ * counts[2k + 1] of those from there below 384 * 2^k ns; the last is of all that took longer. */
+enum { TM_LATENCIES = 47 };
+struct tm_histogram {
+    _Atomic uint64_t sum_ns, counts[TM_LATENCIES];
+};
+
+/* The statistics page; tmemd.poolfile.Statistics names the same fields. Writer: the serving process. What is 'by age' is
+ * indexed by how many generations ago the page was last put or read; the last entry is of all that are older. */
+struct tm_statistics {
+    struct tm_histogram put, get, spill, file_read;
+    _Atomic uint64_t gets_by_age[TM_GENERATIONS], file_reads_by_age[TM_GENERATIONS];
+    _Atomic uint64_t freed_by_age[TM_GENERATIONS]; /* pages, in tmem or in the file, that were overwritten or trimmed */
+    _Atomic uint64_t stored_by_age[TM_GENERATIONS]; /* the last survey: bytes of slots */
+    _Atomic uint64_t raw_by_age[TM_GENERATIONS];    /* of these, bytes of slots of incompressible pages */
+    _Atomic uint64_t filed_by_age[TM_GENERATIONS];  /* the last survey: pages in the file */
+    _Atomic uint64_t surveys;
 };
 
 /* A word of the control page and its complement: a torn write does not match and is ignored. */
@@ -106,6 +127,9 @@ struct tm_checked {
 struct tm_control {
     struct tm_checked target, frozen, request;
     _Atomic uint64_t request_op, request_argument;
+    struct tm_checked demotion_writes; /* pages that demotion may have written to the file, ever; none: no bound */
+    struct tm_checked compression;     /* 0: store pages as they are */
+    _Atomic uint64_t request_choice;
 };
 
 /* Where the parts of a pool file lie, in bytes. */

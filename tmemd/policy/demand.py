@@ -1,0 +1,63 @@
+"""What a policy knows of one pool."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tmemd.poolfile import PAGE
+from tmemd.sample import PoolSample
+
+# Before a pool has stored anything to measure it by: what LZ4 makes of a page of a live process.
+_FIRST_PAGE_BYTES = PAGE // 3
+
+
+class Demand(msgspec.Struct, frozen=True, kw_only=True):
+    """One pool at one tick. Sizes in bytes of RAM; pages are counts since the tick before."""
+
+    name: str
+    weight: int  # its share is in proportion to this
+    minimum: int  # a target is never below
+    cap: int  # nor above
+    used: int
+    target: int  # what holds now
+    overhead: int  # of `used`, what no demotion gives back: the index above all
+    live: int  # what it would use if every page the guest keeps on the device were in tmem
+    heat: tuple[int, ...]  # of `live`, by age in generations: the bytes of the pages last used then
+    active: bool  # whether it was ever put to
+    puts: int
+    refused: int
+    gets: int
+    file_reads: int
+
+
+def demand(before: PoolSample | None, now: PoolSample) -> Demand:
+    """What a policy is told of a pool, from its last two samples (None: there is only one)."""
+    counters = now.counters
+    earlier = before.counters if before else counters
+    overhead = counters.used_bytes - sum(now.ages.stored_bytes) if now.ages.surveys else counters.index_bytes
+    overhead = min(max(overhead, counters.index_bytes), counters.used_bytes)
+    page = _page_bytes(counters.used_bytes - overhead, counters.pages_in_tmem)
+    cap = min(counters.limit_bytes, now.cap_bytes if now.cap_bytes is not None else counters.limit_bytes)
+    # What nobody could demote stays; and no device works below its own minimum.
+    stuck = 0 if now.has_file and now.served else counters.used_bytes
+    minimum = max(now.minimum_bytes, counters.minimum_bytes, stuck)
+    return Demand(
+        name=now.name,
+        weight=now.weight,
+        minimum=minimum,
+        cap=max(cap, minimum),
+        used=counters.used_bytes,
+        target=now.target_bytes,
+        overhead=overhead,
+        live=counters.used_bytes + counters.pages_in_file * page,
+        heat=tuple(map(lambda stored, filed: stored + filed * page, now.ages.stored_bytes, now.ages.filed_pages)),
+        active=counters.puts > 0,
+        puts=counters.puts - earlier.puts,
+        refused=counters.puts_refused - earlier.puts_refused,
+        gets=counters.gets - earlier.gets,
+        file_reads=counters.file_reads - earlier.file_reads,
+    )
+
+
+def _page_bytes(stored: int, pages: int) -> int:
+    return max(1, stored // pages) if pages else _FIRST_PAGE_BYTES
