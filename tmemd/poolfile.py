@@ -253,8 +253,10 @@ def read_latencies(fd: int, where: str | Path) -> Latencies:
 def read_ages(fd: int, where: str | Path) -> Ages:
     """A snapshot of what is known by age. Raises PoolError."""
     words = _AGE_WORDS.unpack(_read_whole(fd, _AGE_WORDS.size, _AGES_OFFSET, where))
-    rows = [words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)]
-    return Ages(*rows, surveys=words[-1])
+    gets, file_reads, freed, stored, raw, filed = (
+        words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
+    )
+    return Ages(gets, file_reads, freed, stored, raw, filed, words[-1])
 
 
 def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
