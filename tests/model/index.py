@@ -36,6 +36,11 @@ class Word:
         return Kind(self.value & 7)
 
     @property
+    def generation(self) -> int:
+        """In which it was last used; 0: long ago."""
+        return self.value >> 8 & 15
+
+    @property
     def length(self) -> int:
         """Bytes of payload of a page in tmem."""
         return self.value >> 12 & 0x1FFF

@@ -56,26 +56,12 @@ static int demote_run(struct tm_device *device, uint64_t first, uint32_t n, unsi
     return error;
 }
 
-/* Copy a block's index words; false when it has none. Holding one of its pages' look locks keeps the words there. */
-static bool copy_words(struct tm_device *device, uint64_t block, uint64_t *words)
-{
-    uint64_t first = block * TM_BLOCK_PAGES;
-    if (!tm_in_index(device, block))
-        return false;
-    tm_look(&device->locks, first);
-    bool present = tm_in_index(device, block);
-    for (uint32_t i = 0; present && i < tm_block_pages(device, block); i++)
-        words[i] = atomic_load_explicit(&device->index[first + i], memory_order_relaxed);
-    tm_unlook(&device->locks, first);
-    return present;
-}
-
 /* The age down to which pages must go for `bytes` of slots to come free. */
 static unsigned demotion_age(struct tm_device *device, uint64_t bytes)
 {
     uint64_t words[TM_BLOCK_PAGES], of_age[TM_GENERATIONS] = {0}, sum = 0;
     for (uint64_t block = 0; block < device->layout.blocks; block++) {
-        if (!copy_words(device, block, words))
+        if (!tm_copy_words(device, block, words))
             continue;
         for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
             if (tm_kind(words[i]) == TM_TMEM)
@@ -92,7 +78,7 @@ static int demote_block(struct tm_device *device, uint64_t block, unsigned age, 
 {
     uint64_t words[TM_BLOCK_PAGES];
     int error = 0;
-    if (!copy_words(device, block, words))
+    if (!tm_copy_words(device, block, words))
         return 0;
     uint32_t n = tm_block_pages(device, block);
     for (uint32_t i = 0; i < n && *freed < bytes && !error;) {
@@ -149,35 +135,6 @@ int tm_drain(struct tm_device *device)
     pthread_mutex_unlock(&device->clean_lock);
     tm_settle(device, 0);
     return error;
-}
-
-/* How far pages of each generation are from being the oldest is four bits wide: the oldest may not become the youngest. */
-static void keep_oldest(struct tm_device *device, unsigned oldest)
-{
-    uint64_t words[TM_BLOCK_PAGES];
-    for (uint64_t block = 0; block < device->layout.blocks; block++) {
-        if (!copy_words(device, block, words))
-            continue;
-        for (uint32_t i = 0; i < tm_block_pages(device, block); i++) {
-            uint64_t page = block * TM_BLOCK_PAGES + i;
-            if (tm_kind(words[i]) != TM_TMEM || tm_generation(words[i]) != oldest)
-                continue;
-            tm_look(&device->locks, page);
-            uint64_t word = tm_word(device, page);
-            if (tm_kind(word) == TM_TMEM && tm_generation(word) == oldest)
-                tm_touch(device, page, tm_with_generation(word, (oldest + 1) % TM_GENERATIONS));
-            tm_unlook(&device->locks, page);
-        }
-    }
-}
-
-void tm_age(struct tm_device *device)
-{
-    pthread_mutex_lock(&device->clean_lock);
-    unsigned next = (atomic_load(&device->generation) + 1) % TM_GENERATIONS;
-    keep_oldest(device, next);
-    atomic_store(&device->generation, next);
-    pthread_mutex_unlock(&device->clean_lock);
 }
 
 /* Move one record; false when its slot is not (or no longer) what a word points at. */

@@ -123,6 +123,7 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
     device->pool_fd = config->pool_fd;
     device->lost_zero = config->lost_zero;
     device->durable = config->durable;
+    device->generation = 1;
     device->file.fd = -1;
     device->map.fd = -1;
     init_locks(device);

@@ -32,7 +32,7 @@ struct tm_device {
     pthread_mutex_t index_lock;
     _Atomic uint32_t reserve; /* pages allocated ahead for the index; changed under index_lock */
     pthread_mutex_t clean_lock; /* one flush, drain or demotion at a time */
-    _Atomic unsigned generation;
+    _Atomic unsigned generation; /* 1 to TM_ANCIENT */
     uint64_t hand; /* where the next demotion begins to look; under clean_lock */
     struct tm_budget budget;
     struct tm_slots slots;
@@ -86,6 +86,8 @@ static inline bool tm_is_written_through(const struct tm_device *device, uint64_
 uint64_t tm_word(struct tm_device *device, uint64_t page);
 /* The same for someone who does not hold it. */
 uint64_t tm_peek(struct tm_device *device, uint64_t page);
+/* Copy a block's words as they are now, each by itself; false when the block has no page of the index in use. */
+bool tm_copy_words(struct tm_device *device, uint64_t block, uint64_t *words);
 /* Store a new word under the page's change lock, then release what the old one held. The block is in the index. Returns
  * the old word, which is no more than a memory by then. */
 uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word);
@@ -130,9 +132,11 @@ int tm_clean(struct tm_device *device);
 /* After this, whoever was changing a page when it began has published what he had. */
 void tm_wait_for_changes(struct tm_device *device);
 
+/* How many generations ago the page was last used: 0 to TM_ANCIENT. */
 static inline unsigned tm_age_of(struct tm_device *device, uint64_t word)
 {
-    return (atomic_load_explicit(&device->generation, memory_order_relaxed) - tm_generation(word)) % TM_GENERATIONS;
+    unsigned now = atomic_load_explicit(&device->generation, memory_order_relaxed), then = tm_generation(word);
+    return then ? (now + TM_ANCIENT - then) % TM_ANCIENT : TM_ANCIENT;
 }
 
 #endif

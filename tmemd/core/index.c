@@ -55,6 +55,19 @@ uint64_t tm_peek(struct tm_device *device, uint64_t page)
     return word;
 }
 
+bool tm_copy_words(struct tm_device *device, uint64_t block, uint64_t *words)
+{
+    uint64_t first = block * TM_BLOCK_PAGES;
+    if (!tm_in_index(device, block))
+        return false;
+    tm_look(&device->locks, first); /* keeps the words there */
+    bool present = tm_in_index(device, block);
+    for (uint32_t i = 0; present && i < tm_block_pages(device, block); i++)
+        words[i] = atomic_load_explicit(&device->index[first + i], memory_order_relaxed);
+    tm_unlook(&device->locks, first);
+    return present;
+}
+
 static uint64_t payload_bytes(uint64_t word) { return tm_kind(word) == TM_TMEM ? tm_length(word) : 0; }
 
 /* The counter of pages of this kind; NULL: not counted. */
