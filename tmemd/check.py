@@ -24,7 +24,7 @@ import lz4.block
 
 from tmemd import pool, poolfile, poolindex
 from tmemd.poolfile import CONTROL_OFFSET, PAGE, Identity, PoolError
-from tmemd.poolindex import BLOCK_PAGES, SPAN, Kind, State
+from tmemd.poolindex import SPAN, Kind, State
 
 _RECORD: Final = struct.Struct("<IIHH")  # page, CRC, payload length, encoding
 _SEALED: Final = struct.Struct("<IHH")  # what of it the CRC covers, before the payload
@@ -217,7 +217,7 @@ class _Checker:
             self._report.problem(text)
 
     def _is_still(self, word: Word) -> bool:
-        state = poolindex.read_exactly(self._fd, 1, poolfile.STATES_OFFSET + word.page // BLOCK_PAGES)[0]
+        state = poolindex.read_exactly(self._fd, 1, poolfile.STATES_OFFSET + word.page // poolfile.BLOCK_PAGES)[0]
         offset = self._identity.index_offset + word.page * 8
         now = int.from_bytes(poolindex.read_exactly(self._fd, 8, offset), "little")
         # The coldness changes whenever a page is read.
@@ -237,7 +237,7 @@ class _Checker:
     def _count_state(self, block: int, state: State) -> None:
         if not self._identity.has_file:
             self._report.problem(f"block {block} is said to be in a file, but the device has none")
-        pages = min(BLOCK_PAGES, self._identity.pages - block * BLOCK_PAGES)
+        pages = min(poolfile.BLOCK_PAGES, self._identity.pages - block * poolfile.BLOCK_PAGES)
         kind = {State.FILE: Kind.FILE, State.LOST: Kind.LOST, State.ZERO: Kind.ZERO}[state]
         self._counts[kind] += pages
 
@@ -255,7 +255,7 @@ class _Checker:
             words.byteswap()
         for i, value in enumerate(words):
             if value:
-                self._check_word(Word(block * BLOCK_PAGES + i, value))
+                self._check_word(Word(block * poolfile.BLOCK_PAGES + i, value))
 
     def _check_word(self, word: Word) -> None:
         fault = word_fault(word, self._identity)

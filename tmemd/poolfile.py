@@ -29,6 +29,8 @@ COUNTERS_OFFSET: Final = PAGE
 CONTROL_OFFSET: Final = 2 * PAGE
 STATISTICS_OFFSET: Final = 3 * PAGE
 STATES_OFFSET: Final = 4 * PAGE
+BLOCK_PAGES: Final = 512  # pages of the device whose index words share a page of the index
+RESERVE_PAGES: Final = 32  # of the index, allocated ahead
 PATH_BYTES: Final = 1024
 SUFFIX: Final = ".pool"
 # A name becomes a file name, so its first character can be neither '.' nor '-', and '/' is nowhere.
@@ -317,6 +319,17 @@ def read_compression(fd: int) -> bool:
 def write_compression(fd: int, compression: bool) -> None:
     """Compress pages that are put from now on, or store them as they are. The caller holds the control lock."""
     _write_checked(fd, _COMPRESSION, int(compression))
+
+
+def freeable(identity: Identity, counters: Counters) -> int:
+    """Bytes of RAM that demotion could give back: all memory for records.
+
+    Header, index and the index's reserve stay. A pool without a backing file has nowhere to demote to.
+    """
+    blocks = -(-identity.pages // BLOCK_PAGES)
+    reserve = min(blocks - counters.index_bytes // PAGE, RESERVE_PAGES) * PAGE
+    stays = identity.index_offset + counters.index_bytes + reserve
+    return max(counters.used_bytes - stays, 0) if identity.has_file else 0
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd.poolfile import PAGE, STATES_OFFSET, Identity, PoolError
+from tmemd.poolfile import BLOCK_PAGES, PAGE, STATES_OFFSET, Identity, PoolError
 
-BLOCK_PAGES: Final = 512  # whose words share one page of the index
 BLOCK_BYTES: Final = BLOCK_PAGES * PAGE  # of the device
 SPAN: Final = 256 * 1024  # bytes of memory whose records are of one size class
 _READ: Final = 64 * PAGE  # bytes of index read at a time

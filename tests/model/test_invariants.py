@@ -184,6 +184,27 @@ def test_the_coldest_pages_are_demoted_first(rig: Rig) -> None:
     assert where[200:401].count(Kind.FILE) == 0
 
 
+@pytest.mark.parametrize("written", [0, 1, 300, PAGES])
+def test_what_is_freeable_is_what_demotion_gives_back(rig: Rig, written: int) -> None:
+    write(rig, range(written), 1)
+    before = taken(rig.pool)
+    freeable = poolfile.freeable(rig.identity, rig.counters())
+    rig.device.demote(1 << 40)
+    rig.device.settle(1 << 30)
+    # A page of the header may be a hole.
+    assert before - taken(rig.pool) - freeable in (0, PAGE if written else 0)
+    assert poolfile.freeable(rig.identity, rig.counters()) == 0
+
+
+def test_a_pool_without_a_file_has_nothing_freeable(pools: Path) -> None:
+    rig = Rig(pools, None, PAGES * PAGE, 8 * MIB)
+    try:
+        write(rig, range(300), 1)
+        assert poolfile.freeable(rig.identity, rig.counters()) == 0
+    finally:
+        rig.close()
+
+
 def test_compaction_gives_back_what_random_overwrites_left_scattered(rig: Rig) -> None:
     write(rig, range(1, PAGES), 1)
     for page in range(1, PAGES):
