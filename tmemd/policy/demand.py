@@ -21,6 +21,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     used: int
     target: int  # what holds now
     overhead: int  # of `used`, what no demotion gives back: the index above all
+    page_bytes: int  # of RAM that one page takes, on average
     live: int  # what it would use if every page the guest keeps on the device were in tmem
     heat: tuple[int, ...]  # of `live`, by age in generations: the bytes of the pages last used then
     active: bool  # whether it was ever put to
@@ -49,6 +50,7 @@ def demand(before: PoolSample | None, now: PoolSample) -> Demand:
         used=counters.used_bytes,
         target=now.target_bytes,
         overhead=overhead,
+        page_bytes=page,
         live=counters.used_bytes + counters.pages_in_file * page,
         heat=tuple(map(lambda stored, filed: stored + filed * page, now.ages.stored_bytes, now.ages.filed_pages)),
         active=counters.puts > 0,

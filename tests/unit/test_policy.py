@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import itertools
+import random
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tmemd.policy import Demand, by_name
+from tmemd.policy.share import share
+
+MIB = 1 << 20
+NAMES = ("fair", "greedy", "static", "reconf-static", "smart-alloc:0.75", "smart-alloc:6")
+sizes = st.integers(0, 1 << 50)
+
+
+def pool(name: str = "a", **values: Any) -> Demand:
+    """A pool that wants nothing, of the values given; `heat` may be short."""
+    known: dict[str, Any] = dict.fromkeys(Demand.__struct_fields__, 0) | {
+        "name": name, "weight": 100, "cap": 1 << 60, "page_bytes": 1400, "active": True, "heat": (),
+    }  # fmt: skip
+    known |= values
+    known["heat"] = (*known["heat"], *[0] * (16 - len(known["heat"])))
+    known["live"] = values.get("live", max(known["used"], known["overhead"] + sum(known["heat"])))
+    return Demand(**known)
+
+
+def hot(name: str, nbytes: int, **values: Any) -> Demand:
+    """A pool all of whose pages were just used."""
+    return pool(name, heat=(nbytes,), **values)
+
+
+@st.composite
+def demands(draw: st.DrawFn) -> list[Demand]:
+    made = []
+    for name in draw(st.lists(st.text("abcdef", min_size=1), unique=True, max_size=8)):
+        minimum = draw(st.sampled_from((0, 0, MIB)) | sizes)
+        made.append(
+            pool(
+                name,
+                weight=draw(st.integers(1, 10_000)),
+                minimum=minimum,
+                cap=minimum + draw(sizes),
+                used=draw(sizes),
+                target=draw(sizes),
+                overhead=draw(sizes),
+                page_bytes=draw(st.integers(1, 4112)),
+                heat=draw(st.lists(sizes, max_size=16)),
+                active=draw(st.booleans()),
+                puts=draw(st.integers(0, 1 << 30)),
+                refused=draw(st.integers(0, 1 << 30)),
+            )
+        )
+    return made
+
+
+parties = st.lists(st.tuples(st.integers(1, 10_000) | st.integers(1, (1 << 64) - 1), sizes, sizes), max_size=12)
+
+
+@given(sizes, parties)
+def test_a_share_is_the_weight_times_one_level_between_floor_and_ceiling(budget: int, of: list[Any]) -> None:
+    weights, floors = [w for w, _, _ in of], [f for _, f, _ in of]
+    ceilings = [f + more for _, f, more in of]
+    got = share(budget, weights, floors, ceilings)
+    assert all(f <= g <= c for f, g, c in zip(floors, got, ceilings, strict=True))
+    assert sum(got) <= max(budget, sum(floors))
+    free = [(g, w) for f, g, c, w in zip(floors, got, ceilings, weights, strict=True) if f < g < c]
+    for (a, v), (b, w) in itertools.combinations(free, 2):
+        assert abs(Fraction(a, v) - Fraction(b, w)) <= max(Fraction(1, v), Fraction(1, w))
+    if sum(ceilings) >= budget >= sum(floors):
+        assert budget - sum(got) <= len(of)
+    elif sum(ceilings) < budget:
+        assert got == ceilings
+
+
+@given(sizes, parties)
+def test_nobody_at_the_ceiling_is_below_the_level_of_the_others(budget: int, of: list[Any]) -> None:
+    weights, floors = [w for w, _, _ in of], [f for _, f, _ in of]
+    ceilings = [f + more for _, f, more in of]
+    got = share(budget, weights, floors, ceilings)
+    wanting = [Fraction(g + 1, w) for g, w, c in zip(got, weights, ceilings, strict=True) if g < c]
+    given_ = [Fraction(g, w) for g, w, f in zip(got, weights, floors, strict=True) if g > f]
+    assert not wanting or not given_ or max(given_) <= min(wanting)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(demands(), sizes)
+def test_every_policy_keeps_budget_minimums_and_caps(name: str, known: list[Demand], budget: int) -> None:
+    targets = by_name(name)(known, budget)
+    assert set(targets) == {demand.name for demand in known}
+    assert sum(targets.values()) <= max(budget, sum(demand.minimum for demand in known))
+    assert all(demand.minimum <= targets[demand.name] <= demand.cap for demand in known)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(demands(), sizes, st.randoms(use_true_random=False))
+def test_the_order_of_pools_does_not_matter(name: str, known: list[Demand], budget: int, rng: random.Random) -> None:
+    shuffled = known[:]
+    rng.shuffle(shuffled)
+    assert by_name(name)(known, budget) == by_name(name)(shuffled, budget)
+
+
+@given(st.lists(st.integers(1, 10_000), min_size=1, max_size=8), st.integers(MIB, 1 << 40))
+def test_pools_that_all_want_more_have_ram_by_weight(weights: list[int], budget: int) -> None:
+    known = [hot(str(i), 2 * budget, weight=weight) for i, weight in enumerate(weights)]
+    targets = by_name("fair")(known, budget)
+    for i, weight in enumerate(weights):
+        assert abs(targets[str(i)] - budget * weight / sum(weights)) <= 1
+
+
+def test_what_one_cannot_take_goes_to_the_others_by_weight() -> None:
+    known = [hot("a", 1000 * MIB), hot("b", 1000 * MIB, weight=200), hot("c", 1000 * MIB, weight=400, cap=10 * MIB)]
+    assert by_name("fair")(known, 100 * MIB) == {"a": 30 * MIB, "b": 60 * MIB, "c": 10 * MIB}
+    known[0] = hot("a", 1000 * MIB, minimum=60 * MIB)
+    assert by_name("fair")(known, 100 * MIB) == {"a": 60 * MIB, "b": 30 * MIB, "c": 10 * MIB}
+
+
+def test_hot_pages_go_before_cold_ones_whatever_the_weights() -> None:
+    cold = pool("cold", weight=10_000, used=500 * MIB, heat=(0,) * 15 + (500 * MIB,))
+    targets = by_name("fair")([cold, hot("hot", 80 * MIB, weight=1)], 100 * MIB)
+    assert targets["hot"] >= 80 * MIB
+    assert targets["cold"] >= 14 * MIB
+
+
+def test_what_nobody_wants_is_headroom_by_weight() -> None:
+    targets = by_name("fair")([hot("a", MIB), pool("b", weight=300), pool("c", weight=100, cap=MIB)], 401 * MIB)
+    assert targets == {"a": 100 * MIB, "b": 300 * MIB, "c": MIB}
+
+
+def test_a_pool_that_is_being_filled_gets_room_before_its_pages_are_surveyed() -> None:
+    idle = pool("idle", used=100 * MIB, heat=(0,) * 15 + (100 * MIB,))
+    filling = pool("filling", puts=10_000, refused=10_000)
+    assert by_name("fair")([idle, filling], 100 * MIB)["filling"] >= 10_000 * 1400
+
+
+def test_an_idle_pool_gives_way_to_one_that_is_used() -> None:
+    idle = pool("idle", used=100 * MIB, heat=(0, 0, 100 * MIB))
+    assert by_name("fair")([idle, hot("busy", 100 * MIB)], 100 * MIB)["busy"] >= 99 * MIB
+
+
+def test_greedy_never_takes_back() -> None:
+    known = [pool("first", used=100 * MIB), pool("late", puts=1000, refused=1000)]
+    assert by_name("greedy")(known, 100 * MIB) == {"first": 100 * MIB, "late": 0}
+
+
+def test_greedy_gives_what_is_free_to_those_who_put() -> None:
+    known = [pool("a", used=10 * MIB), pool("b", used=10 * MIB, puts=1_000_000)]
+    targets = by_name("greedy")(known, 100 * MIB)
+    assert targets["b"] >= 89 * MIB
+    assert targets["a"] >= 10 * MIB
+
+
+def test_static_is_by_weight_and_reconfigured_for_those_that_ever_put() -> None:
+    known = [pool("a"), pool("b", weight=300), pool("c", weight=400, active=False)]
+    assert by_name("static")(known, 800) == {"a": 100, "b": 300, "c": 400}
+    assert by_name("reconf-static")(known, 800) == {"a": 200, "b": 600, "c": 0}
+
+
+def test_smart_alloc_moves_targets_by_its_percentage() -> None:
+    failing, idle = pool("failing", target=400, used=400, refused=1), pool("idle", target=500, used=10)
+    assert by_name("smart-alloc:10")([failing, idle], 1000) == {"failing": 500, "idle": 450}
+    crowded = [pool("a", target=920, used=900, refused=1), pool("b", target=520, used=500, refused=1)]
+    assert by_name("smart-alloc:10")(crowded, 800) == {"a": 500, "b": 300}
+
+
+@pytest.mark.parametrize("name", ["", "Fair", "smart-alloc", "smart-alloc:", "smart-alloc:0", "smart-alloc:101",
+                                  "smart-alloc:nan", "smart-alloc:-1", "smart-alloc:1e1", "fair "])  # fmt: skip
+def test_an_unknown_policy_is_named_with_those_there_are(name: str) -> None:
+    with pytest.raises(ValueError, match="is no policy: there are fair, greedy, static, reconf-static, smart-alloc:P"):
+        by_name(name)
