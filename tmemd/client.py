@@ -65,9 +65,9 @@ class Client:
         pools = Pools(directory)
         return cls(lambda request: perform(pools, request))
 
-    def pools(self) -> list[PoolStatus]:
-        """All pools that may be seen, by name."""
-        return _expect(protocol.Listed, self._call(protocol.List())).pools
+    def pools(self, *, long: bool = False) -> list[PoolStatus]:
+        """All pools that may be seen, by name; *long*: with latencies and ages."""
+        return _expect(protocol.Listed, self._call(protocol.List(long))).pools
 
     def pool(self, name: str) -> PoolStatus:
         """One pool."""
@@ -75,6 +75,10 @@ class Client:
         if len(pools) != 1:
             raise PoolError(f"there is no pool {name}")
         return pools[0]
+
+    def host(self) -> protocol.HostStatus:
+        """What the host can spare; only a tmemd knows."""
+        return _expect(protocol.HostStatus, self._call(protocol.Host()))
 
     def set_target(self, name: str, target: int) -> None:
         """Set a pool's target, in bytes."""

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from tmemd import poolfile, protocol
-from tmemd.poolfile import Choice, Counters, Identity, PoolError
+from tmemd.poolfile import Ages, Choice, Counters, Identity, Latencies, PoolError
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
 
@@ -98,18 +98,30 @@ class Pool:
             raise PoolError(f"pool {self.name} is unfinished: no plugin has served it yet")
         return identity
 
-    def status(self) -> PoolStatus | None:
-        """What is known of it; None while it is unfinished. A damaged pool has a status too."""
+    def status(self, *, long: bool = False) -> PoolStatus | None:
+        """What is known of it, with *long* latencies and ages as well; None while it is unfinished.
+
+        A damaged pool has a status too.
+        """
         try:
             identity = self.identity()
             if identity is None:
                 return None
             counters = poolfile.read_counters(self.fd, self.path)
+            latencies = poolfile.read_latencies(self.fd, self.path) if long else None
+            ages = poolfile.read_ages(self.fd, self.path) if long else None
         except PoolError as error:
             return self._status(None, _NO_COUNTERS, str(error))
-        return self._status(identity, counters, None)
+        return self._status(identity, counters, None, latencies, ages)
 
-    def _status(self, identity: Identity | None, counters: Counters, error: str | None) -> PoolStatus:
+    def _status(
+        self,
+        identity: Identity | None,
+        counters: Counters,
+        error: str | None,
+        latencies: Latencies | None = None,
+        ages: Ages | None = None,
+    ) -> PoolStatus:
         target = poolfile.read_target(self.fd)
         limit = counters.limit_bytes
         return PoolStatus(
@@ -124,6 +136,8 @@ class Pool:
             served=self.is_served(),
             error=error,
             counters=counters,
+            latencies=latencies,
+            ages=ages,
         )
 
     def set_target(self, target: int) -> None:
@@ -256,12 +270,12 @@ class Pools:
                 failed.add(name)
         return failed
 
-    def statuses(self) -> list[PoolStatus]:
+    def statuses(self, *, long: bool = False) -> list[PoolStatus]:
         """Every finished pool's status; those that vanish meanwhile are left out."""
         found = []
         for name in self.names():
             with suppress(PoolError), self.pool(name) as pool:
-                found.append(pool.status())
+                found.append(pool.status(long=long))
         return [status for status in found if status]
 
     def destroy(self, name: str, *, lose_pages: bool) -> None:
@@ -300,12 +314,12 @@ def _create_owned(path: Path, uid: int, gid: int) -> None:
 def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
     """Carry out anything but an Attach. Raises PoolError."""
     match request:
-        case protocol.List():
-            return protocol.Listed(pools.statuses())
-        case protocol.Show(name):
+        case protocol.List(long):
+            return protocol.Listed(pools.statuses(long=long))
+        case protocol.Show(name, long):
             with pools.pool(name) as pool:
                 pool.finished()
-                status = pool.status()
+                status = pool.status(long=long)
                 return protocol.Listed([status] if status else [])
         case protocol.Set():
             _set(pools, request)

@@ -44,6 +44,20 @@ def write_counters(fd: int, values: Counters) -> None:
     os.pwrite(fd, struct.pack(f"<{len(words)}Q", *words), poolfile.COUNTERS_OFFSET)
 
 
+def write_latencies(fd: int, **operations: poolfile.Histogram) -> None:
+    """The histograms of some operations ('put', 'get', 'spill', 'file_read'); the others stay."""
+    for number, operation in enumerate(poolfile.Latencies.__struct_fields__):
+        if histogram := operations.get(operation):
+            words = (histogram.sum_ns, *histogram.counts)
+            os.pwrite(fd, struct.pack(f"<{len(words)}Q", *words), poolfile.STATISTICS_OFFSET + number * len(words) * 8)
+
+
+def histogram(*buckets: int, count: int = 1, sum_ns: int = 0) -> poolfile.Histogram:
+    """*count* operations in each of these buckets."""
+    counts = tuple(count * buckets.count(number) for number in range(poolfile.LATENCIES))
+    return poolfile.Histogram(sum_ns, counts)
+
+
 def finish_pool(fd: int, name: str, size: int = 64 * MIB, *, has_file: bool = True, **values: int) -> Identity:
     """What a plugin does with the empty file it is given."""
     made = identity(name, size, has_file=has_file)

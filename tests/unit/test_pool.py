@@ -219,3 +219,17 @@ def test_numbers_that_no_honest_plugin_counts_are_handed_on(directory: Path) -> 
         answer = protocol.decode_answer(protocol.encode(protocol.Listed([status])))
         assert answer == protocol.Listed([status])
         assert status.counters.puts == status.target_bytes == (1 << 64) - 1
+
+
+def test_latencies_and_ages_come_only_where_asked_for(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web") as fd:
+        fakes.write_latencies(fd, spill=fakes.histogram(3, 46, sum_ns=7))
+        (short,) = client.pools()
+        assert (short.latencies, short.ages) == (None, None)
+        (long,) = client.pools(long=True)
+    assert long.latencies
+    assert long.latencies.spill == fakes.histogram(46, 3, sum_ns=7)
+    assert [histogram.count for histogram in (long.latencies.put, long.latencies.get)] == [0, 0]
+    assert long.ages
+    assert long.ages.surveys == 0
