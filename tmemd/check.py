@@ -40,7 +40,7 @@ _MEANT: Final = {
     Kind.ZERO: 0xF << 8 | 0x7,
     Kind.LOST: 0xF << 8 | 0x7,
 }
-_CONTROL_WORDS: Final = {"target": 0, "frozen": 16, "request": 32}
+_CONTROL_WORDS: Final = {"target": 0, "frozen": 16, "request": 32, "demotion writes": 64, "compression": 80}
 _MANY: Final = 100  # problems remembered; the rest are only counted
 _STEP: Final = 64  # spans or chunks of the index between two reports of progress
 

@@ -213,7 +213,7 @@ static void *keeper(void *argument)
         case 2: tm_settle(device, some % 100); break;
         case 3: tm_age(device); break;
         case 4: error = tm_flush(device); break;
-        case 5: tm_wasted(device); tm_over_target(device); break;
+        case 5: tm_wasted(device); tm_over_target(device); tm_survey(device); break;
         case 6: error = has_file && some % 8 == 0 ? tm_drain(device) : 0; break;
         default: error = has_file ? tm_demote(device, some, &freed) : 0;
         }
@@ -273,9 +273,7 @@ int main(int argc, char **argv)
     /* With a file, too little for all pages, so that puts are refused; without, enough, so that retries end. */
     limit = minimum + (has_file ? size / 4 : 2 * size);
     int pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes);
-    CHECK(fallocate(pool_fd, 0, 0, TM_CONTROL_OFFSET + TM_PAGE) == 0 &&
-              fallocate(pool_fd, 0, TM_STATES_OFFSET, (off_t)(layout.index_offset - TM_STATES_OFFSET)) == 0,
-          "header: %s", strerror(errno));
+    CHECK(fallocate(pool_fd, 0, 0, (off_t)layout.index_offset) == 0, "header: %s", strerror(errno));
     control = mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, pool_fd, TM_CONTROL_OFFSET);
     CHECK(control != MAP_FAILED, "mmap: %s", strerror(errno));
     set(&control->target, limit);

@@ -35,8 +35,7 @@ class Rig:
             self.disk is not None,
         )  # fmt: skip
         os.ftruncate(fd, self.identity.file_bytes)
-        os.posix_fallocate(fd, 0, 3 * PAGE)
-        os.posix_fallocate(fd, poolfile.STATES_OFFSET, layout.index_offset - poolfile.STATES_OFFSET)
+        os.posix_fallocate(fd, 0, layout.index_offset)
         os.pwrite(fd, self.identity.pack(), 0)
         return fd
 

@@ -57,6 +57,8 @@ class Device:
         """Compact for density and punch out free memory, moving at most *budget* records; returns bytes given back."""
     def age(self) -> None:
         """Begin the next coldness generation."""
+    def survey(self) -> None:
+        """Publish in the statistics page what lies in tmem and in the file, by age."""
     def over_target(self) -> int:
         """Bytes by which the pool's use exceeds its target now (0: none)."""
     def wasted(self) -> int:

@@ -59,6 +59,7 @@ cdef extern from "tmem.h" nogil:
     int tm_drain(tm_device *device)
     uint64_t tm_settle(tm_device *device, uint64_t moves)
     void tm_age(tm_device *device)
+    void tm_survey(tm_device *device)
     uint64_t tm_over_target(tm_device *device)
     void tm_serve(tm_device *device)
     uint64_t tm_wasted(tm_device *device)
@@ -212,6 +213,12 @@ cdef class Device:
         cdef tm_device *device = self.handle(0, 0)
         with nogil:
             tm_age(device)
+
+    def survey(self):
+        """Publish in the statistics page what lies in tmem and in the file, by age."""
+        cdef tm_device *device = self.handle(0, 0)
+        with nogil:
+            tm_survey(device)
 
     def over_target(self):
         """Bytes by which the pool's use exceeds its target now (0: none)."""

@@ -2,6 +2,7 @@
 #include "device.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +32,7 @@ int tm_layout_for(uint64_t size, struct tm_layout *layout)
     /* Room for every page stored raw, what spans lose at their ends, and a partly filled span of each class. */
     uint64_t data = layout->pages * TM_SLOT_MAX / 16 * 17 + (uint64_t)TM_CLASSES * TM_SPAN_BYTES;
     layout->data_bytes = data < TM_MAX_DATA ? round_up(data, TM_SPAN_BYTES) : TM_MAX_DATA;
-    layout->minimum = layout->index_offset - TM_PAGE + MINIMUM_RECORDS +
+    layout->minimum = layout->index_offset + MINIMUM_RECORDS +
                       (index_bytes < MINIMUM_INDEX ? index_bytes : MINIMUM_INDEX);
     return 0;
 }
@@ -47,6 +48,9 @@ static int map_pool(struct tm_device *device, char *error, size_t error_size)
                  device->mapped);
         return EINVAL;
     }
+    /* Earlier versions left a hole here. */
+    if (fallocate(device->pool_fd, FALLOC_FL_KEEP_SIZE, TM_STATISTICS_OFFSET, TM_PAGE) < 0)
+        return errno;
     void *base = mmap(NULL, device->mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, device->pool_fd, 0);
     if (base == MAP_FAILED)
         return errno;
@@ -54,6 +58,7 @@ static int map_pool(struct tm_device *device, char *error, size_t error_size)
     madvise(base, device->mapped, MADV_DONTDUMP); /* guests' memory has no place in a core file */
     device->counters = (struct tm_counters *)(device->base + TM_COUNTERS_OFFSET);
     device->control = (const struct tm_control *)(device->base + TM_CONTROL_OFFSET);
+    device->statistics = (struct tm_statistics *)(device->base + TM_STATISTICS_OFFSET);
     device->states = (_Atomic uint8_t *)(device->base + TM_STATES_OFFSET);
     device->index = (_Atomic uint64_t *)(device->base + device->layout.index_offset);
     return tm_sigbus_watch(base, device->mapped, device->name);
@@ -63,6 +68,7 @@ static void init_locks(struct tm_device *device)
 {
     pthread_mutex_init(&device->index_lock, NULL);
     pthread_mutex_init(&device->clean_lock, NULL);
+    pthread_mutex_init(&device->survey_lock, NULL);
     for (size_t i = 0; i < TM_STRIPES; i++) {
         pthread_mutex_init(&device->locks.stripes[i].change, NULL);
         pthread_mutex_init(&device->locks.stripes[i].look, NULL);
@@ -78,6 +84,7 @@ static int init_parts(struct tm_device *device, const struct tm_config *config)
                                &device->layout, &device->budget);
     if (!failed)
         failed = tm_map_init(&device->map, config->map_fd, config->granule, &device->layout, counters);
+    tm_heat_init(device);
     tm_file_init(&device->file, config->file_fd, config->file_bytes, config->direct);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
@@ -123,7 +130,6 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
     device->pool_fd = config->pool_fd;
     device->lost_zero = config->lost_zero;
     device->durable = config->durable;
-    device->generation = 1;
     device->file.fd = -1;
     device->map.fd = -1;
     init_locks(device);

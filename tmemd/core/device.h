@@ -11,6 +11,7 @@
 #include "locks.h"
 #include "map.h"
 #include "slots.h"
+#include "statistics.h"
 #include "tmem.h"
 
 /* Added to the block states that the pool file knows: the block's page of the index is in use. */
@@ -26,13 +27,15 @@ struct tm_device {
     uint64_t mapped;
     struct tm_counters *counters;
     const struct tm_control *control;
+    struct tm_statistics *statistics;
     _Atomic uint8_t *states;  /* in the pool file */
     _Atomic uint64_t *index;  /* in the pool file; a hole is never touched */
     _Atomic uint8_t *blocks;  /* enum tm_state, or TM_BLOCK_IN_INDEX: what `states` and the index's holes say, in one byte */
     pthread_mutex_t index_lock;
     _Atomic uint32_t reserve; /* pages allocated ahead for the index; changed under index_lock */
     pthread_mutex_t clean_lock; /* one flush, drain or demotion at a time */
-    _Atomic unsigned generation; /* 1 to TM_ANCIENT */
+    _Atomic unsigned generation; /* 1 to TM_ANCIENT; under clean_lock */
+    pthread_mutex_t survey_lock; /* one survey at a time */
     uint64_t hand; /* where the next demotion begins to look; under clean_lock */
     struct tm_budget budget;
     struct tm_slots slots;
@@ -91,7 +94,7 @@ bool tm_copy_words(struct tm_device *device, uint64_t block, uint64_t *words);
 /* Store a new word under the page's change lock, then release what the old one held. The block is in the index. Returns
  * the old word, which is no more than a memory by then. */
 uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word);
-/* The same where the page's content changes: a stored page is invalidated. */
+/* The same where the page's content changes: a stored page is invalidated, what was used of it is freed. */
 void tm_replace(struct tm_device *device, uint64_t page, uint64_t word);
 /* Set bits of the page's word that do not move it, under its look lock. */
 void tm_touch(struct tm_device *device, uint64_t page, uint64_t word);
@@ -131,6 +134,11 @@ bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, boo
 int tm_clean(struct tm_device *device);
 /* After this, whoever was changing a page when it began has published what he had. */
 void tm_wait_for_changes(struct tm_device *device);
+
+/* heat.c */
+
+/* Go on with the generation that was current when the pool was last served. */
+void tm_heat_init(struct tm_device *device);
 
 /* How many generations ago the page was last used: 0 to TM_ANCIENT. */
 static inline unsigned tm_age_of(struct tm_device *device, uint64_t word)

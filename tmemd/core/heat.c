@@ -29,11 +29,60 @@ static void forget_generation(struct tm_device *device, unsigned generation)
     }
 }
 
+void tm_heat_init(struct tm_device *device)
+{
+    uint64_t last = atomic_load(&device->statistics->generation);
+    atomic_store(&device->generation, last >= 1 && last <= TM_ANCIENT ? (unsigned)last : 1);
+}
+
 void tm_age(struct tm_device *device)
 {
     pthread_mutex_lock(&device->clean_lock);
     unsigned next = atomic_load(&device->generation) % TM_ANCIENT + 1;
     forget_generation(device, next);
+    atomic_store(&device->statistics->generation, next); /* first: whoever attaches must not know pages younger than now */
     atomic_store(&device->generation, next);
     pthread_mutex_unlock(&device->clean_lock);
+}
+
+/* What a survey finds, by age. */
+struct finding {
+    uint64_t stored[TM_GENERATIONS], raw[TM_GENERATIONS], filed[TM_GENERATIONS];
+};
+
+static void look_at(struct tm_device *device, uint64_t word, struct finding *finding)
+{
+    if (tm_kind(word) == TM_TMEM) {
+        unsigned age = tm_age_of(device, word);
+        uint32_t size = tm_slot_size(tm_length(word));
+        finding->stored[age] += size;
+        finding->raw[age] += tm_encoding(word) == TM_RAW ? size : 0;
+    } else if (tm_kind(word) == TM_FILE) {
+        finding->filed[tm_age_of(device, word)]++;
+    }
+}
+
+static void publish(struct tm_statistics *statistics, const struct finding *finding)
+{
+    for (unsigned age = 0; age < TM_GENERATIONS; age++) {
+        atomic_store_explicit(&statistics->stored_by_age[age], finding->stored[age], memory_order_relaxed);
+        atomic_store_explicit(&statistics->raw_by_age[age], finding->raw[age], memory_order_relaxed);
+        atomic_store_explicit(&statistics->filed_by_age[age], finding->filed[age], memory_order_relaxed);
+    }
+    atomic_fetch_add_explicit(&statistics->surveys, 1, memory_order_release);
+}
+
+void tm_survey(struct tm_device *device)
+{
+    uint64_t words[TM_BLOCK_PAGES];
+    struct finding finding = {0};
+    pthread_mutex_lock(&device->survey_lock);
+    for (uint64_t block = 0; block < device->layout.blocks; block++) {
+        if (!tm_copy_words(device, block, words))
+            continue;
+        for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
+            look_at(device, words[i], &finding);
+    }
+    publish(device->statistics, &finding);
+    pthread_mutex_unlock(&device->survey_lock);
 }

@@ -97,6 +97,15 @@ static void count_change(struct tm_device *device, uint64_t old, uint64_t new)
         tm_count(&device->counters->payload_bytes, payload_bytes(new) - payload_bytes(old));
 }
 
+/* Account for a page whose content changes. */
+static void count_freed(struct tm_device *device, uint64_t old)
+{
+    if (tm_kind(old) == TM_TMEM)
+        tm_count(&device->counters->invalidates, 1);
+    if (tm_kind(old) == TM_TMEM || tm_kind(old) == TM_FILE)
+        tm_count(&device->statistics->freed_by_age[tm_age_of(device, old)], 1);
+}
+
 static void free_slot(struct tm_device *device, uint64_t word)
 {
     if (tm_kind(word) == TM_TMEM)
@@ -122,8 +131,7 @@ uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word)
 
 void tm_replace(struct tm_device *device, uint64_t page, uint64_t word)
 {
-    if (tm_kind(tm_publish(device, page, word)) == TM_TMEM)
-        tm_count(&device->counters->invalidates, 1);
+    count_freed(device, tm_publish(device, page, word));
 }
 
 /* A word that says the same of the page, but vouches for nothing in the file. */
@@ -274,7 +282,7 @@ static void empty_block(struct tm_device *device, uint64_t block, uint8_t state)
     }
     unlook_block(device, block);
     for (uint32_t i = 0; i < n; i++) {
-        tm_count(&device->counters->invalidates, tm_kind(words[i]) == TM_TMEM);
+        count_freed(device, words[i]);
         count_change(device, words[i], TM_NOWHERE);
         free_slot(device, words[i]);
     }
@@ -392,7 +400,7 @@ int tm_index_attach(struct tm_device *device, char *error, size_t error_size)
     const struct tm_layout *layout = &device->layout;
     uint64_t index_end = layout->index_offset + layout->blocks * TM_PAGE;
     uint64_t states_bytes = (layout->blocks + TM_PAGE - 1) / TM_PAGE * TM_PAGE;
-    forget_counts(device->counters, TM_STATES_OFFSET - TM_PAGE + states_bytes); /* one page of the header is a hole */
+    forget_counts(device->counters, TM_STATES_OFFSET + states_bytes);
     for (uint64_t block = 0; block < layout->blocks; block++) {
         uint8_t state = atomic_load(&device->states[block]);
         if (state > TM_STATE_ZERO || (state != TM_STATE_INDEX && !tm_has_file(device))) {

@@ -60,6 +60,12 @@ static inline uint64_t tm_with_generation(uint64_t word, unsigned generation)
     return (word & ~(UINT64_C(15) << 8)) | (uint64_t)generation << 8;
 }
 
+/* Whether two words of a page differ at most in when it was used. */
+static inline bool tm_same_content(uint64_t one, uint64_t other)
+{
+    return tm_with_generation(one, 0) == tm_with_generation(other, 0);
+}
+
 static inline uint64_t tm_with_location(uint64_t word, uint64_t location)
 {
     return (word & ((UINT64_C(1) << 28) - 1)) | location / TM_SLOT_ALIGN << 28;
@@ -117,7 +123,10 @@ struct tm_statistics {
     _Atomic uint64_t raw_by_age[TM_GENERATIONS];    /* of these, bytes of slots of incompressible pages */
     _Atomic uint64_t filed_by_age[TM_GENERATIONS];  /* the last survey: pages in the file */
     _Atomic uint64_t surveys;
+    _Atomic uint64_t generation; /* now: 1 to TM_ANCIENT */
 };
+
+_Static_assert(sizeof(struct tm_statistics) <= TM_PAGE, "the statistics do not fit into their page");
 
 /* A word of the control page and its complement: a torn write does not match and is ignored. */
 struct tm_checked {

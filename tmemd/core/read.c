@@ -23,10 +23,18 @@ static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
         tm_touch(device, page, tm_with_generation(word, generation));
 }
 
-/* Read the page if it is not in the file; *word is what the index says. */
+static void count_get(struct tm_device *device, uint64_t word, uint64_t start)
+{
+    tm_count(&device->counters->gets, 1);
+    tm_count(&device->statistics->gets_by_age[tm_age_of(device, word)], 1);
+    tm_took(&device->statistics->get, start);
+}
+
+/* Read the page if it is not in the file; *word is what the index said before this use of the page. */
 static enum outcome read_memory(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word)
 {
     enum outcome outcome = DONE;
+    uint64_t start = tm_now();
     tm_look(&device->locks, page);
     *word = tm_word(device, page);
     switch (tm_kind(*word)) {
@@ -36,14 +44,16 @@ static enum outcome read_memory(struct tm_device *device, uint64_t page, uint8_t
         break;
     case TM_FILE:
         outcome = IN_FILE;
+        tm_count(&device->statistics->file_reads_by_age[tm_age_of(device, *word)], 1);
+        refresh(device, page, *word);
         break;
     case TM_LOST:
         outcome = read_lost(device, content);
         break;
     case TM_TMEM:
         if (tm_decode(tm_record_of(device, *word), *word, (uint32_t)page, content)) {
+            count_get(device, *word, start);
             refresh(device, page, *word);
-            tm_count(&device->counters->gets, 1);
         } else {
             tm_count(&device->counters->bad_checksums, 1);
             outcome = FAILED;
@@ -58,22 +68,31 @@ static bool is_intact(uint64_t word, const uint8_t *content)
     return word & TM_WORD_FLAG || tm_file_crc(word) == tm_crc32c(0, content, TM_PAGE);
 }
 
+static int read_file(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *buffer)
+{
+    uint64_t start = tm_now();
+    int error = tm_file_read(&device->file, first, n, buffer);
+    tm_count(&device->counters->file_reads, n);
+    if (error)
+        tm_count(&device->counters->io_errors, 1);
+    else
+        tm_took(&device->statistics->file_read, start);
+    return error;
+}
+
 /* Read one page from the file, its change lock held: nothing is being written there. */
 static int read_file_locked(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
 {
     struct tm_bounce *bounce = tm_bounce_get(&device->file);
     if (!bounce)
         return ENOMEM;
-    int error = tm_file_read(&device->file, page, 1, bounce->pages);
-    tm_count(&device->counters->file_reads, 1);
-    if (error) {
-        tm_count(&device->counters->io_errors, 1);
-    } else if (!is_intact(word, bounce->pages)) {
+    int error = read_file(device, page, 1, bounce->pages);
+    if (!error && !is_intact(word, bounce->pages)) {
         tm_count(&device->counters->bad_checksums, 1);
         error = EIO;
-    } else {
-        memcpy(content, bounce->pages, TM_PAGE);
     }
+    if (!error)
+        memcpy(content, bounce->pages, TM_PAGE);
     tm_bounce_put(&device->file, bounce);
     return error;
 }
@@ -118,7 +137,7 @@ static bool is_still(struct tm_device *device, uint64_t page, uint64_t word, con
         return is_intact(word, content);
     if (tm_file_crc(word) == TM_IN_FLUX)
         return false;
-    return tm_peek(device, page) == word;
+    return tm_same_content(tm_peek(device, page), word);
 }
 
 /* Read a run of pages that the index says are in the file. It takes no lock, so a page may change meanwhile: then it is
@@ -128,9 +147,7 @@ static int read_file_run(struct tm_device *device, uint64_t first, uint32_t n, c
     struct tm_bounce *bounce = tm_bounce_get(&device->file);
     if (!bounce)
         return ENOMEM;
-    int error = tm_file_read(&device->file, first, n, bounce->pages);
-    tm_count(&device->counters->file_reads, n);
-    tm_count(&device->counters->io_errors, error != 0);
+    int error = read_file(device, first, n, bounce->pages);
     for (uint32_t i = 0; i < n && !error; i++) {
         const uint8_t *page = bounce->pages + (size_t)i * TM_PAGE;
         if (is_still(device, first + i, words[i], page))

@@ -42,11 +42,12 @@ static uint64_t store_record(struct tm_device *device, uint64_t page, const uint
 
 bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool filed)
 {
-    uint64_t first_word, word;
+    uint64_t first_word, word, start = tm_now();
     tm_count(&device->counters->puts, 1);
     if (tm_is_same(content, &first_word) && !first_word) {
         tm_count(&device->counters->puts_zero, 1);
         tm_replace(device, page, zero_word(device, page));
+        tm_took(&device->statistics->put, start);
         return true;
     }
     word = tm_refusing(&device->budget) ? 0 : store_record(device, page, content);
@@ -55,6 +56,7 @@ bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, boo
         return false;
     }
     tm_replace(device, page, filed ? word | TM_WORD_FLAG : word);
+    tm_took(&device->statistics->put, start);
     return true;
 }
 
@@ -66,7 +68,8 @@ static void give_up_overwriting(struct spill *spill)
         if (tm_kind(spill->before[i]) != TM_FILE)
             continue;
         tm_look(&device->locks, spill->first + i);
-        tm_touch(device, spill->first + i, spill->before[i]);
+        unsigned generation = tm_generation(tm_word(device, spill->first + i));
+        tm_touch(device, spill->first + i, tm_with_generation(spill->before[i], generation));
         tm_unlook(&device->locks, spill->first + i);
     }
 }
@@ -103,10 +106,15 @@ static void spill_publish(struct spill *spill)
 
 static int spill_flush(struct spill *spill)
 {
-    int error = spill->n ? spill_write(spill) : 0;
-    if (!error)
-        spill_publish(spill);
-    return error;
+    if (!spill->n)
+        return 0;
+    uint64_t start = tm_now();
+    int error = spill_write(spill);
+    if (error)
+        return error;
+    spill_publish(spill);
+    tm_took(&spill->device->statistics->spill, start);
+    return 0;
 }
 
 static int spill_page(struct spill *spill, uint64_t page, const uint8_t *content)

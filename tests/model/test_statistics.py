@@ -1,0 +1,243 @@
+"""The statistics page: latencies, and events and contents by age."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.content import PAGE, compressible, incompressible
+from tests.harness import MIB, taken
+from tests.model.index import Kind, words
+from tests.model.rig import Rig
+from tmemd import poolfile
+from tmemd.core import _core
+from tmemd.poolfile import GENERATIONS, LATENCY_BOUNDS_NS, Ages, Histogram, Latencies
+
+PAGES = 1024
+ANCIENT = GENERATIONS - 1
+
+
+@pytest.fixture
+def rig(pools: Path, disk: Path) -> Iterator[Rig]:
+    """A device with room for all its pages."""
+    rig = Rig(pools, disk, PAGES * PAGE, 16 * MIB)
+    yield rig
+    rig.close()
+
+
+def latencies(rig: Rig) -> Latencies:
+    """The histograms."""
+    return poolfile.read_latencies(rig.pool_fd, rig.pool)
+
+
+def ages(rig: Rig) -> Ages:
+    """What is known by age."""
+    return poolfile.read_ages(rig.pool_fd, rig.pool)
+
+
+def at(*counts: tuple[int, int]) -> tuple[int, ...]:
+    """A table by age: (age, how many) where it is not 0."""
+    return tuple(dict(counts).get(age, 0) for age in range(GENERATIONS))
+
+
+def write(rig: Rig, pages: range, version: int = 1) -> None:
+    """Write compressible pages in one request."""
+    rig.write(pages.start * PAGE, b"".join(compressible(page, version) for page in pages))
+
+
+def write_to_file(rig: Rig, pages: range) -> None:
+    """The same, but their put is refused."""
+    rig.frozen(True)
+    write(rig, pages)
+    rig.frozen(False)
+
+
+def age(rig: Rig, times: int) -> None:
+    """Let generations pass."""
+    for _ in range(times):
+        rig.device.age()
+
+
+def test_each_stored_put_get_spilled_run_and_run_read_from_the_file_has_its_latency(rig: Rig) -> None:
+    write(rig, range(200, 300))
+    rig.write(300 * PAGE, bytes(10 * PAGE))
+    rig.read(200 * PAGE, 50 * PAGE)
+    write_to_file(rig, range(400, 420))
+    write_to_file(rig, range(550, 570))
+    rig.read(400 * PAGE, 20 * PAGE)
+    rig.read(555 * PAGE + 5, 10)
+    now, seen = rig.counters(), latencies(rig)
+    assert (seen.put.count, seen.get.count) == (now.puts - now.puts_refused, now.gets) == (110, 50)
+    assert (seen.spill.count, seen.file_read.count) == (2, 2)
+
+
+def test_buckets_bound_the_sum_of_what_is_in_them(rig: Rig) -> None:
+    write(rig, range(200, 600))
+    for page in range(200, 600):
+        rig.read(page * PAGE, PAGE)
+    for first in range(600, 890, 10):
+        write_to_file(rig, range(first, first + 10))
+        rig.read(first * PAGE, 10 * PAGE)
+    for histogram in (latencies(rig).put, latencies(rig).get, latencies(rig).spill, latencies(rig).file_read):
+        assert histogram.count >= 29
+        low, high = bounds(histogram)
+        assert low <= histogram.sum_ns <= high
+
+
+def bounds(histogram: Histogram) -> tuple[float, float]:
+    """The least and the greatest sum that these counts can have."""
+    edges = (0, *LATENCY_BOUNDS_NS, float("inf"))
+    used = [(edges[i], edges[i + 1], count) for i, count in enumerate(histogram.counts) if count]
+    return sum(low * count for low, _, count in used), sum(high * count for _, high, count in used)
+
+
+@pytest.mark.parametrize("times", [0, 3, ANCIENT - 1, ANCIENT, 40])
+def test_gets_are_counted_by_the_age_before(rig: Rig, times: int) -> None:
+    write(rig, range(200, 210))
+    age(rig, times)
+    rig.read(200 * PAGE, 10 * PAGE)
+    rig.read(200 * PAGE, PAGE)
+    expected = at((0, 11)) if times == 0 else at((min(times, ANCIENT), 10), (0, 1))
+    assert ages(rig).gets == expected
+
+
+@pytest.mark.parametrize("times", [0, 3, ANCIENT - 1, ANCIENT, 40])
+def test_file_reads_are_counted_by_the_age_before_and_refresh_it(rig: Rig, times: int) -> None:
+    rig.target(rig.minimum)  # nothing is promoted
+    write_to_file(rig, range(200, 210))
+    age(rig, times)
+    rig.read(200 * PAGE, 10 * PAGE)
+    rig.read(205 * PAGE + 7, 8)
+    expected = at((0, 11)) if times == 0 else at((min(times, ANCIENT), 10), (0, 1))
+    assert ages(rig).file_reads == expected
+    assert ages(rig).gets == at()
+
+
+def test_a_page_read_from_the_file_reads_the_same_again_after_it_was_refreshed(rig: Rig) -> None:
+    rig.target(rig.minimum)
+    write_to_file(rig, range(200, 210))
+    for _ in range(2 * GENERATIONS):
+        age(rig, 1)
+        for page in range(200, 210):
+            assert rig.read(page * PAGE, PAGE) == compressible(page, 1)
+    assert rig.counters().bad_checksums == 0
+    assert [word.kind for word in words(rig.pool)[200:210]] == [Kind.FILE] * 10
+
+
+@pytest.mark.parametrize("where", [write, write_to_file], ids=["tmem", "file"])
+def test_what_is_overwritten_zeroed_or_trimmed_is_counted_as_freed_by_its_age(rig: Rig, where: object) -> None:
+    assert callable(where)
+    where(rig, range(200, 240))
+    assert ages(rig).freed == at()
+    age(rig, 2)
+    write(rig, range(200, 203))
+    assert ages(rig).freed == at((2, 3))
+    write_to_file(rig, range(203, 208))
+    assert ages(rig).freed == at((2, 8))
+    _core.trim(rig.device, 7 * PAGE, 208 * PAGE, 0)
+    assert ages(rig).freed == at((2, 15))
+    _core.zero(rig.device, 2 * PAGE, 215 * PAGE, 0)
+    rig.write(217 * PAGE, bytes(PAGE))
+    _core.trim(rig.device, 40 * PAGE, 900 * PAGE, 0)  # nothing was there
+    assert ages(rig).freed == at((2, 18))
+
+
+def test_a_trimmed_block_is_freed_page_by_page(pools: Path, disk: Path) -> None:
+    rig = Rig(pools, disk, 4096 * PAGE, 64 * MIB)  # its second block holds nothing that is written through
+    try:
+        for first in range(1536, 2048, 64):
+            write(rig, range(first, first + 64))
+        age(rig, 4)
+        write_to_file(rig, range(1536, 1546))
+        assert ages(rig).freed == at((4, 10))
+        _core.trim(rig.device, 512 * PAGE, 1536 * PAGE, 0)
+        assert ages(rig).freed == at((0, 10), (4, 512))
+    finally:
+        rig.close()
+
+
+def test_what_is_demoted_or_moved_is_not_freed(rig: Rig) -> None:
+    write(rig, range(200, 400))
+    age(rig, 1)
+    rig.device.demote(64 << 10)
+    _core.trim(rig.device, 100 * PAGE, 300 * PAGE, 0)
+    rig.device.settle(1 << 30)
+    rig.device.drain()
+    assert rig.counters().demotions == 100
+    assert ages(rig).freed == at((1, 100))
+
+
+def test_a_page_written_through_is_freed_once(rig: Rig) -> None:
+    write(rig, range(5, 6))
+    age(rig, 1)
+    write(rig, range(5, 6), 2)
+    _core.trim(rig.device, PAGE, 5 * PAGE, 0)
+    assert ages(rig).freed == at((1, 1), (0, 1))
+
+
+def surveyed(rig: Rig) -> Ages:
+    """What a survey made now says."""
+    rig.device.survey()
+    return ages(rig)
+
+
+def slot(length: int) -> int:
+    """Bytes of the slot of a record."""
+    return max(32, -(-(12 + length) // 16) * 16)
+
+
+def test_a_survey_says_what_lies_where_by_age(rig: Rig) -> None:
+    before = ages(rig)
+    assert (before.stored_bytes, before.raw_bytes, before.filed_pages, before.surveys) == (at(), at(), at(), 0)
+    write(rig, range(200, 250))
+    rig.write(250 * PAGE, b"".join(incompressible(page, 1) for page in range(250, 260)))
+    rig.write(260 * PAGE, b"same" * (10 * PAGE // 4))
+    age(rig, 5)
+    write_to_file(rig, range(300, 330))
+    age(rig, 3)
+    write(rig, range(400, 420))
+    age(rig, 9)
+    rig.read(200 * PAGE, 10 * PAGE)
+    index = words(rig.pool)
+    sizes = [slot(word.length) if word.kind is Kind.TMEM else 0 for word in index]
+    seen = surveyed(rig)
+    assert seen.surveys == 1
+    assert seen.stored_bytes == at((0, sum(sizes[200:210])), (9, sum(sizes[400:420])), (15, sum(sizes[210:270])))
+    assert seen.raw_bytes == at((15, sum(sizes[250:260])))
+    assert seen.filed_pages == at((12, 30))
+
+
+def test_a_survey_forgets_the_one_before(rig: Rig) -> None:
+    write(rig, range(200, 250))
+    surveyed(rig)
+    _core.trim(rig.device, 50 * PAGE, 200 * PAGE, 0)
+    assert (surveyed(rig).stored_bytes, ages(rig).surveys) == (at(), 2)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_ages_and_statistics_outlive_the_process(rig: Rig, clean: bool) -> None:
+    write(rig, range(200, 250))
+    age(rig, 6)
+    write(rig, range(300, 350))
+    age(rig, 3)
+    before, took = surveyed(rig), latencies(rig)
+    rig.reattach(clean=clean)
+    assert (ages(rig), latencies(rig)) == (before, took)
+    assert surveyed(rig).stored_bytes == before.stored_bytes
+
+
+def test_a_pool_made_without_statistics_gets_them(rig: Rig) -> None:
+    write(rig, range(200, 250))
+    rig.device.close()
+    hole = f"--offset={poolfile.STATISTICS_OFFSET}", f"--length={PAGE}"
+    subprocess.run(["fallocate", "--punch-hole", *hole, rig.pool], check=True)
+    assert os.lseek(rig.pool_fd, poolfile.STATISTICS_OFFSET, os.SEEK_DATA) > poolfile.STATISTICS_OFFSET
+    rig.reattach(clean=True)
+    assert rig.counters().used_bytes == taken(rig.pool)
+    rig.read(200 * PAGE, 50 * PAGE)
+    assert latencies(rig).get.count == 50
+    assert sum(ages(rig).gets) == 50
