@@ -16,6 +16,7 @@ from tmemd.poolfile import PoolError
 COMMANDS: Final = (
     "list",
     "show",
+    "top",
     "map",
     "set",
     "freeze",

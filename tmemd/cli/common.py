@@ -67,6 +67,11 @@ def state(status: PoolStatus) -> str:
     return ("served" if status.served else "idle") + (", frozen" if status.frozen else "")
 
 
+def printable(text: str) -> str:
+    """The text itself, or quoted: what comes from files of other users may hold what a terminal would obey."""
+    return text if text.isprintable() else ascii(text)
+
+
 def warn(message: str) -> None:
     """A line on standard error."""
     print(f"tmemctl: {message}", file=sys.stderr)

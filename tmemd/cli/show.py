@@ -30,6 +30,4 @@ def _plain(value: object) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    # Paths and errors come from files of other users: nothing that a terminal would obey.
-    text = str(value)
-    return text if text.isprintable() else ascii(text)
+    return common.printable(str(value))
