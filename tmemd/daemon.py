@@ -19,15 +19,21 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd import pool, poolfile, protocol, tmpfs
-from tmemd.pool import Pools
+import psutil
+
+from tmemd import protocol, tmpfs
+from tmemd.administration import Administration
+from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
+from tmemd.daemonconfig import DaemonConfig, load_config
+from tmemd.pool import Pools, open_pool_file
 from tmemd.poolfile import PoolError
 from tmemd.sdnotify import notify
+from tmemd.settings import DEFAULT_STATE, SettingsStore
 from tmemd.sizes import size_argument
 
 _log: Final = logging.getLogger("tmemd")
@@ -69,7 +75,7 @@ class Access:
                 allowed = self.is_admin(uid) or uid in self.plugin_users
                 if not allowed:
                     raise PoolError(f"user {uid} may not attach: start tmemd with --allow-user={uid}")
-            case protocol.List() | protocol.Show():
+            case protocol.List() | protocol.Show() | protocol.Host():
                 pass
             case _:
                 if not self.is_admin(uid):
@@ -83,10 +89,9 @@ class Access:
 class Daemon:
     """What tmemd knows while it runs: the pools it controls, who may ask, and who is asking."""
 
-    def __init__(self, pools: Pools, access: Access, *, default_target: int | None, timeout: float) -> None:
-        self._pools = pools
+    def __init__(self, administration: Administration, access: Access, *, timeout: float) -> None:
+        self._administration = administration
         self._access = access
-        self._default_target = default_target
         self._timeout = timeout
         self._connections: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,12 +107,12 @@ class Daemon:
         uncontrolled: set[str] = set()
         while True:
             try:
-                failed = self._pools.adopt_all()
+                failed = self._administration.adopt()
             except PoolError as error:
                 _log.warning("%s", error)
             else:
                 for name in sorted(failed - uncontrolled):
-                    _log.warning("pool %s cannot be controlled: another process does, or it cannot be opened", name)
+                    _log.warning("pool %s cannot be controlled: another process does, or it cannot be used", name)
                 uncontrolled = failed
             await asyncio.sleep(_SCAN_INTERVAL)
 
@@ -173,7 +178,7 @@ class Daemon:
             raise PoolError(f"tmemd met an error: {error.strerror}") from error
 
     def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
-        answer = pool.perform(self._pools, request)
+        answer = self._administration.perform(request)
         if not isinstance(answer, protocol.Listed):
             _log.info("user %d: %s", uid, request)
             return answer
@@ -183,30 +188,42 @@ class Daemon:
         return protocol.Listed(seen)
 
     def _attach(self, sock: socket.socket, peer: Peer, request: protocol.Attach) -> None:
-        self._pools.create(request.name, peer.uid, peer.gid)
-        with self._pools.pool(request.name, control=True) as found:
-            identity = found.identity()
-            if identity and identity.size != request.size:
-                raise PoolError(
-                    f"pool {request.name} is of a device of {identity.size} bytes, not {request.size}:"
-                    f" serve it with size={identity.size}, or destroy it"
-                )
-            poolfile.write_target(found.fd, self._first_target(found, request))
+        bounded = not self._access.is_admin(peer.uid)
+        with self._administration.attach(request, peer.uid, peer.gid, bounded=bounded) as found:
             # The plugin gets an open file description of its own: locks belong to it, and ours must end with us.
-            fd = pool.open_pool_file(found.path)
+            fd = open_pool_file(found.path)
             try:
                 socket.send_fds(sock, [protocol.encode(protocol.Attached(str(found.path)))], [fd])
             finally:
                 os.close(fd)
         _log.info("user %d, process %d: attached %s", peer.uid, peer.pid, request.name)
 
-    def _first_target(self, found: pool.Pool, request: protocol.Attach) -> int:
-        """A target once set stays; one that stood at the device's limit follows that limit."""
-        limit = request.limit or self._default_target or request.size
-        target = poolfile.read_target(found.fd)
-        if target is None or found.identity() is None:
-            return limit
-        return limit if target >= poolfile.read_counters(found.fd, found.path).limit_bytes else target
+    def reload(self, path: Path | None) -> None:
+        """Read the configuration again; one that cannot be used is logged, and the one before stays."""
+        try:
+            self._administration.configure(read_config(path))
+        except PoolError as error:
+            _log.error("%s; the configuration stays as it was", error)
+        else:
+            _log.info("configuration read again")
+
+
+def total_memory() -> int:
+    """Bytes of RAM of this host."""
+    return int(psutil.virtual_memory().total)
+
+
+def read_config(path: Path | None) -> DaemonConfig:
+    """The configuration in that file; None: in the usual one, if there is one. Raises PoolError."""
+    if path is None and not DEFAULT_CONFIG.exists():
+        return DaemonConfig()
+    path = path or DEFAULT_CONFIG
+    config = load_config(path)
+    try:
+        config.check(total_memory())
+    except ValueError as error:
+        raise PoolError(f"{path}: {error}") from None
+    return config
 
 
 async def _receive_line(sock: socket.socket) -> bytes | None:
@@ -271,11 +288,12 @@ def prepare_directory(path: Path, size: str | None) -> None:
         raise PoolError(f"{path}: {error.strerror or error}") from None
 
 
-async def _run(daemon: Daemon, listener: socket.socket) -> None:
+async def _run(daemon: Daemon, listener: socket.socket, config: Path | None) -> None:
     loop = asyncio.get_running_loop()
     running = loop.create_task(daemon.run(listener))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.cancel)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload, config)
     _log.info("listening on %s", listener.getsockname())
     notify("READY=1")
     with suppress(asyncio.CancelledError):
@@ -284,15 +302,17 @@ async def _run(daemon: Daemon, listener: socket.socket) -> None:
 
 
 def _start(arguments: argparse.Namespace) -> None:
+    config = read_config(arguments.config)
     with ExitStack() as resources:
         prepare_directory(arguments.pools, arguments.tmpfs_size)
         pools = Pools(arguments.pools.resolve(), keep=True)
         resources.callback(pools.close)
         listener = listen(arguments.socket, arguments.group, resources)
-        pools.adopt_all()
-        access = Access(frozenset(arguments.allow_user))
-        daemon = Daemon(pools, access, default_target=arguments.default_target, timeout=arguments.timeout)
-        asyncio.run(_run(daemon, listener))
+        store = resources.enter_context(closing(SettingsStore(arguments.state)))
+        administration = Administration(pools, store, config, total_memory())
+        administration.adopt()
+        daemon = Daemon(administration, Access(frozenset(arguments.allow_user)), timeout=arguments.timeout)
+        asyncio.run(_run(daemon, listener, arguments.config))
 
 
 def _uid(text: str) -> int:
@@ -331,8 +351,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--group", type=_gid, help="who may connect, besides tmemd's own user")
     add("--allow-user", type=_uid, action="append", default=[], metavar="USER",
         help="whose plugins to trust, besides root's and those of tmemd's own user; may be repeated")  # fmt: skip
-    add("--default-target", type=size_argument, metavar="SIZE",
-        help="first target of a device that names no limit of its own (its size)")  # fmt: skip
+    add("--config", type=Path, metavar="FILE", help=f"configuration ({DEFAULT_CONFIG}, if it is there)")
+    add("--state", type=Path, default=DEFAULT_STATE, metavar="FILE", help="where to keep settings (%(default)s)")
     add("--timeout", type=float, default=protocol.TIMEOUT, metavar="SECONDS", help=argparse.SUPPRESS)
     add("--verbose", action="store_true", help="log more")
     return parser

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from tmemd.policy import DEFAULT, by_name
 from tmemd.poolfile import NAME_RULE, PoolError, is_name
 from tmemd.settings import MAX_WEIGHT
 from tmemd.sizes import format_size, parse_size
@@ -127,7 +128,7 @@ class PoolConfig(_Table, frozen=True):
 class DaemonConfig(_Table, frozen=True):
     """All of it."""
 
-    policy: str = "fair"  # by name; tmemd.policy knows which there are
+    policy: str = DEFAULT  # by name; tmemd.policy knows which there are
     pools_per_user: Annotated[int, msgspec.Meta(ge=0, le=_MAX_USER_POOLS)] = 64  # of each who is no administrator
     budget: BudgetConfig = BudgetConfig()
     demotion: DemotionConfig = DemotionConfig()
@@ -167,6 +168,10 @@ def parse_config(text: str) -> DaemonConfig:
     for key, kind in _SECTIONS.items():
         tables[key] = _convert(tables.get(key, {}), kind, key)
     config: DaemonConfig = _convert(tables, DaemonConfig, "")
+    try:
+        by_name(config.policy)
+    except ValueError as error:
+        raise ValueError(f"policy: {error}") from None
     return msgspec.structs.replace(config, pools=named)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ import msgspec
 from tmemd import poolfile, protocol
 from tmemd.poolfile import Ages, Choice, Counters, Identity, Latencies, PoolError
 from tmemd.protocol import PoolStatus
+from tmemd.settings import PoolSettings
 from tmemd.sizes import format_size
 
 _OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -123,6 +124,7 @@ class Pool:
         ages: Ages | None = None,
     ) -> PoolStatus:
         target = poolfile.read_target(self.fd)
+        frozen = poolfile.read_frozen(self.fd)
         limit = counters.limit_bytes
         return PoolStatus(
             name=self.name,
@@ -132,30 +134,55 @@ class Pool:
             has_file=identity.has_file if identity else False,
             backing=identity.backing if identity else "",
             target_bytes=limit if target is None else min(target, limit),
-            frozen=poolfile.read_frozen(self.fd),
+            frozen=frozen,
             served=self.is_served(),
             error=error,
             counters=counters,
+            settings=PoolSettings(compression=poolfile.read_compression(self.fd), frozen=frozen),
+            freeable_bytes=poolfile.freeable(identity, counters) if identity else 0,
             latencies=latencies,
             ages=ages,
         )
 
     def set_target(self, target: int) -> None:
         """Set the target, in bytes. Raises PoolError where the device could not keep to it."""
-        identity = self.finished()
-        counters = poolfile.read_counters(self.fd, self.path)
+        self.check_target(target)
+        poolfile.write_target(self.fd, target)
+
+    def check_target(self, target: int) -> None:
+        """Raise PoolError where the device could not keep to that target, in bytes."""
+        counters = self._finished_counters()
         low, high = counters.minimum_bytes, counters.limit_bytes
         if not low <= target <= high:
             raise PoolError(
                 f"pool {self.name}: a target of {target} bytes ({format_size(target)}) is outside"
                 f" {low} to {high} bytes ({format_size(low)} to {format_size(high)})"
             )
-        if not identity.has_file and target < counters.used_bytes:
+        self._check_use("target", target, counters)
+
+    def check_cap(self, cap: int) -> None:
+        """Raise PoolError where the device could not do with *cap* bytes."""
+        counters = self._finished_counters()
+        if cap < counters.minimum_bytes:
             raise PoolError(
-                f"pool {self.name} has no backing file, so its target cannot fall below its use,"
-                f" {counters.used_bytes} bytes ({format_size(counters.used_bytes)})"
+                f"pool {self.name}: a cap of {_both(cap)} is below its least, {_both(counters.minimum_bytes)}"
             )
-        poolfile.write_target(self.fd, target)
+        self._check_use("cap", cap, counters)
+
+    def check_minimum(self, minimum: int) -> None:
+        """Raise PoolError where the device could not take *minimum* bytes."""
+        limit = self._finished_counters().limit_bytes
+        if minimum > limit:
+            raise PoolError(f"pool {self.name}: a minimum of {_both(minimum)} is above its limit, {_both(limit)}")
+
+    def _finished_counters(self) -> Counters:
+        self.finished()
+        return poolfile.read_counters(self.fd, self.path)
+
+    def _check_use(self, what: str, size: int, counters: Counters) -> None:
+        if not self.finished().has_file and size < counters.used_bytes:
+            use = _both(counters.used_bytes)
+            raise PoolError(f"pool {self.name} has no backing file, so its {what} cannot fall below its use, {use}")
 
     def set_frozen(self, frozen: bool) -> None:
         """Freeze or thaw it. Raises PoolError while it is unfinished."""
@@ -196,6 +223,10 @@ class Pool:
         if status.error:
             return "its contents, which cannot be read"
         return f"{status.counters.pages_in_tmem} pages in tmem" if status.counters.pages_in_tmem else ""
+
+
+def _both(size: int) -> str:
+    return f"{size} bytes ({format_size(size)})"
 
 
 class Pools:
@@ -254,19 +285,19 @@ class Pools:
         if pool and pool.is_replaced():
             self._kept.pop(name).close()
 
-    def adopt_all(self) -> set[str]:
-        """Take control of all pools there are now, and let go of those that are gone.
+    def adopt_all(self, visit: Callable[[Pool], object] = lambda _: None) -> set[str]:
+        """Take control of all pools there are now, *visit* each, and let go of those that are gone.
 
-        Returns the names of those that somebody else controls or that cannot be opened. Raises PoolError.
+        Returns the names of those that somebody else controls or that cannot be used. Raises PoolError.
         """
         for name in list(self._kept):
             self._forget_if_gone(name)
         failed = set()
         for name in self.names():
             try:
-                with self.pool(name, control=True):
-                    pass
-            except PoolError:
+                with self.pool(name, control=True) as pool:
+                    visit(pool)
+            except (PoolError, OSError):
                 failed.add(name)
         return failed
 
@@ -283,6 +314,14 @@ class Pools:
         with self.pool(name, control=True) as pool:
             pool.destroy(lose_pages=lose_pages)
         self._forget_if_gone(name)
+
+    def owners(self) -> dict[str, int]:
+        """Each pool's user, unfinished ones included. Raises PoolError."""
+        found = {}
+        for name in self.names():
+            with suppress(FileNotFoundError):
+                found[name] = pool_path(self.directory, name).stat(follow_symlinks=False).st_uid
+        return found
 
     def create(self, name: str, uid: int, gid: int) -> None:
         """Make sure the pool exists and belongs to *uid*. Raises PoolError when it is somebody else's."""

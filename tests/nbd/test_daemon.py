@@ -215,10 +215,11 @@ def test_without_tmemd_a_new_device_is_refused_and_leaves_nothing(pools: Path, d
 
 
 def test_without_a_limit_of_its_own_the_target_alone_binds(serve: Serve, pools: Path, disk: Path) -> None:
-    tmemd = Restarted(pools, "--default-target=4M")
+    tmemd = Restarted(pools)
     try:
         parameters = [word for word in managed(pools, disk) if not word.startswith("limit=")]
         server = serve(parameters)
+        tmemd.client.set_target("web", 4 * MIB)
         fill(server)
         status = tmemd.client.pool("web")
         assert status.target_bytes == 4 * MIB

@@ -108,10 +108,11 @@ class Tmemd:
 
 
 def start_tmemd(base: Path, *options: str) -> Tmemd:
-    """Run tmemd on base/pools and base/socket, and return when it listens; stopping it is the caller's."""
+    """Run tmemd on base/pools, base/socket and base/state, and return when it listens; stopping it is the caller's."""
     directory, socket = base / "pools", base / "socket"
     directory.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "tmemd.daemon", f"--socket={socket}", f"--pools={directory}", *options]
+    where = [f"--socket={socket}", f"--pools={directory}", f"--state={base}/state"]
+    command = [sys.executable, "-m", "tmemd.daemon", *where, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     lines = []

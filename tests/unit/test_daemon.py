@@ -69,9 +69,11 @@ def test_attach_gives_an_own_open_file_of_a_new_pool(tmemd: fakes.Tmemd) -> None
     assert not tmemd.client.pool("web").served
 
 
-def test_a_limit_or_a_default_or_the_size_is_the_first_target(base: Path) -> None:
-    with fakes.tmemd(base, "--default-target=7M") as running:
-        for name, limit, target in (("a", 9 * MIB, 9 * MIB), ("b", None, 7 * MIB)):
+def test_a_limit_or_a_cap_or_the_size_is_the_first_target(base: Path) -> None:
+    config = base / "config"
+    config.write_text('[pools.b]\ncap = "7M"\n[pools.c]\ncap = "1G"\n')
+    with fakes.tmemd(base, f"--config={config}") as running:
+        for name, limit, target in (("a", 9 * MIB, 9 * MIB), ("b", None, 7 * MIB), ("c", None, 64 * MIB)):
             fd, _ = attach_pool(running.socket, running.attach(name, limit=limit))
             assert poolfile.read_target(fd) == target
             os.close(fd)
@@ -133,7 +135,14 @@ def test_two_on_one_socket_are_one_too_many(tmemd: fakes.Tmemd) -> None:
 def test_a_directory_that_is_not_on_tmpfs_is_refused(base: Path, tmp_path: Path) -> None:
     if os.statvfs(tmp_path).f_fsid == os.statvfs(base).f_fsid:
         pytest.skip("temporary files are on tmpfs here")
-    command = [sys.executable, "-m", "tmemd.daemon", f"--socket={base}/s", f"--pools={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "tmemd.daemon",
+        f"--socket={base}/s",
+        f"--pools={tmp_path}",
+        f"--state={base}/state",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
     assert "not on tmpfs" in done.stderr
@@ -203,7 +212,14 @@ def test_readiness_is_told_to_systemd(base: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(base / "notify"))
         manager.settimeout(20)
-        command = [sys.executable, "-m", "tmemd.daemon", f"--socket={base}/s", f"--pools={base}/pools"]
+        command = [
+            sys.executable,
+            "-m",
+            "tmemd.daemon",
+            f"--socket={base}/s",
+            f"--pools={base}/pools",
+            f"--state={base}/state",
+        ]
         environment = os.environ | {"NOTIFY_SOCKET": str(base / "notify")}
         with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
             assert manager.recv(100) == b"READY=1"
@@ -278,6 +294,65 @@ def test_without_a_group_nobody_else_connects(tmemd: fakes.Tmemd) -> None:
 
 def test_a_socket_that_cannot_be_made_is_one_line(base: Path) -> None:
     path = base / ("x" * 120)
-    command = [sys.executable, "-m", "tmemd.daemon", f"--pools={base}", f"--socket={path}"]
+    command = [sys.executable, "-m", "tmemd.daemon", f"--pools={base}", f"--socket={path}", f"--state={base}/state"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (1, f"tmemd: {path}: AF_UNIX path too long\n")
+
+
+def line_with(running: fakes.Tmemd, words: str) -> str:
+    """The next line of tmemd's log with these words."""
+    assert running.process.stderr
+    for line in running.process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"tmemd ended and never said {words!r}")
+
+
+def test_sighup_reads_the_configuration_again_and_a_bad_one_changes_nothing(base: Path) -> None:
+    config = base / "config"
+    config.write_text("[pools.web]\nweight = 7\n")
+    with fakes.tmemd(base, f"--config={config}") as running, fakes.pool(running.directory, "web") as fd:
+        assert running.client.pool("web").settings.weight == 7
+        config.write_text("[pools.web]\nweight = 8\ncompression = false\n")
+        running.process.send_signal(signal.SIGHUP)
+        line_with(running, "configuration read again")
+        assert running.client.pool("web").settings.weight == 8
+        assert not poolfile.read_compression(fd)
+        for bad in ("[pools.web]\nweight = 0\n", '[budget]\nminimum = "99%"\n', 'policy = "none"'):
+            config.write_text(bad)
+            running.process.send_signal(signal.SIGHUP)
+            assert line_with(running, "the configuration stays as it was").startswith(f"tmemd: {config}: ")
+            assert running.client.pool("web").settings.weight == 8
+        config.unlink()
+        running.process.send_signal(signal.SIGHUP)
+        assert "No such file" in line_with(running, "the configuration stays as it was")
+
+
+@pytest.mark.parametrize("bad", ["weight = 1", '[budget]\nminimum = "99%"', None])
+def test_a_bad_configuration_at_the_start_is_one_line(base: Path, bad: str | None) -> None:
+    config = base / "config"
+    if bad is not None:
+        config.write_text(bad)
+    where = [f"--socket={base}/s", f"--pools={base}", f"--state={base}/state", f"--config={config}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tmemd.daemon", *where], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith(f"tmemd: {config}: ")
+
+
+def test_damaged_settings_keep_it_from_starting(base: Path) -> None:
+    (base / "state").write_text('{"version":1,"poo')
+    with pytest.raises(RuntimeError, match=f"tmemd: {base}/state: the kept settings are damaged"):
+        fakes.start_tmemd(base)
+    assert (base / "state").read_text() == '{"version":1,"poo'
+
+
+def test_settings_survive_sigkill(base: Path) -> None:
+    with fakes.tmemd(base) as first, fakes.pool(first.directory, "web"):
+        first.client.set_frozen("web", True)
+        first.client.set_target("web", 9 * MIB)
+        first.stop(signal.SIGKILL)
+        with fakes.tmemd(base) as second:
+            settings = second.client.pool("web").settings
+            assert (settings.frozen, settings.target) == (True, 9 * MIB)

@@ -40,6 +40,7 @@ def test_the_example_shows_every_key() -> None:
         ("x =", "Invalid value"),
         ('polcy = "fair"', "polcy: there is no such key; known are policy, pools_per_user, budget"),
         ("policy = 3", "policy: Expected `str`, got `int`"),
+        ('policy = "best"', "policy: 'best' is no policy: there are fair, "),
         ("pools_per_user = -1", "pools_per_user: Expected `int` >= 0"),
         ("budget = 3", "budget: Expected a table, got `int`"),
         ("pools = 3", r"pools: expected tables, \[pools.NAME\]"),

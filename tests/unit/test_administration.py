@@ -1,0 +1,313 @@
+"""What tmemd does for those who ask, without the socket between: what is refused, what is kept, whenever it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from tests.unit import fakes
+from tmemd import poolfile, protocol
+from tmemd.administration import Administration
+from tmemd.daemonconfig import parse_config
+from tmemd.pool import Pools
+from tmemd.poolfile import PoolError
+from tmemd.protocol import Destroy, Freeze, Set
+from tmemd.settings import Overrides, PoolSettings, SettingsStore
+
+MIB = fakes.MIB
+TOTAL = 1024 * MIB
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with fakes.on_tmpfs() as path:
+        (path / "pools").mkdir()
+        yield path
+
+
+@contextmanager
+def administration(base: Path, config: str = "", *, total: int = TOTAL) -> Iterator[Administration]:
+    """As tmemd has it after its start."""
+    with ExitStack() as opened:
+        pools = Pools(base / "pools", keep=True)
+        opened.callback(pools.close)
+        store = SettingsStore(base / "state")
+        opened.callback(store.close)
+        made = Administration(pools, store, parse_config(config), total)
+        made.adopt()
+        yield made
+
+
+def attach(made: Administration, name: str, size: int = 64 * MIB, **values: int) -> None:
+    """What happens when a plugin comes."""
+    request = protocol.Attach(name, size, True, values.get("limit_bytes", fakes.LIMIT))
+    with made.attach(request, os.geteuid(), os.getegid(), bounded=False) as found:
+        if found.identity() is None:
+            fakes.finish_pool(found.fd, name, size, has_file=True, **values)
+
+
+def page(base: Path, name: str = "web") -> tuple[int | None, bool, bool]:
+    """Target, frozen and compression as a plugin sees them."""
+    with open(base / f"pools/{name}.pool", "rb") as file:
+        fd = file.fileno()
+        return poolfile.read_target(fd), poolfile.read_frozen(fd), poolfile.read_compression(fd)
+
+
+def status(made: Administration, name: str = "web") -> protocol.PoolStatus:
+    answer = made.perform(protocol.Show(name))
+    assert isinstance(answer, protocol.Listed)
+    return answer.pools[0]
+
+
+def test_settings_are_in_the_status_and_in_the_control_page(base: Path) -> None:
+    with administration(base, '[pools.web]\nweight = 7\ncap = "100M"') as made:
+        attach(made, "web")
+        assert status(made).settings == PoolSettings(weight=7, cap=100 * MIB)
+        made.perform(Set(name="web", weight=8, minimum=MIB, compression=False, target=50 * MIB))
+        made.perform(Freeze("web", True))
+        assert status(made).settings == PoolSettings(8, 100 * MIB, MIB, 50 * MIB, False, True)
+        assert page(base) == (50 * MIB, True, False)
+        flat = status(made).flat()
+        assert (flat["weight"], flat["cap"], flat["minimum"], flat["target"]) == (8, 100 * MIB, MIB, 50 * MIB)
+        made.perform(Set(name="web", cap=None, target=None, compression=True))
+        made.perform(Freeze("web", False))
+        assert status(made).settings == PoolSettings(8, None, MIB)
+        assert page(base) == (50 * MIB, False, True), "what a policy will change stays until it does"
+
+
+def test_a_pool_that_is_new_after_a_reboot_has_its_old_settings(base: Path) -> None:
+    with administration(base) as made:
+        attach(made, "web")
+        made.perform(Set(name="web", weight=8, compression=False, target=50 * MIB))
+        made.perform(Freeze("web", True))
+    (base / "pools/web.pool").unlink()
+    with administration(base) as made:
+        attach(made, "web")
+        assert page(base) == (50 * MIB, True, False)
+        assert status(made).settings == PoolSettings(8, None, 0, 50 * MIB, False, True)
+
+
+def test_a_pool_that_is_adopted_gets_what_is_kept(base: Path) -> None:
+    with administration(base) as made:
+        attach(made, "web")
+        made.perform(Freeze("web", True))
+        made.perform(Set(name="web", target=50 * MIB, compression=False))
+    with open(base / "pools/web.pool", "r+b") as file:
+        poolfile.write_frozen(file.fileno(), False)
+        poolfile.write_target(file.fileno(), 7 * MIB)
+        poolfile.write_compression(file.fileno(), True)
+    with administration(base):
+        assert page(base) == (50 * MIB, True, False)
+
+
+def test_a_pool_frozen_without_tmemd_stays_frozen_until_somebody_thaws_it(base: Path) -> None:
+    with fakes.pool(base / "pools", "web") as fd:
+        poolfile.write_frozen(fd, True)
+    with administration(base) as made:
+        assert status(made).settings.frozen
+        assert page(base)[1]
+        made.perform(Freeze("web", False))
+        assert not status(made).settings.frozen
+        assert not page(base)[1]
+
+
+def test_another_configuration_holds_for_what_was_not_set(base: Path) -> None:
+    with administration(base, "[pools.web]\nweight = 7\ncompression = false") as made:
+        attach(made, "web")
+        assert not page(base)[2]
+        made.perform(Set(name="web", weight=8))
+        made.configure(parse_config('[pools.web]\nweight = 9\nminimum = "3M"'))
+        assert status(made).settings == PoolSettings(weight=8, minimum=3 * MIB)
+        assert page(base)[2]
+
+
+def test_all_are_frozen_those_that_come_back_later_too(base: Path) -> None:
+    with administration(base) as made:
+        for name in ("a", "b", "gone"):
+            attach(made, name)
+        made.perform(Set(name="gone", weight=5))
+        (base / "pools/gone.pool").unlink()
+        made.perform(Freeze(None, True))
+        assert [page(base, name)[1] for name in ("a", "b")] == [True, True]
+        attach(made, "gone")
+        assert page(base, "gone")[1]
+        made.perform(Freeze(None, False))
+        assert [page(base, name)[1] for name in ("a", "b", "gone")] == [False] * 3
+
+
+def test_pools_that_could_not_be_frozen_are_named(base: Path) -> None:
+    with fakes.pool(base / "pools", "other"), open(base / "pools/other.pool", "r+b") as other:
+        assert poolfile.lock(other.fileno(), control=True)
+        with administration(base) as made:
+            attach(made, "web")
+            with pytest.raises(PoolError, match="all pools were frozen but other"):
+                made.perform(Freeze(None, True))
+            assert page(base)[1]
+
+
+def test_destroy_forgets_settings_of_pools_that_are_gone_too(base: Path) -> None:
+    with administration(base) as made:
+        for name in ("web", "gone"):
+            attach(made, name)
+            made.perform(Set(name=name, weight=5))
+        (base / "pools/gone.pool").unlink()
+        for name in ("web", "gone"):
+            made.perform(Destroy(name))
+            assert made.settings(name) == PoolSettings()
+            with pytest.raises(PoolError, match="there is no pool"):
+                made.perform(Destroy(name))
+
+
+def test_destroy_that_is_refused_forgets_nothing(base: Path) -> None:
+    with administration(base) as made:
+        attach(made, "web", pages_in_tmem=3)
+        made.perform(Set(name="web", weight=5))
+        with pytest.raises(PoolError, match="3 pages"):
+            made.perform(Destroy("web"))
+        assert made.settings("web").weight == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (Set(name="web", weight=5, cap=MIB - 1), r"a cap of 1048575 bytes \(1.00M\) is below its least, 1048576 bytes"),
+        (Set(name="web", weight=5, minimum=257 * MIB), "a minimum of .* is above its limit, 268435456 bytes"),
+        (Set(name="web", weight=5, cap=5 * MIB, minimum=6 * MIB), "a minimum of 6.00M is above its cap, 5.00M"),
+        (Set(name="web", weight=5, target=5 * MIB, minimum=6 * MIB), "a minimum of 6.00M is above its target, 5.00M"),
+        (Set(name="web", weight=5, target=7 * MIB, cap=6 * MIB), "a target of 7.00M is above its cap, 6.00M"),
+        (Set(name="web", weight=5, target=257 * MIB), "a target of .* is outside"),
+        (Set(name="web", weight=5, target=0), "a target of 0 bytes .* is outside"),
+        (Set(name="web", weight=5, minimum=150 * MIB), "would be 250M in all, and the host gives at most 200M"),
+        (Set(name="web", weight=5, target=150 * MIB), "would be 250M in all, and the host gives at most 200M"),
+        (Set(name="ram", weight=5, cap=9 * MIB), "no backing file, so its cap cannot fall below its use"),
+        (Set(name="ram", weight=5, target=9 * MIB), "no backing file, so its target cannot fall below its use"),
+        (Set(name="none", weight=5), "there is no pool none"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused_and_changes_nothing(base: Path, wrong: Set, error: str) -> None:
+    with administration(base, '[budget]\nmaximum = "200M"') as made:
+        attach(made, "web")
+        attach(made, "other")
+        made.perform(Set(name="other", minimum=100 * MIB))
+        with fakes.pool(base / "pools", "ram", has_file=False, used_bytes=10 * MIB):
+            before = (base / "state").read_bytes(), page(base)
+            with pytest.raises(PoolError, match=error):
+                made.perform(wrong)
+            assert ((base / "state").read_bytes(), page(base)) == before
+            assert made.settings("web") == PoolSettings()
+
+
+def test_a_promise_of_a_pool_that_is_gone_binds_nobody(base: Path) -> None:
+    with administration(base, '[budget]\nmaximum = "200M"') as made:
+        attach(made, "web")
+        attach(made, "other")
+        made.perform(Set(name="other", minimum=150 * MIB))
+        (base / "pools/other.pool").unlink()
+        made.perform(Set(name="web", minimum=150 * MIB))
+
+
+def test_what_became_impossible_does_not_stop_other_changes(base: Path) -> None:
+    with administration(base) as made:
+        attach(made, "web")
+        made.perform(Set(name="web", minimum=150 * MIB))
+        made.configure(parse_config('[budget]\nmaximum = "1M"\n[pools.web]\ncap = "2M"'))
+        made.perform(Set(name="web", weight=5))
+        made.perform(Set(name="web", minimum=MIB))
+        assert made.settings("web") == PoolSettings(weight=5, minimum=MIB, cap=2 * MIB)
+
+
+def test_users_have_a_bounded_number_of_pools(base: Path) -> None:
+    def come(made: Administration, name: str, uid: int, *, bounded: bool = True) -> None:
+        with made.attach(protocol.Attach(name, MIB, True), uid, os.getegid(), bounded=bounded):
+            pass
+
+    uid = os.geteuid()
+    with administration(base, "pools_per_user = 2") as made:
+        for name in ("a", "b", "a"):
+            come(made, name, uid)
+        with pytest.raises(PoolError, match=rf"user {uid} has 2 pools, and may not have more \(pools_per_user\)"):
+            come(made, "c", uid)
+        assert sorted(path.name for path in (base / "pools").iterdir()) == ["a.pool", "b.pool"]
+        come(made, "c", uid, bounded=False)
+        if uid == 0:
+            come(made, "d", 12345)
+
+
+# A process that dies at each line in turn that tmemd executes for a request.
+
+CHANGES: list[protocol.Request] = [
+    Set(name="web", weight=9, cap=200 * MIB, minimum=2 * MIB, compression=False, target=50 * MIB),
+    Freeze(None, True),
+    Destroy("web", True),
+]
+
+
+class Death:
+    """Kills this process at the line number *at* of those executed in tmemd's own code, counted from `__enter__`."""
+
+    def __init__(self, at: int) -> None:
+        self._left = at
+
+    def _trace(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
+        if "/tmemd/" not in frame.f_code.co_filename:
+            return None
+        if event == "line":
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self._trace
+
+    def __enter__(self) -> None:
+        sys.settrace(self._trace)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(None)
+
+
+def survived(base: Path, request: protocol.Request, at: int) -> bool:
+    """Whether a tmemd of its own process, killed at line *at*, has carried out the request before."""
+    child = os.fork()
+    if not child:
+        # Nothing of pytest's may run here.
+        try:
+            with administration(base) as made, Death(at):
+                made.perform(request)
+        except BaseException:
+            os._exit(2)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, -signal.SIGKILL)
+    return code == 0
+
+
+@pytest.mark.parametrize("request_", CHANGES, ids=lambda request: type(request).__name__)
+def test_sigkill_at_any_line_leaves_the_old_settings_or_the_new_ones(base: Path, request_: protocol.Request) -> None:
+    before = {"web": Overrides(weight=5, minimum=MIB, target=20 * MIB), "gone": Overrides(weight=3)}
+    seen = set()
+    done, at = False, 0
+    while not done:
+        at += 1
+        with fakes.pool(base / "pools", "web"):
+            pass
+        store = SettingsStore(base / "state")
+        store.change({name: Overrides() for name in store.names()} | before)
+        store.close()
+        done = survived(base, request_, at)
+        with administration(base) as made:
+            if (base / "pools/web.pool").exists():
+                now = made.settings("web")
+                assert page(base) == (now.target or page(base)[0], now.frozen, now.compression)
+            seen.add(repr([made.settings(name) for name in ("web", "gone")]))
+            assert made.settings("gone").weight == 3
+            last = repr([made.settings(name) for name in ("web", "gone")])
+    assert at > 20
+    assert len(seen) == 2
+    assert last != repr([PoolSettings(5, None, MIB, 20 * MIB), PoolSettings(3)])

@@ -1,0 +1,188 @@
+"""What tmemd does to pools for those who ask, and what it remembers of them.
+
+Settings are on disk before they are in a pool's control page, and there before anybody is told that they hold: whenever
+tmemd dies, what it told survives. What it finds in a pool that it adopts is made what is on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+from msgspec import UNSET
+
+from tmemd import pool, poolfile, protocol
+from tmemd.daemonconfig import DaemonConfig, PoolConfig
+from tmemd.pool import Pool, Pools
+from tmemd.poolfile import PoolError
+from tmemd.protocol import PoolStatus
+from tmemd.settings import Overrides, PoolSettings, SettingsStore, changed, merge
+from tmemd.sizes import format_size
+
+_NO_CONFIG: Final = PoolConfig()
+
+
+class Administration:
+    """The pools of one tmemd with their settings.
+
+    *total* is how many bytes of RAM the host has.
+    """
+
+    def __init__(self, pools: Pools, store: SettingsStore, config: DaemonConfig, total: int) -> None:
+        self.pools = pools
+        self.config = config
+        self._store = store
+        self._total = total
+
+    def settings(self, name: str) -> PoolSettings:
+        """What holds for a pool, whether or not it is there now."""
+        return merge(self._store.of(name), self.config.pools.get(name, _NO_CONFIG))
+
+    def configure(self, config: DaemonConfig) -> None:
+        """Go by another configuration from now on. Raises PoolError where the pools cannot be looked at."""
+        self.config = config
+        self.adopt()
+
+    def adopt(self) -> set[str]:
+        """Take control of all pools there are now, and make their settings hold.
+
+        Returns the names of those that somebody else controls or that cannot be used. Raises PoolError.
+        """
+        return self.pools.adopt_all(self._apply)
+
+    @contextmanager
+    def attach(self, request: protocol.Attach, uid: int, gid: int, *, bounded: bool) -> Iterator[Pool]:
+        """The pool that a plugin of this user wants, made if need be, with its settings and a first target.
+
+        *bounded*: the user may not have more than `pools_per_user`. Raises PoolError.
+        """
+        if bounded:
+            self._check_quota(request.name, uid)
+        self.pools.create(request.name, uid, gid)
+        with self.pools.pool(request.name, control=True) as found:
+            identity = found.identity()
+            if identity and identity.size != request.size:
+                raise PoolError(
+                    f"pool {request.name} is of a device of {identity.size} bytes, not {request.size}:"
+                    f" serve it with size={identity.size}, or destroy it"
+                )
+            poolfile.write_target(found.fd, self._first_target(found, request))
+            self._apply(found)
+            yield found
+
+    def _check_quota(self, name: str, uid: int) -> None:
+        owners = self.pools.owners()
+        mine = sum(owner == uid for owner in owners.values())
+        if name not in owners and mine >= self.config.pools_per_user:
+            raise PoolError(f"user {uid} has {mine} pools, and may not have more (pools_per_user)")
+
+    def _first_target(self, found: Pool, request: protocol.Attach) -> int:
+        """A target once found stays; one that stood at the device's limit follows that limit."""
+        settings = self.settings(found.name)
+        if settings.target is not None:
+            return settings.target
+        limit = request.limit or request.size
+        limit = limit if settings.cap is None else min(limit, settings.cap)
+        target = poolfile.read_target(found.fd)
+        if target is None or found.identity() is None:
+            return limit
+        return limit if target >= poolfile.read_counters(found.fd, found.path).limit_bytes else target
+
+    def perform(self, request: protocol.Request) -> protocol.Answer:
+        """Carry out anything but an Attach. Raises PoolError."""
+        match request:
+            case protocol.Set():
+                self._set(request)
+            case protocol.Freeze(None, frozen):
+                self._freeze_all(frozen)
+            case protocol.Freeze(str(name), frozen):
+                self._freeze(name, frozen)
+            case protocol.Destroy(name, lose_pages):
+                self._destroy(name, lose_pages=lose_pages)
+            case _:
+                answer = pool.perform(self.pools, request)
+                if isinstance(answer, protocol.Listed):
+                    return protocol.Listed([self._with_settings(status) for status in answer.pools])
+                return answer
+        return protocol.Done()
+
+    def _with_settings(self, status: PoolStatus) -> PoolStatus:
+        # A pool may have been frozen where there was no tmemd to remember it.
+        settings = msgspec.structs.replace(self.settings(status.name), frozen=status.frozen)
+        return msgspec.structs.replace(status, settings=settings)
+
+    def _set(self, request: protocol.Set) -> None:
+        with self.pools.pool(request.name, control=True) as found:
+            overrides = changed(
+                self._store.of(request.name),
+                target=request.target, weight=request.weight, cap=request.cap, minimum=request.minimum,
+                compression=request.compression,
+            )  # fmt: skip
+            self._check(found, merge(overrides, self.config.pools.get(request.name, _NO_CONFIG)))
+            self._store.change({request.name: overrides})
+            self._apply(found)
+
+    def _check(self, found: Pool, wanted: PoolSettings) -> None:
+        """Refuse what the device or the host could not keep to, among what is new."""
+        old = self.settings(found.name)
+        if wanted.target is not None and wanted.target != old.target:
+            found.check_target(wanted.target)
+        if wanted.cap is not None and wanted.cap != old.cap:
+            found.check_cap(wanted.cap)
+        if wanted.minimum > old.minimum:
+            found.check_minimum(wanted.minimum)
+        if (wanted.minimum, wanted.target, wanted.cap) != (old.minimum, old.target, old.cap):
+            _check_order(found.name, wanted)
+        if wanted.promised > old.promised:
+            self._check_promises(found.name, wanted.promised)
+
+    def _check_promises(self, name: str, promised: int) -> None:
+        others = sum(self.settings(other).promised for other in self.pools.names() if other != name)
+        maximum = self.config.budget.maximum.of(self._total)
+        if others + promised > maximum:
+            raise PoolError(
+                f"pool {name}: minimums and fixed targets would be {format_size(others + promised)} in all,"
+                f" and the host gives at most {format_size(maximum)} (budget.maximum)"
+            )
+
+    def _freeze(self, name: str, frozen: bool) -> None:
+        with self.pools.pool(name, control=True) as found:
+            found.finished()
+            self._store.change({name: changed(self._store.of(name), frozen=frozen)})
+            self._apply(found)
+
+    def _freeze_all(self, frozen: bool) -> None:
+        """Every pool there is, and those that may come back."""
+        names = {*self.pools.names(), *self._store.names()}
+        self._store.change({name: changed(self._store.of(name), frozen=frozen) for name in names})
+        if failed := self.adopt():
+            raise PoolError(f"all pools were {'frozen' if frozen else 'thawed'} but {', '.join(sorted(failed))}")
+
+    def _destroy(self, name: str, *, lose_pages: bool) -> None:
+        if name in self.pools.names() or name not in self._store.names():
+            self.pools.destroy(name, lose_pages=lose_pages)
+        self._store.change({name: Overrides()})
+
+    def _apply(self, found: Pool) -> None:
+        """Make the control page say what the settings say. The caller holds the control lock."""
+        settings = self.settings(found.name)
+        if poolfile.read_compression(found.fd) != settings.compression:
+            poolfile.write_compression(found.fd, settings.compression)
+        if self._store.of(found.name).frozen not in (UNSET, poolfile.read_frozen(found.fd)):
+            poolfile.write_frozen(found.fd, settings.frozen)
+        if settings.target not in (None, poolfile.read_target(found.fd)):
+            poolfile.write_target(found.fd, settings.target or 0)
+
+
+def _check_order(name: str, wanted: PoolSettings) -> None:
+    """Raise PoolError unless minimum <= target <= cap, as far as they are set."""
+    sizes = (("minimum", wanted.minimum), ("target", wanted.target), ("cap", wanted.cap))
+    given = [(what, size) for what, size in sizes if size is not None]
+    for (low_name, low), (high_name, high) in pairwise(given):
+        if low > high:
+            raise PoolError(
+                f"pool {name}: a {low_name} of {format_size(low)} is above its {high_name}, {format_size(high)}"
+            )
