@@ -204,10 +204,11 @@ class Ages(msgspec.Struct, frozen=True):
     raw_bytes: tuple[int, ...]  # of these, slots of incompressible pages
     filed_pages: tuple[int, ...]  # at the last survey: pages in the file
     surveys: int  # how many surveys there were
+    generation: int = 0  # that is current: from 1 to GENERATIONS - 1, in turn
 
 
 _LATENCY_WORDS: Final = struct.Struct(f"<{4 * _HISTOGRAM_WORDS}Q")
-_AGE_WORDS: Final = struct.Struct(f"<{6 * GENERATIONS + 1}Q")
+_AGE_WORDS: Final = struct.Struct(f"<{6 * GENERATIONS + 2}Q")
 _AGES_OFFSET: Final = STATISTICS_OFFSET + _LATENCY_WORDS.size
 
 # Offsets inside the control page; each value stands with its complement, so that a torn write is seen and ignored.
@@ -258,7 +259,7 @@ def read_ages(fd: int, where: str | Path) -> Ages:
     gets, file_reads, freed, stored, raw, filed = (
         words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
     )
-    return Ages(gets, file_reads, freed, stored, raw, filed, words[-1])
+    return Ages(gets, file_reads, freed, stored, raw, filed, *words[6 * GENERATIONS :])
 
 
 def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
