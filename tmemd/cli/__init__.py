@@ -26,6 +26,8 @@ COMMANDS: Final = (
     "settle",
     "destroy",
     "check",
+    "record",
+    "simulate",
     "plugin-path",
 )
 

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests import harness
+from tests.unit import fakes
+from tmemd import recording
+from tmemd.cli import main
+from tmemd.poolfile import GENERATIONS, Ages, PoolError
+from tmemd.recording import Header, Moment, PoolMoment, RecordingError, Writer, read
+from tmemd.sample import PoolSample
+
+HEADER = Header(started="2026-11-23T12:00:00+00:00", interval=0.5, policy="fair")
+NONE = (0,) * GENERATIONS
+
+
+def pool(name: str = "web", **values: Any) -> PoolMoment:
+    """One pool at one moment, all zero but what is given: of its counters, its ages, or itself."""
+    ages = {field: values.pop(field) for field in Ages.__struct_fields__ if _is_of_ages(field, values)}
+    own = {field: values.pop(field) for field in PoolSample.__struct_fields__ if field in values}
+    known: dict[str, Any] = {
+        "weight": 100, "minimum_bytes": 0, "cap_bytes": None, "target_bytes": 0,
+        "frozen": False, "served": True, "has_file": True,
+    }  # fmt: skip
+    counted = Ages(**(dict.fromkeys(Ages.__struct_fields__, NONE) | {"surveys": 0, "generation": 0} | ages))
+    sample = PoolSample(name=name, counters=fakes.counters(**values), ages=counted, **(known | own))
+    return PoolMoment(sample=sample, file_read_ns=0, spill_ns=0)
+
+
+def _is_of_ages(field: str, values: dict[str, Any]) -> bool:
+    """Some counters have the same names."""
+    return isinstance(values.get(field), tuple) or (field in {"surveys", "generation"} and field in values)
+
+
+def moment(at: float, *pools: PoolMoment, budget: int = 1 << 30) -> Moment:
+    return Moment(at=at, budget_bytes=budget, pools=pools)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.xz"])
+def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"r.{suffix}"
+    moments = (moment(0, pool(puts=1), pool("db")), moment(0.5), moment(1, pool(puts=2, cap_bytes=5, surveys=3)))
+    with Writer(path, HEADER) as writer:
+        for each in moments:
+            writer.add(each)
+    assert read(path) == recording.Recording(HEADER, moments)
+    assert read(path).seconds == 1
+
+
+def test_a_recording_is_not_written_over_another(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("precious")
+    with pytest.raises(RecordingError, match="File exists"):
+        Writer(tmp_path / "r", HEADER)
+    assert (tmp_path / "r").read_text() == "precious"
+
+
+def lines() -> list[dict[str, Any]]:
+    made = [HEADER, moment(0, pool()), moment(1, pool())]
+    return [json.loads(msgspec.json.encode(each)) for each in made]
+
+
+def change(keys: tuple[Any, ...], value: Any) -> Callable[[list[Any]], None]:
+    def apply(known: Any) -> None:
+        for key in keys[:-1]:
+            known = known[key]
+        known[keys[-1]] = value
+
+    return apply
+
+
+SAMPLE = (2, "pools", 0, "sample")
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (change((0, "format"), "x"), "line 1: this is no tmemd recording"),
+        (change((0, "version"), 2), "version 2, this tmemd reads 1"),
+        (change((2, "at"), 0), "line 3: time does not go on"),
+        (change((2, "at"), -1), "line 3: .*>= 0"),
+        (change((2, "budget_bytes"), -1), "line 3: -1 is no number"),
+        (change((2, "budget_bytes"), 1 << 80), "line 3: .* is no number"),
+        (change((*SAMPLE, "counters", "puts"), 1 << 63), "line 3: .* is no number"),
+        (change((*SAMPLE, "counters", "puts"), "1"), "line 3: Expected `int`"),
+        (change((*SAMPLE, "ages", "freed"), [1, 2]), "line 3: web: 2 ages, not 16"),
+        (change((*SAMPLE, "ages", "gets"), [-5, *[0] * 15]), "line 3: -5 is no number"),
+        (change((*SAMPLE, "weight"), 0), "line 3: web: a weight of 0 is not from 1 to 10000"),
+        (change((*SAMPLE, "name"), "../x"), "line 3: '../x' is no name"),
+        (change((2, "pools"), [*lines()[2]["pools"]] * 2), "line 3: 'web' is no name of a pool of its own"),
+    ],
+)
+def test_hostile_recordings_are_refused(tmp_path: Path, damage: Callable[[Any], None], complaint: str) -> None:
+    known = lines()
+    damage(known)
+    path = tmp_path / "r"
+    path.write_text("".join(json.dumps(line) + "\n" for line in known))
+    with pytest.raises(RecordingError, match=complaint):
+        read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100 + b"\n", b"{}\n", b"[" * 100_000 + b"\n", b"\xff\n"])
+def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "r").write_bytes(content)
+    with pytest.raises(RecordingError, match="this is no tmemd recording"):
+        read(tmp_path / "r")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.xz"])
+def test_truncated_recordings_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"r.{suffix}"
+    with Writer(path, HEADER) as writer:
+        writer.add(moment(0, pool()))
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(RecordingError, match="truncated: it ends in the middle of line"):
+        read(path)
+
+
+def test_damaged_compression_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "r.gz"
+    path.write_bytes(gzip.compress(b"x" * 10_000)[:40] + b"\xff" * 40)
+    with pytest.raises(RecordingError, match=r"r\.gz"):
+        read(path)
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with fakes.on_tmpfs() as path:
+        yield path
+
+
+def test_record_samples_the_pools_of_a_directory(
+    directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "r.jsonl.gz"
+    with fakes.pool(directory, "web", puts=7):
+        command = ["record", str(path), f"--pools={directory}", "--interval=0.01", "--duration=0.05", "--json"]
+        assert main(command) == 0
+    known = read(path)
+    assert json.loads(capsys.readouterr().out)["samples"] == len(known.moments) >= 2
+    (one,) = known.moments[-1].pools
+    assert (one.sample.name, one.sample.counters.puts, known.header.policy) == ("web", 7, "")
+    assert known.moments[0].budget_bytes == one.sample.target_bytes == fakes.LIMIT
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_recording_that_is_interrupted_is_whole(directory: Path, tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "r.jsonl"
+    command = [sys.executable, "-m", "tmemd.cli", "record", str(path), f"--pools={directory}", "--interval=0.02"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        harness.wait_until(path.exists, "the recording to begin")
+        os.kill(process.pid, number)
+        output, _ = process.communicate()
+    assert process.returncode == 0
+    assert f"{len(read(path).moments)} samples" in output
+
+
+def test_record_says_what_is_wrong(directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["record", "x", "--interval=nan"])
+    assert main(["record", str(tmp_path / "none" / "x"), f"--pools={directory}"]) == 1
+    assert main(["record", str(tmp_path / "x"), f"--socket={tmp_path}/none"]) == 1
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(PoolError, match="No such file"):
+        read(tmp_path / "x")

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.test_recording import HEADER, moment, pool
+from tmemd.cli import main
+from tmemd.policy import by_name
+from tmemd.poolfile import GENERATIONS, Counters
+from tmemd.recording import Moment, Recording, Writer
+from tmemd.simulate import outcome, recorded, simulate, times
+from tmemd.storemodel import Counts, Flow, Store
+
+MIB = 1 << 20
+NAMES = ("fair", "greedy", "static", "reconf-static", "smart-alloc:4")
+NOTHING = Flow(0, (), ())
+
+
+def by_age(**pages: int) -> list[int]:
+    return [pages.get(f"a{age}", 0) for age in range(GENERATIONS)]
+
+
+def total(store: Store) -> float:
+    return store.in_ram + store.in_file
+
+
+def test_puts_beyond_the_room_spill() -> None:
+    store = Store()
+    store.apply(Flow(100, (), ()), room=60, demotable=0, headroom=0)
+    assert (store.in_ram, store.in_file, store.counts.spills) == (60, 40, 40)
+
+
+def test_the_oldest_pages_make_room_as_fast_as_they_can_be_moved() -> None:
+    store = Store()
+    store.apply(Flow(100, (), ()), room=100, demotable=0, headroom=0)
+    store.age()
+    store.apply(Flow(50, (), ()), room=100, demotable=30, headroom=0)
+    assert store.ram_by_age()[:2] == [30, 70]
+    assert (store.counts.spills, store.counts.demotions, store.counts.demotion_writes) == (20, 30, 30)
+
+
+def test_headroom_is_kept() -> None:
+    store = Store()
+    store.apply(Flow(100, (), ()), room=100, demotable=1000, headroom=10)
+    assert (store.in_ram, store.counts.demotion_writes) == (90, 10)
+
+
+def test_a_falling_target_moves_pages_out_and_the_file_copy_of_a_promoted_one_is_not_written_again() -> None:
+    store = Store()
+    store.apply(Flow(100, (), ()), room=50, demotable=0, headroom=0)
+    store.age()
+    store.apply(Flow(0, (), by_age(a1=100)), room=100, demotable=0, headroom=0)
+    assert (store.counts.gets, store.counts.file_reads, store.counts.promotions) == (50, 50, 50)
+    store.apply(NOTHING, room=0, demotable=1000, headroom=0)
+    assert (store.in_ram, store.counts.demotions, store.counts.demotion_writes) == (0, 100, 50)
+
+
+def test_a_page_read_again_and_again_is_read_from_the_file_once_if_there_is_room() -> None:
+    store = Store()
+    store.apply(Flow(10, (), ()), room=0, demotable=0, headroom=0)
+    store.apply(Flow(0, (), by_age(a0=1000)), room=100, demotable=0, headroom=0)
+    assert store.counts.file_reads == pytest.approx(10)
+    store.apply(Flow(0, (), by_age(a0=1000)), room=0, demotable=100, headroom=0)
+    store.apply(Flow(0, (), by_age(a0=1000)), room=0, demotable=0, headroom=0)
+    assert store.counts.file_reads == pytest.approx(1010)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 1 << 24)] * 4, st.integers(0, 15)), max_size=20))
+def test_no_page_is_made_or_lost(steps: list[tuple[int, int, int, int, int]]) -> None:
+    store, expected = Store(), 0
+    for puts, reads, freed, room, age in steps:
+        expected = expected + puts - min(freed, expected)
+        many = [0.0] * GENERATIONS
+        many[age] = reads
+        store.apply(Flow(0, [freed if other == age else 0 for other in range(GENERATIONS)], ()), room, 0, 0)
+        store.apply(Flow(puts, (), many), room, room / 2, room / 16)
+        store.age()
+        assert all(n >= -1 for row in store.pages for n in row)
+        assert total(store) == pytest.approx(expected, rel=1e-6, abs=0.1)
+
+
+def filling(weights: dict[str, int], seconds: int, rate: int) -> Recording:
+    """Pools that each put *rate* pages a second of 4096 bytes, and read as many of the youngest."""
+    moments: list[Moment] = []
+    for at in range(seconds):
+        n = at * rate
+        pools = [
+            pool(
+                name, weight=weight, puts=n, gets=n, pages_in_tmem=n, used_bytes=n * 4096, surveys=at,
+                minimum_bytes=0, limit_bytes=1 << 40, target_bytes=64 * MIB,
+                stored_bytes=tuple(by_age(a0=n * 4096)),
+            )
+            for name, weight in weights.items()
+        ]  # fmt: skip
+        moments.append(moment(at, *pools, budget=64 * MIB))
+    return Recording(HEADER, tuple(moments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_budget_that_is_enough_costs_nothing(name: str) -> None:
+    small = filling({"a": 1}, 10, 100)
+    counts = simulate(small, by_name(name))["a"]
+    assert (counts.spills, counts.file_reads, counts.demotions) == (0, 0, 0)
+    assert counts.puts == 900
+
+
+def test_weights_decide_who_spills() -> None:
+    pools = simulate(filling({"a": 100, "b": 100, "c": 300}, 30, 1000), by_name("fair"))
+    moved = {name: counts.spills + counts.demotion_writes for name, counts in pools.items()}
+    assert moved["a"] == pytest.approx(moved["b"])
+    assert moved["c"] < moved["a"] * 0.8
+
+
+def test_a_budget_of_ones_own_replaces_the_recorded_one() -> None:
+    known = filling({"a": 1}, 30, 1000)
+    tight = simulate(known, by_name("fair"), 16 * MIB)["a"]
+    ample = simulate(known, by_name("fair"), 1 << 40)["a"]
+    assert tight.spills + tight.demotion_writes > 20_000
+    assert ample.spills + ample.demotion_writes == 0
+
+
+def test_simulation_is_deterministic() -> None:
+    known = filling({"a": 100, "b": 200}, 20, 1000)
+    assert simulate(known, by_name("fair")) == simulate(known, by_name("fair"))
+
+
+def test_a_pool_that_was_made_anew_begins_at_nothing() -> None:
+    before, after = filling({"a": 1}, 5, 100).moments, filling({"a": 1}, 4, 10).moments
+    later = [Moment(at=each.at + 10, budget_bytes=each.budget_bytes, pools=each.pools) for each in after]
+    known = Recording(HEADER, (*before, *later))
+    assert simulate(known, by_name("fair"))["a"].puts == 400 + 30
+    assert recorded(known)["a"].puts == 400 + 30
+
+
+def test_times_are_measured_or_said_to_be_assumed() -> None:
+    known = filling({"a": 1}, 2, 10)
+    assert not times(known).read_measured
+    one, other = pool(file_reads=0, spills=0), pool(file_reads=2000, spills=4000)
+    slow = type(other)(sample=other.sample, file_read_ns=2000 * 300_000, spill_ns=4000 * 70_000)
+    found = times(Recording(HEADER, (moment(0, one), moment(1, slow))))
+    assert (found.read, found.write) == pytest.approx((300e-6, 70e-6))
+    assert found.read_measured
+    assert outcome({"a": Counts(file_reads=10, spills=5, demotion_writes=5)}, found).cost_seconds == pytest.approx(
+        10 * 300e-6 + 10 * 70e-6
+    )
+
+
+numbers = st.integers(0, 1 << 62) | st.sampled_from((0, 1, 4096, 1 << 62))
+ages = st.lists(numbers, min_size=GENERATIONS, max_size=GENERATIONS).map(tuple)
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> Recording:
+    """Whatever passes the reader's checks."""
+    moments = []
+    for at in range(draw(st.integers(0, 4))):
+        pools = []
+        for name in draw(st.lists(st.sampled_from("abc"), unique=True)):
+            counters = {field: draw(numbers) for field in draw(st.sets(st.sampled_from(Counters.__struct_fields__)))}
+            tables = {field: draw(ages) for field in ("gets", "file_reads", "freed", "stored_bytes", "filed_pages")}
+            limits = {"cap_bytes": draw(st.none() | numbers), "minimum_bytes": draw(numbers)}
+            # `gets` and `file_reads` are counters as well.
+            counters = {field: n for field, n in counters.items() if field not in tables}
+            pools.append(
+                pool(
+                    name,
+                    surveys=draw(numbers),
+                    generation=draw(numbers),
+                    target_bytes=draw(numbers),
+                    **(counters | tables | limits),
+                )
+            )
+        moments.append(moment(at, *pools, budget=draw(numbers)))
+    return Recording(HEADER, tuple(moments))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=30)
+@given(hostile())
+def test_hostile_numbers_break_nothing(name: str, known: Recording) -> None:
+    for counts in simulate(known, by_name(name)).values():
+        assert counts.puts >= 0
+        assert counts.spills >= 0
+    times(known)
+
+
+@pytest.fixture
+def recording(tmp_path: Path) -> Path:
+    path = tmp_path / "r.jsonl"
+    with Writer(path, HEADER) as writer:
+        for each in filling({"a": 100, "b": 200}, 30, 1000).moments:
+            writer.add(each)
+    return path
+
+
+def run(output: pytest.CaptureFixture[str], *command: object) -> tuple[int, str]:
+    status = main(["simulate", *map(str, command)])
+    return status, output.readouterr().out
+
+
+def test_simulate_prints_a_line_for_each_policy(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = run(capsys, recording)
+    assert status == 0
+    rows = [line.split()[0] for line in text.splitlines()[1:-1]]
+    assert rows == ["(as", "fair", "greedy", "static", "reconf-static", *(f"smart-alloc:{p}" for p in (0.75, 2, 4, 6))]
+    assert "assumed" in text
+
+
+def test_simulate_prints_json(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, text = run(capsys, recording, "--policy=greedy", "--policy=fair", "--budget=32M", "--json")
+    known: Any = json.loads(text)
+    assert status == 0
+    assert list(known["outcomes"]) == ["as recorded", "greedy", "fair"]
+    assert known["outcomes"]["fair"]["total"]["puts"] == 2 * 29 * 1000
+    assert known["outcomes"]["fair"]["cost_seconds"] > 0
+
+
+def test_simulate_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", str(tmp_path / "none")]) == 1
+    assert "none: No such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["simulate", "x", "--policy=best"])
+    assert "'best' is no policy" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""Record what all pools ask for over time, for simulate; Ctrl-C ends it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from tmemd.cli import common
+from tmemd.client import Client, UnreachableError
+from tmemd.recording import Moment, Writer, new_header, pool_moment
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of this command."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="a new file; compressed if its name ends in .gz or .xz")
+    parser.add_argument(
+        "--interval", type=_seconds, default=0.5, metavar="SECONDS", help="between two samples (default: %(default)s)"
+    )
+    parser.add_argument("--duration", type=_seconds, metavar="SECONDS", help="when to stop (default: at Ctrl-C)")
+    common.add_where(parser)
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        seconds = float(text)
+        if math.isfinite(seconds) and 0.01 <= seconds <= 86400:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.01 to 86400")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Record until it is over."""
+    client = common.client(arguments)
+    alone = arguments.pools is not None
+    policy = "" if alone else client.host().policy
+    client.pools()
+    samples, seconds = 0, 0.0
+    with _stopped() as stop, Writer(arguments.file, new_header(arguments.interval, policy)) as writer, _line() as show:
+        for at in _times(arguments.interval, arguments.duration, stop):
+            moment = _moment(client, at, alone=alone)
+            if moment:
+                writer.add(moment)
+                samples, seconds = samples + 1, at
+            missed = "" if moment else "; tmemd is away"
+            show(f"{arguments.file}: {samples} samples, {at:.0f} s, Ctrl-C ends{missed}")
+    if arguments.json:
+        common.print_json({"file": str(arguments.file), "samples": samples, "seconds": round(seconds, 3)})
+    else:
+        print(f"{arguments.file}: {samples} samples in {seconds:.1f} s")
+    return 0
+
+
+@contextlib.contextmanager
+def _stopped() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that neither ends us in the middle of a line."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _times(interval: float, duration: float | None, stop: threading.Event) -> Iterator[float]:
+    """Seconds since now, when it is time for a sample; those that are missed are left out."""
+    start = time.monotonic()
+    at = 0.0
+    while duration is None or at <= duration:
+        yield at
+        due = (math.floor(at / interval) + 1) * interval
+        if stop.wait(max(0.0, start + due - time.monotonic())):
+            return
+        at = time.monotonic() - start
+
+
+def _moment(client: Client, at: float, *, alone: bool) -> Moment | None:
+    """A sample of all pools; None while tmemd is away."""
+    try:
+        pools = [status for status in client.pools(long=True) if not status.error]
+        budget = sum(status.target_bytes for status in pools) if alone else client.host().budget_bytes
+    except UnreachableError:
+        return None
+    return Moment(at=round(at, 3), budget_bytes=budget, pools=tuple(map(pool_moment, pools)))
+
+
+@contextlib.contextmanager
+def _line() -> Iterator[Callable[[str], None]]:
+    """Yields what shows a line on standard error that changes, if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("recording") as status:
+        yield status.update

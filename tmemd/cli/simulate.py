@@ -1,0 +1,108 @@
+"""Say what a recording would have cost under each policy."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from tmemd import recording, simulate
+from tmemd.cli import common, work
+from tmemd.policy import by_name
+from tmemd.sizes import size_argument
+from tmemd.storemodel import Counts
+
+POLICIES: Final = (
+    "fair",
+    "greedy",
+    "static",
+    "reconf-static",
+    *(f"smart-alloc:{percent}" for percent in ("0.75", "2", "4", "6")),
+)
+AS_RECORDED: Final = "as recorded"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of this command."""
+    parser.add_argument("recording", type=Path, metavar="RECORDING", help="a file that tmemctl record wrote")
+    parser.add_argument(
+        "--policy",
+        type=_policy,
+        action="append",
+        metavar="NAME",
+        help=f"can be repeated (default: {', '.join(POLICIES)})",
+    )
+    parser.add_argument("--budget", type=size_argument, metavar="SIZE", help="RAM for all pools (default: as recorded)")
+
+
+def _policy(text: str) -> str:
+    try:
+        by_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Replay and print."""
+    replayed = recording.read(arguments.recording)
+    times = simulate.times(replayed)
+    policies = list(dict.fromkeys(arguments.policy or POLICIES))
+    outcomes = {AS_RECORDED: simulate.outcome(simulate.recorded(replayed), times)}
+    with work.bar("simulate", len(policies)) as advance:
+        for number, name in enumerate(policies):
+            advance(number)
+            pools = simulate.simulate(replayed, by_name(name), arguments.budget)
+            outcomes[name] = simulate.outcome(pools, times)
+    if arguments.json:
+        common.print_json(_json(replayed, times, outcomes))
+    else:
+        _print(replayed, times, outcomes)
+    return 0
+
+
+def _json(
+    replayed: recording.Recording, times: simulate.Times, outcomes: dict[str, simulate.Outcome]
+) -> dict[str, Any]:
+    return {
+        "recorded_policy": replayed.header.policy,
+        "seconds": replayed.seconds,
+        "times": msgspec.to_builtins(times),
+        "outcomes": msgspec.to_builtins(outcomes),
+    }
+
+
+def _print(replayed: recording.Recording, times: simulate.Times, outcomes: dict[str, simulate.Outcome]) -> None:
+    best = min(outcome.cost_seconds for name, outcome in outcomes.items() if name != AS_RECORDED)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("POLICY", no_wrap=True)
+    for column in ("COST", "OF BEST", "FROM RAM", "FILE READS", "SPILLS", "DEMOTION WRITES"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, outcome in outcomes.items():
+        label = f"({name}, {replayed.header.policy or 'no tmemd'})" if name == AS_RECORDED else name
+        table.add_row(label, *_row(outcome, best))
+    console = Console(highlight=False)
+    console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
+    print(
+        f"{replayed.seconds:.0f} s; a page read from the file takes {_time(times.read, times.read_measured)},"
+        f" one written {_time(times.write, times.write_measured)}"
+    )
+
+
+def _time(seconds: float, measured: bool) -> str:
+    return f"{seconds * 1e6:.0f} us ({'measured' if measured else 'assumed: too few were recorded'})"
+
+
+def _row(outcome: simulate.Outcome, best: float) -> list[str]:
+    total: Counts = outcome.total
+    reads = total.gets + total.file_reads
+    return [
+        f"{outcome.cost_seconds:.2f} s",
+        f"{outcome.cost_seconds / best:.2f}" if best else "-",
+        f"{total.gets / reads:.1%}" if reads else "-",
+        *(f"{n:.0f}" for n in (total.file_reads, total.spills, total.demotion_writes)),
+    ]

@@ -1,0 +1,201 @@
+"""Recordings: the samples of all pools over time, which `tmemctl simulate` replays through every policy.
+
+JSON lines, compressed where the file's name ends in .gz or .xz: a header, then one moment a line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import lzma
+import zlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Annotated, Any, Final, Literal
+
+import msgspec
+
+from tmemd.poolfile import GENERATIONS, Ages, PoolError, is_name
+from tmemd.protocol import PoolStatus
+from tmemd.sample import PoolSample
+from tmemd.settings import MAX_WEIGHT
+
+VERSION: Final = 1
+_MAX_LINE: Final = 16 << 20
+_MAX_NUMBER: Final = 1 << 62
+_NEVER: Final = (0,) * GENERATIONS
+_NO_AGES: Final = Ages(_NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, 0)
+
+
+class RecordingError(PoolError):
+    """A recording cannot be written or read; the message names the file and, where there is one, the line."""
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line."""
+
+    format: Literal["tmemd recording"] = "tmemd recording"
+    version: int = VERSION
+    started: str  # ISO 8601
+    interval: Annotated[float, msgspec.Meta(ge=0.001, le=86400)]  # seconds between two moments, as far as that was kept
+    policy: str  # that held while it was recorded; '' where there was no tmemd
+
+
+class PoolMoment(msgspec.Struct, frozen=True, kw_only=True):
+    """One pool at one moment; times in nanoseconds since the pool was made."""
+
+    sample: PoolSample
+    file_read_ns: int  # spent on reading pages from the file
+    spill_ns: int  # and on writing those that were refused
+
+
+class Moment(msgspec.Struct, frozen=True, kw_only=True):
+    """Every line but the first."""
+
+    at: Annotated[float, msgspec.Meta(ge=0, le=1e10)]  # seconds since the recording began
+    budget_bytes: int  # what all targets together may be; without a tmemd what they are
+    pools: tuple[PoolMoment, ...]
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """A whole recording."""
+
+    header: Header
+    moments: tuple[Moment, ...]
+
+    @property
+    def seconds(self) -> float:
+        """How long it lasted."""
+        return self.moments[-1].at - self.moments[0].at if self.moments else 0.0
+
+
+_header: Final = msgspec.json.Decoder(Header)
+_moment: Final = msgspec.json.Decoder(Moment)
+
+
+def new_header(interval: float, policy: str) -> Header:
+    """A header for a recording that begins now."""
+    return Header(started=datetime.now(UTC).isoformat(timespec="seconds"), interval=interval, policy=policy)
+
+
+def pool_moment(status: PoolStatus) -> PoolMoment:
+    """What is recorded of a pool that was listed with its latencies and ages."""
+    sample = PoolSample(
+        name=status.name,
+        weight=status.settings.weight,
+        minimum_bytes=status.settings.minimum,
+        cap_bytes=status.settings.cap,
+        target_bytes=status.target_bytes,
+        frozen=status.frozen,
+        served=status.served,
+        has_file=status.has_file,
+        counters=status.counters,
+        ages=status.ages or _NO_AGES,
+    )
+    latencies = status.latencies
+    return PoolMoment(
+        sample=sample,
+        file_read_ns=latencies.file_read.sum_ns if latencies else 0,
+        spill_ns=latencies.spill.sum_ns if latencies else 0,
+    )
+
+
+def _open(path: Path, mode: Literal["rb", "xb"]) -> IO[bytes]:
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+    return opener(path, mode)  # type: ignore[no-any-return]
+
+
+class Writer:
+    """Writes a new recording; use it in a with block, so that the file has its end."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        """Create *path*. Raises RecordingError, also when it is there already."""
+        self._path = path
+        with self._errors():
+            self._file = _open(path, "xb")
+            self._file.write(msgspec.json.encode(header) + b"\n")
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._errors():
+            self._file.close()
+
+    def add(self, moment: Moment) -> None:
+        """Append a moment. Raises RecordingError."""
+        with self._errors():
+            self._file.write(msgspec.json.encode(moment) + b"\n")
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RecordingError(f"{self._path}: {error.strerror or error}") from None
+
+
+def read(path: Path) -> Recording:
+    """Read a recording and check everything in it. Raises RecordingError."""
+    header, moments = None, []
+    last = -1.0
+    for number, line in enumerate(_lines(path), 1):
+        where = f"{path}, line {number}"
+        try:
+            if header is None:
+                header = _header.decode(line)
+                continue
+            moment = _moment.decode(line)
+            check(moment)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            what = "this is no tmemd recording" if number == 1 else str(error)
+            raise RecordingError(f"{where}: {what}") from None
+        if header.version != VERSION:
+            raise RecordingError(f"{path}: recording format version {header.version}, this tmemd reads {VERSION}")
+        if moment.at <= last:
+            raise RecordingError(f"{where}: time does not go on from {last} s to {moment.at} s")
+        last = moment.at
+        moments.append(moment)
+    if header is None:
+        raise RecordingError(f"{path}: this is no tmemd recording: it is empty")
+    return Recording(header, tuple(moments))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    number = 0
+    try:
+        with _open(path, "rb") as file:
+            while line := file.readline(_MAX_LINE):
+                number += 1
+                if not line.endswith(b"\n"):
+                    raise EOFError
+                yield line
+    except EOFError:
+        raise RecordingError(f"{path}: the recording is truncated: it ends in the middle of line {number}") from None
+    except (zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise RecordingError(f"{path}: damaged behind line {number}: {error}") from None
+    except OSError as error:
+        raise RecordingError(f"{path}: {error.strerror or error}") from None
+
+
+def check(moment: Moment) -> None:
+    """Raise ValueError for a moment with numbers that no pool has."""
+    names = set()
+    numbers = [moment.budget_bytes]
+    for pool in moment.pools:
+        sample, ages = pool.sample, pool.sample.ages
+        if not is_name(sample.name) or sample.name in names:
+            raise ValueError(f"{sample.name!r} is no name of a pool of its own")
+        if not 1 <= sample.weight <= MAX_WEIGHT:
+            raise ValueError(f"{sample.name}: a weight of {sample.weight} is not from 1 to {MAX_WEIGHT}")
+        names.add(sample.name)
+        for counts in (ages.gets, ages.file_reads, ages.freed, ages.stored_bytes, ages.raw_bytes, ages.filed_pages):
+            if len(counts) != GENERATIONS:
+                raise ValueError(f"{sample.name}: {len(counts)} ages, not {GENERATIONS}")
+            numbers += counts
+        numbers += [sample.minimum_bytes, sample.target_bytes, sample.cap_bytes or 0, ages.surveys, ages.generation]
+        numbers += [pool.file_read_ns, pool.spill_ns, *msgspec.structs.astuple(sample.counters)]
+    wrong = next((number for number in numbers if not 0 <= number <= _MAX_NUMBER), None)
+    if wrong is not None:
+        raise ValueError(f"{wrong} is no number that a pool can have")

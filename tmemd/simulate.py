@@ -1,0 +1,228 @@
+"""Replay a recording through a policy: what it would have cost.
+
+What guests ask for hardly depends on where their pages are: how many pages they put, read and free, and how long ago
+each was last used. That is what a recording's counters say by age, whatever policy held. docs/policies.md says what
+follows from them, and what cannot be known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Final
+
+import msgspec
+
+from tmemd.policy import Demand, Policy, demand
+from tmemd.poolfile import GENERATIONS, PAGE, Ages
+from tmemd.recording import Moment, PoolMoment, Recording
+from tmemd.sample import PoolSample
+from tmemd.storemodel import Counts, Flow, Store
+
+# Where a recording has too few to measure them by: pages of 4 KiB on an NVMe drive of a cloud, one at a time.
+DEFAULT_READ_SECONDS: Final = 100e-6
+DEFAULT_WRITE_SECONDS: Final = 50e-6
+_ENOUGH: Final = 1000  # pages
+# The part of its target that a device keeps free, and how many pages a second it can move for that.
+HEADROOM: Final = 1 / 16
+DEMOTIONS_PER_SECOND: Final = 20_000
+_STEPS: Final = 4  # parts of an interval, so that what is put and freed at once need not be in RAM at once
+_AGE_SECONDS: Final = 5.0
+
+
+class Times(msgspec.Struct, frozen=True):
+    """What it takes to read a page from the file, and to write one, in seconds; whether each was measured."""
+
+    read: float
+    write: float
+    read_measured: bool
+    write_measured: bool
+
+    def cost(self, counts: Counts) -> float:
+        """Seconds of the disk's time."""
+        return counts.file_reads * self.read + (counts.spills + counts.demotion_writes) * self.write
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What one policy would have cost."""
+
+    cost_seconds: float
+    total: Counts
+    pools: dict[str, Counts]
+
+
+def times(recording: Recording) -> Times:
+    """From the latencies in a recording, as far as it has some."""
+    read_ns = reads = write_ns = writes = 0
+    for before, now in _pairs(recording.moments):
+        counters, earlier = now.sample.counters, before.sample.counters
+        read_ns += now.file_read_ns - before.file_read_ns
+        reads += counters.file_reads - earlier.file_reads
+        write_ns += now.spill_ns - before.spill_ns
+        writes += counters.spills - earlier.spills
+    read = read_ns / reads / 1e9 if reads >= _ENOUGH else DEFAULT_READ_SECONDS
+    write = write_ns / writes / 1e9 if writes >= _ENOUGH else DEFAULT_WRITE_SECONDS
+    return Times(read, write, reads >= _ENOUGH, writes >= _ENOUGH)
+
+
+def recorded(recording: Recording) -> dict[str, Counts]:
+    """What really happened while it was recorded, by pool."""
+    pools: dict[str, Counts] = {}
+    for before, now in _pairs(recording.moments):
+        counters, earlier = now.sample.counters, before.sample.counters
+        change = {name: getattr(counters, name) - getattr(earlier, name) for name in Counts.__dataclass_fields__}
+        change["puts"] -= counters.puts_zero - earlier.puts_zero
+        name = now.sample.name
+        pools[name] = pools.get(name, Counts()) + Counts(**change)
+    return pools
+
+
+def outcome(pools: dict[str, Counts], of: Times) -> Outcome:
+    """Summed up and priced."""
+    total = sum(pools.values(), Counts())
+    return Outcome(of.cost(total), total, pools)
+
+
+def simulate(recording: Recording, policy: Policy, budget: int | None = None) -> dict[str, Counts]:
+    """What each pool would have done under *policy*; *budget*, in bytes, stands in for the recorded one."""
+    pools: dict[str, _Pool] = {}
+    gone: dict[str, Counts] = {}
+    last = 0.0
+    for moment in recording.moments:
+        demands = []
+        for now in moment.pools:
+            pool = pools.get(now.sample.name)
+            if pool is None or not _follows(pool.now, now):
+                if pool:
+                    gone[now.sample.name] = gone.get(now.sample.name, Counts()) + pool.store.counts
+                pool = pools[now.sample.name] = _Pool(now)
+            else:
+                pool.advance(now, moment.at, moment.at - last)
+            demands.append(pool.demand())
+        targets = policy(demands, moment.budget_bytes if budget is None else budget)
+        for name, target in targets.items():
+            pools[name].target = target
+        last = moment.at
+    return {name: pool.store.counts + gone.get(name, Counts()) for name, pool in pools.items()}
+
+
+class _Pool:
+    """A pool as it would be: the recorded one's demand on a modelled store."""
+
+    def __init__(self, first: PoolMoment) -> None:
+        self.now = first
+        self.target = first.sample.target_bytes
+        self.store = Store(_pages_of(first.sample))
+        self._page = _page_bytes(first.sample, PAGE // 3)
+        self._heat = _survey(first.sample.ages, self.store, self._page)
+        self._before: PoolSample | None = None
+        self._sample = self._modelled()
+
+    def advance(self, now: PoolMoment, at: float, seconds: float) -> None:
+        """Go on to the next moment, *seconds* later, under the target that holds."""
+        flow = _flow(self.now.sample, now.sample)
+        for _ in range(min(GENERATIONS, _generations(self.now.sample, now.sample, at, seconds))):
+            self.store.age()
+        self._page = _page_bytes(now.sample, self._page)
+        sample = now.sample
+        room = max(0.0, (self.target - sample.counters.index_bytes) / self._page)
+        if sample.frozen:
+            room = min(room, self.store.in_ram)
+        part = Flow(flow.puts / _STEPS, [n / _STEPS for n in flow.freed], [n / _STEPS for n in flow.reads])
+        for _ in range(_STEPS):
+            self.store.apply(part, room, DEMOTIONS_PER_SECOND * seconds / _STEPS, room * HEADROOM)
+        if now.sample.ages.surveys != self.now.sample.ages.surveys:
+            self._heat = _survey(now.sample.ages, self.store, self._page)
+        self.now = now
+        self._before, self._sample = self._sample, self._modelled()
+
+    def demand(self) -> Demand:
+        """What the policy is told."""
+        return demand(self._before, msgspec.structs.replace(self._sample, target_bytes=self.target))
+
+    def _modelled(self) -> PoolSample:
+        """The sample that the governor would have taken."""
+        sample, store = self.now.sample, self.store
+        counts = store.counts
+        counters = msgspec.structs.replace(
+            sample.counters,
+            used_bytes=sample.counters.index_bytes + int(store.in_ram * self._page),
+            pages_in_tmem=int(store.in_ram),
+            pages_in_file=int(store.in_file),
+            puts_refused=int(counts.spills),
+            gets=int(counts.gets),
+            file_reads=int(counts.file_reads),
+            spills=int(counts.spills),
+            demotions=int(counts.demotions),
+            demotion_writes=int(counts.demotion_writes),
+            promotions=int(counts.promotions),
+        )
+        return msgspec.structs.replace(sample, counters=counters, ages=self._heat)
+
+
+def _pairs(moments: Sequence[Moment]) -> Iterator[tuple[PoolMoment, PoolMoment]]:
+    """Each pool's neighbouring moments, as long as it is the same pool."""
+    for earlier, later in pairwise(moments):
+        before = {pool.sample.name: pool for pool in earlier.pools}
+        for now in later.pools:
+            old = before.get(now.sample.name)
+            if old and _follows(old, now):
+                yield old, now
+
+
+def _follows(before: PoolMoment, now: PoolMoment) -> bool:
+    """Whether it is still the same pool: what is counted never falls."""
+    old, new = before.sample.counters, now.sample.counters
+    return old.puts <= new.puts and old.reads <= new.reads and old.writes <= new.writes
+
+
+def _flow(before: PoolSample, now: PoolSample) -> Flow:
+    counters, earlier = now.counters, before.counters
+    puts = counters.puts - earlier.puts - (counters.puts_zero - earlier.puts_zero)
+    gets = _change(before.ages.gets, now.ages.gets)
+    file_reads = _change(before.ages.file_reads, now.ages.file_reads)
+    return Flow(
+        max(0, puts),
+        _change(before.ages.freed, now.ages.freed),
+        [get + read for get, read in zip(gets, file_reads, strict=True)],
+    )
+
+
+def _change(before: Sequence[int], now: Sequence[int]) -> list[int]:
+    return [max(0, new - old) for old, new in zip(before, now, strict=True)]
+
+
+def _generations(before: PoolSample, now: PoolSample, at: float, seconds: float) -> int:
+    """How many ended meanwhile; where the device keeps none, the clock says."""
+    if now.ages.generation and before.ages.generation:
+        return (now.ages.generation - before.ages.generation) % (GENERATIONS - 1)
+    return int(at // _AGE_SECONDS - (at - seconds) // _AGE_SECONDS)
+
+
+def _page_bytes(sample: PoolSample, otherwise: float) -> float:
+    """What a page in tmem takes; *otherwise* where there are too few to tell."""
+    counters = sample.counters
+    if counters.pages_in_tmem < _ENOUGH:
+        return otherwise
+    return max(1.0, (counters.used_bytes - counters.index_bytes) / counters.pages_in_tmem)
+
+
+def _survey(ages: Ages, store: Store, page: float) -> Ages:
+    """A survey of the model."""
+    stored = tuple(int(n * page) for n in store.ram_by_age())
+    return msgspec.structs.replace(ages, stored_bytes=stored, filed_pages=tuple(map(int, store.pages[2])))
+
+
+def _pages_of(sample: PoolSample) -> list[list[float]]:
+    """The pages of a pool by place and age, from its last survey; of what it knows nothing, as old as can be."""
+    counters, ages = sample.counters, sample.ages
+    return [
+        _spread(counters.pages_in_tmem, ages.stored_bytes),
+        [0.0] * GENERATIONS,
+        _spread(counters.pages_in_file, ages.filed_pages),
+    ]
+
+
+def _spread(pages: int, like: Sequence[int]) -> list[float]:
+    known = sum(like)
+    return [pages * n / known for n in like] if known else [0.0] * (GENERATIONS - 1) + [float(pages)]

@@ -1,0 +1,163 @@
+"""What a pool would do under a target: a model of the store, in pages by age, for `tmemd.simulate`.
+
+It follows the device's own rules (tmemd/device.py, tmemd/core/demote.c) in expected values: pages of the same age are
+alike, so that a read of one meets RAM as often as pages of that age are there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from tmemd.poolfile import GENERATIONS
+
+_DIRTY, _CLEAN, _FILE = range(3)
+
+
+def _nearest(age: int) -> tuple[int, ...]:
+    return tuple(sorted(range(GENERATIONS), key=lambda other: abs(other - age)))
+
+
+# Which ages to look at when pages of one are not there.
+_NEAREST: Final = tuple(map(_nearest, range(GENERATIONS)))
+
+
+@dataclass
+class Counts:
+    """Pages, as a model expects them."""
+
+    puts: float = 0
+    spills: float = 0
+    gets: float = 0
+    file_reads: float = 0
+    demotions: float = 0
+    demotion_writes: float = 0
+    promotions: float = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What the guest asked for in a stretch of time, wherever its pages were: pages, and by age where that matters."""
+
+    puts: float  # that need memory: pages of zeros do not
+    freed: Sequence[float]
+    reads: Sequence[float]
+
+
+def _nothing() -> list[list[float]]:
+    return [[0.0] * GENERATIONS for _ in range(3)]
+
+
+@dataclass
+class Store:
+    """The pages of one pool: in RAM only, in RAM and the same in the file, in the file; each by age."""
+
+    pages: list[list[float]] = field(default_factory=_nothing)
+    counts: Counts = field(default_factory=Counts)
+
+    @property
+    def in_ram(self) -> float:
+        """Pages in RAM."""
+        return sum(self.pages[_DIRTY]) + sum(self.pages[_CLEAN])
+
+    @property
+    def in_file(self) -> float:
+        """Pages in the file only."""
+        return sum(self.pages[_FILE])
+
+    def ram_by_age(self) -> list[float]:
+        """Pages in RAM, by age."""
+        return [dirty + clean for dirty, clean in zip(self.pages[_DIRTY], self.pages[_CLEAN], strict=True)]
+
+    def age(self) -> None:
+        """A generation ends."""
+        for row in self.pages:
+            row[-1] += row[-2]
+            row[1:-1] = row[:-2]
+            row[0] = 0.0
+
+    def apply(self, flow: Flow, room: float, demotable: float, headroom: float) -> None:
+        """What the guest does in a stretch of time in which there is *room* for so many pages in RAM.
+
+        Demotion can move *demotable* pages meanwhile, and keeps room for *headroom*.
+        """
+        for age, n in enumerate(flow.reads):
+            self._read(age, n, room)
+        for age, n in enumerate(flow.freed):
+            self._take(age, n)
+        self._put(flow.puts, room, demotable)
+        self.demote(min(demotable, self.in_ram - (room - headroom)))
+
+    def demote(self, n: float) -> None:
+        """Move the *n* oldest pages to the file; those it has already are not written again."""
+        for age in reversed(range(GENERATIONS)):
+            dirty, clean = self.pages[_DIRTY][age], self.pages[_CLEAN][age]
+            if n <= 0 or not dirty + clean:
+                continue
+            part = min(1.0, n / (dirty + clean))
+            self.pages[_DIRTY][age] -= dirty * part
+            self.pages[_CLEAN][age] -= clean * part
+            self.pages[_FILE][age] += (dirty + clean) * part
+            self.counts.demotions += (dirty + clean) * part
+            self.counts.demotion_writes += dirty * part
+            n -= (dirty + clean) * part
+
+    def _put(self, n: float, room: float, demotable: float) -> None:
+        stored = min(n, max(0.0, room - self.in_ram + demotable))
+        self.pages[_DIRTY][0] += stored
+        self.pages[_FILE][0] += n - stored
+        self.counts.puts += n
+        self.counts.spills += n - stored
+
+    def _read(self, age: int, n: float, room: float) -> None:
+        """Pages that are read are young afterwards; one that was in the file is put again where there is room."""
+        if age == 0:
+            self._reread(n, room)
+            return
+        dirty, clean, filed = self._take(age, n)
+        self.pages[_DIRTY][0] += dirty
+        self.counts.gets += dirty + clean
+        self.pages[_CLEAN][0] += clean
+        self.counts.file_reads += filed
+        self.pages[_FILE][0] += filed
+        self._promote(filed, room)
+
+    def _reread(self, n: float, room: float) -> None:
+        """Read young pages: one may be read any number of times, but from the file only until it is put again."""
+        there = sum(row[0] for row in self.pages)
+        if not there:
+            self.counts.gets += n
+            return
+        filed = self.pages[_FILE][0]
+        once = filed * -math.expm1(-n / there)
+        promoted = self._promote(once, room)
+        # Of those that found no room, every read is one of the file.
+        missed = promoted + (n * filed / there) * (1 - promoted / once if once else 0)
+        self.counts.file_reads += missed
+        self.counts.gets += max(0.0, n - missed)
+
+    def _promote(self, n: float, room: float) -> float:
+        n = max(0.0, min(n, room - self.in_ram, self.pages[_FILE][0]))
+        self.pages[_FILE][0] -= n
+        self.pages[_CLEAN][0] += n
+        self.counts.promotions += n
+        return n
+
+    def _take(self, age: int, n: float) -> tuple[float, float, float]:
+        """Remove *n* pages of that age, or of the nearest there are, in proportion to where they are."""
+        taken = [0.0, 0.0, 0.0]
+        for near in _NEAREST[age]:
+            there = sum(row[near] for row in self.pages)
+            if n <= 0 or not there:
+                continue
+            part = min(1.0, n / there)
+            for place, row in enumerate(self.pages):
+                taken[place] += row[near] * part
+                row[near] -= row[near] * part
+            n -= there * part
+        return taken[0], taken[1], taken[2]
