@@ -69,6 +69,11 @@ class Pool:
         if not self._controlled:
             raise PoolError(f"another process, probably tmemd, controls pool {self.name}: go through its socket")
 
+    @property
+    def is_controlled(self) -> bool:
+        """Whether we hold the control lock."""
+        return self._controlled
+
     def is_replaced(self) -> bool:
         """Whether the path leads to another file now, or to none."""
         try:
@@ -284,6 +289,10 @@ class Pools:
         pool = self._kept.get(name)
         if pool and pool.is_replaced():
             self._kept.pop(name).close()
+
+    def controlled(self) -> list[Pool]:
+        """Those whose control lock is held, as they were when they were last looked for; open until then."""
+        return [pool for pool in self._kept.values() if pool.is_controlled]
 
     def adopt_all(self, visit: Callable[[Pool], object] = lambda _: None) -> set[str]:
         """Take control of all pools there are now, *visit* each, and let go of those that are gone.

@@ -221,6 +221,7 @@ _DEMOTION_WRITES: Final = CONTROL_OFFSET + 64
 _COMPRESSION: Final = CONTROL_OFFSET + 80
 _REQUEST_CHOICE: Final = CONTROL_OFFSET + 96
 _RAW_ONLY: Final = 1 << 8
+_CONTROL_WORDS: Final = struct.Struct("<10Q")  # up to and with demotion writes
 
 
 def lock(fd: int, *, control: bool) -> bool:
@@ -277,6 +278,23 @@ def _read_checked(fd: int, offset: int) -> int | None:
 
 def _write_checked(fd: int, offset: int, value: int) -> None:
     os.pwrite(fd, _CHECKED.pack(value, value ^ _ALL_ONES), offset)
+
+
+class Control(msgspec.Struct, frozen=True):
+    """What the control page says; None: nobody said it."""
+
+    target: int | None  # bytes
+    frozen: bool
+    demotion_writes: int | None  # pages
+
+
+def read_control(fd: int) -> Control:
+    """All that holds for a pool until it is written again, in one read."""
+    words = _CONTROL_WORDS.unpack(os.pread(fd, _CONTROL_WORDS.size, CONTROL_OFFSET).ljust(_CONTROL_WORDS.size, b"\0"))
+    target, frozen, _, _, demotion_writes = (
+        words[i] if words[i] ^ words[i + 1] == _ALL_ONES else None for i in range(0, len(words), 2)
+    )
+    return Control(target, bool(frozen), demotion_writes)
 
 
 def read_target(fd: int) -> int | None:

@@ -1,0 +1,391 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.unit import fakes
+from tests.unit.test_host import tree
+from tmemd import poolfile
+from tmemd.daemonconfig import DaemonConfig, parse_config
+from tmemd.governor import Governor, held_back
+from tmemd.policy import Demand
+from tmemd.pool import Pools
+from tmemd.poolfile import PAGE
+from tmemd.settings import PoolSettings
+
+MIB, GIB = 1 << 20, 1 << 30
+MEMINFO = """\
+MemTotal: {total} kB
+MemFree: {free} kB
+MemAvailable: {available} kB
+Buffers: 0 kB
+Cached: 0 kB
+Shmem: 0 kB
+Active: 0 kB
+Inactive: 0 kB
+"""
+CONFIG = """
+policy = "static"
+[budget]
+minimum = "16M"
+maximum = "50%"
+reserve = "100M"
+"""
+
+
+class Host:
+    """A fake host of 1000 MiB, real pool files, and the governor's time."""
+
+    def __init__(self, base: Path, held: ExitStack, config: str = CONFIG) -> None:
+        self.root = base / "root"
+        self.directory = base / "pools"
+        self.directory.mkdir()
+        self._held = held
+        self._fds: dict[str, int] = {}
+        self.time = 0.0
+        self.stalls = 0
+        self.settings: dict[str, PoolSettings] = {}
+        self.memory(1000)
+        self.pools = Pools(self.directory, keep=True)
+        held.callback(self.pools.close)
+        self.start(config)
+
+    def start(self, config: str = CONFIG) -> None:
+        """A governor that knows nothing yet."""
+        self.governor = Governor(self.pools, self.of, parse_config(config), root=self.root, clock=lambda: self.time)
+
+    def of(self, name: str) -> PoolSettings:
+        """What was set for a pool."""
+        return self.settings.get(name, PoolSettings())
+
+    def set(self, name: str, **values: int | None) -> None:
+        """Change what was set for a pool."""
+        self.settings[name] = msgspec.structs.replace(self.of(name), **values)
+
+    def memory(self, available: int, free: int | None = None, stalled: float = 0.0) -> None:
+        """MiB, and for how many seconds some task waited."""
+        self.stalls += int(stalled * 1e6)
+        kib = {"total": 1000 << 10, "available": available << 10, "free": (available if free is None else free) << 10}
+        stalls = f"some avg10=0 total={self.stalls}\nfull avg10=0 total={self.stalls // 2}"
+        tree(self.root, {"proc/meminfo": MEMINFO.format(**kib), "proc/pressure/memory": stalls})
+
+    def pool(self, name: str, taken: int = 0, *, served: bool = True, has_file: bool = True, **values: int) -> int:
+        """A pool of a device of 64 MiB that takes *taken* MiB; returns its file, locked as by a plugin if *served*."""
+        fd = self._held.enter_context(fakes.pool(self.directory, name, has_file=has_file, **values))
+        self._fds[name] = fd
+        self.use(name, taken)
+        fakes.write_counters(fd, fakes.counters(**({"used_bytes": self.taken(name)} | values)))
+        if served:
+            assert poolfile.lock(fd, control=False)
+        self.pools.adopt_all()
+        return fd
+
+    def use(self, name: str, taken: int, **values: int) -> None:
+        """Let it take so many MiB."""
+        fd = self._fds[name]
+        made = poolfile.read_identity(fd, name)
+        assert made
+        if taken:
+            os.posix_fallocate(fd, made.data_offset, taken * MIB)
+        fakes.write_counters(fd, fakes.counters(**({"used_bytes": self.taken(name)} | values)))
+
+    def taken(self, name: str) -> int:
+        """Bytes."""
+        return os.fstat(self._fds[name]).st_blocks * 512
+
+    def tick(self, times: int = 1) -> None:
+        """Half a second each."""
+        for _ in range(times):
+            self.time += 0.5
+            self.governor.tick()
+
+    def target(self, name: str) -> int | None:
+        """Bytes."""
+        return poolfile.read_target(self._fds[name])
+
+
+MakeHost = Callable[..., Host]
+
+
+@pytest.fixture
+def make() -> Iterator[MakeHost]:
+    with fakes.on_tmpfs() as base, ExitStack() as held:
+        yield lambda config=CONFIG: Host(base, held, config)
+
+
+@pytest.fixture
+def host(make: MakeHost) -> Host:
+    return make()
+
+
+def test_the_budget_is_shared_out_by_the_policy(host: Host) -> None:
+    host.set("a", weight=300)
+    for name in "ab":
+        host.pool(name, limit_bytes=GIB)
+        poolfile.write_target(host.pools.controlled()[-1].fd, 250 * MIB)
+    host.tick()
+    assert host.governor.status.budget_bytes == 500 * MIB
+    assert (host.target("a"), host.target("b")) == (375 * MIB, 125 * MIB)
+
+
+def test_without_contention_every_target_is_the_cap(host: Host) -> None:
+    host.set("b", cap=50 * MIB)
+    for name in "ab":
+        host.pool(name, limit_bytes=100 * MIB)
+    host.tick(30)
+    assert (host.target("a"), host.target("b")) == (100 * MIB, 50 * MIB)
+
+
+def test_what_the_host_lacks_is_taken_from_the_pools(host: Host) -> None:
+    host.pool("a", 60)
+    host.pool("b", 20)
+    host.tick()
+    taken = host.taken("a") + host.taken("b")
+    host.memory(available=60)
+    host.tick()
+    status = host.governor.status
+    assert status.used_bytes == taken
+    assert taken - 40 * MIB - 10 * MIB <= status.budget_bytes <= taken - 40 * MIB
+    targets = [host.target(name) or 0 for name in "ab"]
+    assert sum(targets) == status.targets_bytes <= status.budget_bytes
+    host.memory(available=900)
+    host.tick(40)
+    assert host.target("a") == 250 * MIB
+
+
+def test_pinned_targets_are_left_alone_and_counted(host: Host) -> None:
+    host.pool("a", limit_bytes=GIB)
+    host.pool("b", limit_bytes=GIB)
+    host.set("a", target=100 * MIB)
+    host.tick(40)
+    assert (host.target("a"), host.target("b")) == (100 * MIB, 400 * MIB)
+    host.set("a", target=None)
+    host.tick()
+    assert (host.target("a"), host.target("b")) == (250 * MIB, 250 * MIB)
+
+
+def test_frozen_pools_keep_what_they_take_and_no_more_is_kept_for_them(host: Host) -> None:
+    host.pool("a", 64, limit_bytes=GIB)
+    host.pool("b", limit_bytes=GIB)
+    host.tick(40)
+    poolfile.write_frozen(host.pools.controlled()[0].fd, True)
+    host.tick(40)
+    frozen, taken = host.target("a") or 0, host.taken("a")
+    assert taken < frozen < taken * 1.2 + 4 * MIB
+    assert host.target("b") == 500 * MIB - frozen
+    host.memory(available=0)
+    host.tick(40)
+    assert taken <= (host.target("a") or 0) <= frozen
+
+
+def test_a_pool_nobody_serves_counts_with_what_it_takes(host: Host) -> None:
+    fd = host.pool("a", 100, served=False)
+    host.pool("b", limit_bytes=GIB)
+    host.tick(40)
+    assert host.target("a") is None
+    assert host.target("b") == 500 * MIB - host.taken("a")
+    assert poolfile.lock(fd, control=False)
+    host.tick(3)
+    assert host.target("a") == 250 * MIB
+
+
+def test_a_pool_without_a_file_has_room_to_grow(make: MakeHost) -> None:
+    host = make(CONFIG.replace('"static"', '"fair"'))
+    host.pool("a", 20, has_file=False, limit_bytes=GIB)
+    host.pool("b", limit_bytes=GIB, puts=1)
+    for tick in range(40):
+        host.use("b", 60, limit_bytes=GIB, puts=tick * 100_000, pages_in_file=16384)
+        host.tick()
+    assert (host.target("a") or 0) >= host.taken("a") + 250 * MIB
+
+
+def test_raises_wait_for_what_others_have_to_give_back_first() -> None:
+    def pool(name: str, target: int, minimum: int = 0) -> Demand:
+        values = dict.fromkeys(Demand.__struct_fields__, 0) | {
+            "name": name, "target": target, "minimum": minimum, "heat": (), "active": True,
+        }  # fmt: skip
+        return Demand(**values)  # type: ignore[arg-type]
+
+    demands = [pool("giver", 100), pool("a", 10), pool("b", 20), pool("c", 10, minimum=30), pool("d", 10)]
+    targets = {"giver": 40, "a": 40, "b": 50, "c": 30, "d": 10}
+    assert held_back(demands, targets, 0) == targets
+    assert held_back(demands, targets, 30) == targets | {"a": 25, "b": 35}
+    assert held_back(demands, targets, 1000) == targets | {"a": 10, "b": 20}
+
+
+def test_a_pool_that_owes_holds_others_back(host: Host) -> None:
+    host.pool("a", 100, limit_bytes=GIB)
+    host.pool("b", limit_bytes=GIB)
+    host.set("b", weight=1)
+    host.tick(40)
+    before = host.target("b") or 0
+    host.set("a", weight=1)
+    host.set("b", weight=10_000)
+    host.tick(10)
+    owed = host.taken("a") - (host.target("a") or 0)
+    assert owed > 50 * MIB
+    assert before < (host.target("b") or 0) <= 500 * MIB - host.taken("a")
+
+
+LIES = {
+    "uses more than its file takes": {"used_bytes": 1 << 50, "puts": 1 << 40},
+    "cannot do with less": {"minimum_bytes": 1 << 60, "limit_bytes": 1 << 60},
+    "no limit at all": {"limit_bytes": (1 << 64) - 1},
+    "a limit of nothing": {"limit_bytes": 0},
+    "pages beyond its device": {"pages_in_tmem": 1 << 63, "pages_in_file": 1 << 63},
+    "an index larger than all": {"index_bytes": 1 << 63},
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("policy", ["fair", "greedy", "static", "reconf-static", "smart-alloc:2"])
+def test_a_plugin_that_lies_takes_nobody_s_share(make: MakeHost, policy: str, lie: str) -> None:
+    host = make(CONFIG.replace("static", policy))
+    host.pool("honest", limit_bytes=240 * MIB, puts=1000, used_bytes=0)
+    values: dict[str, Any] = {"limit_bytes": 240 * MIB, "puts": 1000} | LIES[lie]
+    host.pool("liar", **values)
+    host.tick(40)
+    status = host.governor.status
+    assert status.targets_bytes <= status.budget_bytes == 500 * MIB
+    assert status.used_bytes < 10 * MIB
+    if policy in {"fair", "static", "reconf-static"}:  # the others know no weights
+        assert (host.target("honest") or 0) >= 230 * MIB
+
+
+def test_counters_that_run_backwards_are_a_new_beginning(host: Host) -> None:
+    host.pool("a", puts=1 << 40, gets=1 << 40, demotion_writes=1 << 40)
+    host.tick()
+    host.use("a", 0, puts=5, gets=5)
+    host.tick()
+    assert host.target("a")
+
+
+def test_damaged_pools_count_with_what_they_take(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    fd = host.pool("broken", 30)
+    cut = host.pool("cut", 30)
+    host.pool("whole", limit_bytes=GIB)
+    os.pwrite(fd, b"x" * 100, 100)
+    os.ftruncate(cut, 5000)
+    host.tick(40)
+    assert host.target("whole") == 500 * MIB - host.taken("broken") - host.taken("cut")
+    assert [record.getMessage().split()[1] for record in caplog.records] == ["broken", "cut"]
+
+
+def test_ages_that_cannot_be_are_not_believed(host: Host) -> None:
+    fd = host.pool("a")
+    os.pwrite(fd, b"\xff" * 4096, poolfile.STATISTICS_OFFSET)
+    host.tick()
+    (sample,) = host.governor.samples
+    assert sample.ages.surveys == 0
+
+
+def test_unchanged_targets_are_not_written(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "abc":
+        host.pool(name)
+    host.tick(40)
+    monkeypatch.setattr(poolfile, "write_target", None)
+    host.tick(10)
+
+
+def test_a_governor_that_comes_back_changes_nothing_at_once(host: Host) -> None:
+    for name in "ab":
+        host.pool(name, 20, limit_bytes=GIB)
+    host.memory(available=300)
+    host.tick(40)
+    before = [host.target(name) for name in "ab"]
+    host.start()
+    host.tick()
+    assert [host.target(name) for name in "ab"] == before
+    host.memory(available=1000)
+    host.start()
+    host.tick()
+    after = [host.target(name) or 0 for name in "ab"]
+    assert sum(after) - sum(each or 0 for each in before) <= 500 * MIB / 16
+
+
+def test_pressure_takes_memory_back_where_little_is_free(host: Host) -> None:
+    host.pool("a", 100)
+    host.tick(40)
+    host.memory(available=500, free=400, stalled=0.3)
+    host.tick()
+    assert host.governor.status.pressure_some == pytest.approx(0.6)
+    assert host.governor.status.pressure_full == pytest.approx(0.3)
+    assert host.target("a") == 256 * MIB, "whoever waits has a limit of his own: memory is free"
+    host.memory(available=500, free=50, stalled=0.3)
+    host.tick()
+    assert (host.target("a") or 0) < host.taken("a")
+
+
+def test_a_cgroup_s_limit_binds_with_its_share_of_the_reserve(host: Host) -> None:
+    host.pool("a", 50)
+    files: dict[str, object] = {
+        "proc/self/cgroup": "0::/box",
+        "sys/fs/cgroup/box/memory.max": 100 * MIB,
+        "sys/fs/cgroup/box/memory.current": 60 * MIB,
+    }
+    tree(host.root, {"proc/meminfo": (host.root / "proc/meminfo").read_text()} | files)
+    host.start()
+    host.tick()
+    status = host.governor.status
+    assert (status.total_bytes, status.available_bytes) == (100 * MIB, 40 * MIB)
+    assert status.reserve_bytes == 10 * MIB
+    assert status.budget_bytes == 50 * MIB
+
+
+WRITES = CONFIG + "[demotion]\nwrites_per_hour = '1G'\n"
+SAVED = GIB // 4 // PAGE
+
+
+def test_demotion_s_writes_are_shared_out(make: MakeHost) -> None:
+    host = make(WRITES)
+    a, b = host.pool("a", demotion_writes=70), host.pool("b")
+    host.tick()
+    assert poolfile.read_demotion_writes(a) == 70 + SAVED // 2
+    assert poolfile.read_demotion_writes(b) == SAVED // 2
+    host.use("a", 0, demotion_writes=70 + 1000)
+    host.tick()
+    left = host.governor.status.writes_left_bytes
+    assert left is not None
+    assert (SAVED - 1000) * PAGE <= left <= (SAVED - 980) * PAGE
+    host.start(WRITES)
+    host.tick()
+    assert host.governor.status.writes_left_bytes == pytest.approx(left, rel=0.02), "forgotten by a restart"
+    host.start()
+    host.tick()
+    assert poolfile.read_demotion_writes(a) is None
+    assert host.governor.status.writes_left_bytes is None
+
+
+def test_below_the_reserve_demotion_writes_all_it_likes(make: MakeHost) -> None:
+    host = make(WRITES)
+    fd = host.pool("a", 50)
+    host.tick()
+    host.memory(available=99)
+    host.tick()
+    assert poolfile.read_demotion_writes(fd) is None
+    host.memory(available=101)
+    host.tick()
+    assert poolfile.read_demotion_writes(fd) == pytest.approx(SAVED, rel=0.01)
+
+
+def test_who_attaches_between_two_ticks_keeps_to_the_budget(host: Host) -> None:
+    host.pool("a", 10, limit_bytes=GIB)
+    host.set("a", target=300 * MIB)
+    host.tick(40)
+    assert host.governor.first_target("b", 150 * MIB) == 150 * MIB
+    assert host.governor.first_target("c", 150 * MIB) == 50 * MIB
+    assert host.governor.first_target("d", 150 * MIB) == 0
+    host.tick()
+    assert host.governor.first_target("d", 150 * MIB) == 150 * MIB
+    assert host.governor.first_target("a", GIB) >= host.taken("a")
+
+
+def test_a_policy_that_is_none_is_an_error(host: Host) -> None:
+    with pytest.raises(ValueError, match="is no policy"):
+        host.governor.configure(DaemonConfig(policy="nice"))

@@ -1,0 +1,231 @@
+"""Gives each pool its target, tick after tick: what the host can spare, shared out by a policy.
+
+What decides is elsewhere and pure: `budget` says how much there is, a policy who gets what, `writes` what demotion may
+write to backing files. Here the host and the pools are looked at, and pools are told.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from tmemd import policy, poolfile
+from tmemd.budget import Budget, Limits, Moment
+from tmemd.daemonconfig import DaemonConfig
+from tmemd.host import Memory, read_memory
+from tmemd.observe import Observer, Seen
+from tmemd.policy import Demand, Policy, demand
+from tmemd.pool import Pools
+from tmemd.protocol import HostStatus
+from tmemd.sample import PoolSample
+from tmemd.settings import PoolSettings
+from tmemd.writes import WriteAllowance, Writer, granted
+
+TICK: Final = 0.5  # seconds
+# With more of RAM free than this, or than the reserve, whoever waits for memory is held back by a limit of his own.
+_FREE_ENOUGH: Final = 1 / 10
+# A frozen pool keeps what it takes, and this much more so that nothing has to be demoted to keep within the target.
+_FROZEN_ROOM: Final = 4 << 20
+
+
+class Governor:
+    """Call `tick` every TICK seconds."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        settings: Callable[[str], PoolSettings],
+        config: DaemonConfig,
+        *,
+        root: Path = Path("/"),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Govern what *pools* controls; *settings* says what was set for a pool. Raises PoolError, ValueError.
+
+        *root* stands in for / where the host is looked at.
+        """
+        self._pools = pools
+        self._observer = Observer(settings)
+        self._root = root
+        self._clock = clock
+        self._memory = read_memory(root)
+        self._ticked = clock()
+        self._seen: Mapping[str, Seen] = {}
+        self._budget: Budget | None = None
+        self._writes: WriteAllowance | None = None
+        self._status: HostStatus | None = None
+        self._promised = 0  # bytes given to those who attached since the last tick
+        self.configure(config)
+
+    def configure(self, config: DaemonConfig) -> None:
+        """Go by this from the next tick on. Raises ValueError for a policy that is none."""
+        self._policy: Policy = policy.by_name(config.policy)
+        self._config = config
+
+    @property
+    def status(self) -> HostStatus:
+        """What the last tick found; before the first, that is made now. Raises PoolError, OSError."""
+        return self._status or self.tick()
+
+    @property
+    def samples(self) -> list[PoolSample]:
+        """The served pools as the last tick saw them."""
+        return [seen.sample for seen in self._seen.values() if seen.sample]
+
+    def tick(self) -> HostStatus:
+        """Look at the host and at every pool, and set targets and write allowances. Raises PoolError, OSError."""
+        now = self._clock()
+        seconds, self._ticked = max(now - self._ticked, 1e-3), now
+        before, self._memory = self._memory, read_memory(self._root)
+        self._seen = self._observer.look(self._pools.controlled())
+        tightest = min(self._memory, key=self._spare)
+        moment = Moment(
+            total=tightest.total,
+            spare=self._spare(tightest),
+            used=sum(seen.taken for seen in self._seen.values()),
+            pressure=self._pressure(before, seconds),
+        )
+        budget = self._step(moment)
+        self._set_targets(budget)
+        self._allow_writes(seconds, short=moment.spare < 0)
+        some, full = _stalled(before[0], self._memory[0], seconds)
+        self._promised = 0
+        self._status = HostStatus(
+            policy=self._config.policy,
+            budget_bytes=budget,
+            targets_bytes=sum(_held(seen) for seen in self._seen.values()),
+            used_bytes=moment.used,
+            total_bytes=tightest.total,
+            available_bytes=tightest.available,
+            reserve_bytes=self._reserve(tightest),
+            pressure_some=some,
+            pressure_full=full,
+            writes_left_bytes=self._writes.left_bytes if self._writes else None,
+        )
+        return self._status
+
+    def first_target(self, name: str, wanted: int) -> int:
+        """What a device that attaches may take until the next tick: at most *wanted* bytes. Raises PoolError, OSError.
+
+        Never less than what its pool takes already, for nothing is demoted because a plugin was restarted.
+        """
+        status = self.status
+        mine = _held(self._seen[name]) if name in self._seen else 0
+        left = status.budget_bytes - status.targets_bytes + mine - self._promised
+        first = min(wanted, max(left, self._seen[name].taken if name in self._seen else 0, 0))
+        self._promised += max(first - mine, 0)
+        return first
+
+    def _reserve(self, memory: Memory) -> int:
+        """In a cgroup, the same share of its memory as of the host's."""
+        host = self._memory[0].total
+        return min(self._config.budget.reserve.of(host), host) * memory.total // host
+
+    def _spare(self, memory: Memory) -> int:
+        return memory.available - self._reserve(memory)
+
+    def _pressure(self, before: Sequence[Memory], seconds: float) -> float:
+        """The share of time that tasks waited for memory, where ours would have helped them."""
+        found = [0.0]
+        if len(before) == len(self._memory):
+            for earlier, now in zip(before, self._memory, strict=True):
+                some, _ = _stalled(earlier, now, seconds)
+                if some and now.free < max(self._reserve(now), int(now.total * _FREE_ENOUGH)):
+                    found.append(some)
+        return max(found)
+
+    def _step(self, moment: Moment) -> int:
+        total = min(memory.total for memory in self._memory)
+        asked = self._config.budget
+        maximum = min(asked.maximum.of(total), total)
+        limits = Limits(minimum=min(asked.minimum.of(total), maximum), maximum=maximum, pressure=asked.pressure / 100)
+        if self._budget is None:
+            # What targets add up to already: a tmemd that comes back changes nothing at once.
+            known = [seen for seen in self._seen.values() if seen.sample]
+            self._budget = Budget(limits, sum(map(_held, self._seen.values())) if known else None)
+        self._budget.limits = limits
+        return self._budget.step(moment)
+
+    def _set_targets(self, budget: int) -> None:
+        fixed = {name: aim for name, seen in self._seen.items() if (aim := _fixed(seen)) is not None}
+        demands = [
+            demand(seen.before, seen.sample) for name, seen in self._seen.items() if seen.sample and name not in fixed
+        ]
+        targets = self._policy(demands, max(budget - sum(fixed.values()), 0)) | fixed
+        owed = sum(max(seen.taken - targets[name], 0) for name, seen in self._seen.items() if seen.sample)
+        targets |= held_back(demands, targets, owed)
+        for name, seen in self._seen.items():
+            if seen.sample and seen.control and targets[name] != seen.control.target:
+                poolfile.write_target(seen.pool.fd, targets[name])
+                seen.sample = msgspec.structs.replace(seen.sample, target_bytes=targets[name])
+
+    def _allow_writes(self, seconds: float, *, short: bool) -> None:
+        """Share out what demotion may write. Below the reserve it may write all it likes."""
+        writing = [seen for seen in self._seen.values() if seen.sample and seen.sample.has_file]
+        writers = [_writer(seen) for seen in writing]
+        per_hour = self._config.demotion.writes_per_hour
+        bounds: Sequence[int | None] = [None] * len(writers)
+        if per_hour is None:
+            self._writes = None
+        else:
+            if self._writes is None or self._writes.per_hour != per_hour:
+                self._writes = WriteAllowance(per_hour, granted(writers))
+            self._writes.pass_time(seconds, sum(map(_written, writing)))
+            bounds = bounds if short else self._writes.share(writers)
+        for seen, writer, bound in zip(writing, writers, bounds, strict=True):
+            if bound != writer.bound:
+                poolfile.write_demotion_writes(seen.pool.fd, bound)
+
+
+def held_back(demands: Sequence[Demand], targets: Mapping[str, int], owed: int) -> dict[str, int]:
+    """The targets of *demands*, raised only as far as memory is there: less *owed*, what pools have to give back first.
+
+    A pool that has to shrink does so at the speed of its disk, and who may grow does so at the speed of RAM.
+    """
+    raises = {each.name: targets[each.name] - max(each.target, each.minimum) for each in demands}
+    raised = sum(nbytes for nbytes in raises.values() if nbytes > 0)
+    withheld = min(owed, raised)
+    return {
+        name: targets[name] - (-(-nbytes * withheld // raised) if nbytes > 0 else 0) for name, nbytes in raises.items()
+    }
+
+
+def _fixed(seen: Seen) -> int | None:
+    """What the pool keeps whatever a policy would say, in bytes; None: that is the policy's to say."""
+    if seen.sample is None:
+        return seen.taken
+    if seen.settings.target is not None:
+        return min(seen.settings.target, seen.sample.counters.limit_bytes)
+    if seen.sample.frozen:
+        return max(seen.taken, min(seen.sample.target_bytes, seen.taken + seen.taken // 8 + _FROZEN_ROOM))
+    return None
+
+
+def _held(seen: Seen) -> int:
+    return seen.sample.target_bytes if seen.sample else seen.taken
+
+
+def _stalled(before: Memory, now: Memory, seconds: float) -> tuple[float | None, float | None]:
+    """Which share of the time some task, and all tasks, waited for memory."""
+    if before.stalls is None or now.stalls is None:
+        return None, None
+    some, full = now.stalls.some_us - before.stalls.some_us, now.stalls.full_us - before.stalls.full_us
+    return tuple(min(max(us / 1e6 / seconds, 0.0), 1.0) for us in (some, full))  # type: ignore[return-value]
+
+
+def _writer(seen: Seen) -> Writer:
+    assert seen.sample
+    assert seen.control
+    over = max(seen.taken - seen.sample.target_bytes, 0)
+    return Writer(seen.sample.counters.demotion_writes, over, seen.control.demotion_writes)
+
+
+def _written(seen: Seen) -> int:
+    """Pages since the tick before."""
+    assert seen.sample
+    now = seen.sample.counters.demotion_writes
+    return now - seen.before.counters.demotion_writes if seen.before else 0

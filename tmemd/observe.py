@@ -1,0 +1,150 @@
+"""Pools as the governor sees them, tick after tick.
+
+Counters are written by other users' processes: a number is taken for true only as far as it can be, and what a pool
+takes of RAM is what the kernel says its file takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from tmemd import poolfile
+from tmemd.pool import Pool
+from tmemd.poolfile import Ages, Control, Counters, Identity, PoolError
+from tmemd.sample import PoolSample
+from tmemd.settings import PoolSettings
+
+_log: Final = logging.getLogger("tmemd")
+
+# A pool without a file must not refuse, for nobody else takes the page: what it may grow by until the next tick, at
+# twice the 60,000 incompressible pages a second that one client writes at its fastest.
+ROOM_WITHOUT_FILE: Final = 256 << 20
+# No device needs a larger target to work: 16 TiB take 8 MiB of states, as much of index, and some records (device.c).
+MINIMUM_MOST: Final = 17 << 20
+LIMIT_MOST: Final = 1 << 62
+_NONE: Final = (0,) * poolfile.GENERATIONS
+_NO_AGES: Final = Ages(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, 0)
+
+
+@dataclass(slots=True)
+class Seen:
+    """A pool at one tick."""
+
+    pool: Pool
+    taken: int  # bytes of RAM, as the kernel counts them
+    settings: PoolSettings
+    control: Control | None = None  # None, with `sample`: nobody serves it, or it cannot be read
+    identity: Identity | None = None
+    sample: PoolSample | None = None
+    before: PoolSample | None = None  # of the tick before
+
+
+class Observer:
+    """Remembers of each pool what the next look needs."""
+
+    def __init__(self, settings: Callable[[str], PoolSettings]) -> None:
+        self._settings = settings
+        self._last: dict[str, Seen] = {}
+        self._complained: set[str] = set()
+
+    def look(self, pools: Iterable[Pool]) -> dict[str, Seen]:
+        """Each of them as it is now, by name."""
+        self._last = {pool.name: self._look_at(pool) for pool in pools}
+        self._complained &= self._last.keys()
+        return self._last
+
+    def _look_at(self, pool: Pool) -> Seen:
+        seen = Seen(pool, os.fstat(pool.fd).st_blocks * 512, self._settings(pool.name))
+        if not pool.is_served():
+            return seen
+        last = self._last.get(pool.name)
+        if last and last.pool is pool:
+            seen.identity, seen.before = last.identity, last.sample
+        try:
+            self._read(seen)
+        except PoolError as error:
+            if pool.name not in self._complained:
+                _log.warning("pool %s gets no target: %s", pool.name, error)
+            self._complained.add(pool.name)
+        else:
+            self._complained.discard(pool.name)
+        return seen
+
+    def _read(self, seen: Seen) -> None:
+        """Raises PoolError."""
+        # Written once, but for the paths, each time the pool is opened: it is served without a break since it was read.
+        seen.identity = seen.identity or seen.pool.identity()
+        if seen.identity is None:
+            return
+        fd, where = seen.pool.fd, seen.pool.path
+        counters = believed(poolfile.read_counters(fd, where), seen.taken, seen.identity)
+        ages = believed_ages(poolfile.read_ages(fd, where), seen.identity)
+        seen.control = poolfile.read_control(fd)
+        seen.sample = _sample(seen, counters, ages, seen.control)
+        if seen.before and not _goes_on(seen.before.counters, counters):
+            seen.before = None
+
+
+def _sample(seen: Seen, counters: Counters, ages: Ages, control: Control) -> PoolSample:
+    assert seen.identity
+    settings, limit = seen.settings, counters.limit_bytes
+    top = limit if settings.cap is None else min(limit, settings.cap)
+    minimum = settings.minimum if seen.identity.has_file else max(settings.minimum, seen.taken + ROOM_WITHOUT_FILE)
+    return PoolSample(
+        name=seen.pool.name,
+        weight=settings.weight,
+        minimum_bytes=min(minimum, top),
+        cap_bytes=settings.cap,
+        target_bytes=limit if control.target is None else min(control.target, limit),
+        frozen=control.frozen,
+        served=True,
+        has_file=seen.identity.has_file,
+        counters=counters,
+        ages=ages,
+    )
+
+
+def believed(counters: Counters, taken: int, identity: Identity) -> Counters:
+    """What can be true of the counters of a pool that takes *taken* bytes of RAM."""
+    if (
+        counters.used_bytes <= taken
+        and counters.index_bytes <= counters.used_bytes
+        and counters.minimum_bytes <= min(MINIMUM_MOST, counters.limit_bytes)
+        and counters.limit_bytes <= LIMIT_MOST
+        and max(counters.pages_in_tmem, counters.pages_in_file) <= identity.pages
+    ):
+        return counters
+    limit = min(counters.limit_bytes, LIMIT_MOST)
+    used = min(counters.used_bytes, taken)
+    return msgspec.structs.replace(
+        counters,
+        used_bytes=used,
+        limit_bytes=limit,
+        minimum_bytes=min(counters.minimum_bytes, MINIMUM_MOST, limit),
+        index_bytes=min(counters.index_bytes, used),
+        pages_in_tmem=min(counters.pages_in_tmem, identity.pages),
+        pages_in_file=min(counters.pages_in_file, identity.pages),
+    )
+
+
+def believed_ages(ages: Ages, identity: Identity) -> Ages:
+    """The ages, or none where a survey found more than the device can have."""
+    fits = sum(ages.stored_bytes) <= identity.data_bytes and sum(ages.filed_pages) <= identity.pages
+    return ages if fits else _NO_AGES
+
+
+def _goes_on(before: Counters, now: Counters) -> bool:
+    """Whether the counters only grew, as those of one pool do."""
+    return (
+        now.puts >= before.puts
+        and now.puts_refused >= before.puts_refused
+        and now.gets >= before.gets
+        and now.file_reads >= before.file_reads
+        and now.demotion_writes >= before.demotion_writes
+    )
