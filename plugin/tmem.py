@@ -23,6 +23,7 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -42,6 +43,9 @@ API_VERSION = 2
 
 KEYS = ("size", "backing", "limit", "pools", "tmemd", "map", "lost", "flush", "reserve")
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
+# Seconds a thread waits for the GIL before it urges the holder, who lets go in microseconds anyhow. With 100 clients of
+# 16 threads each, Python's own 5 ms cost 180 to 730 us of CPU per 4 KiB request, 50 ms 54 to 61, 1 s 60 to 94.
+SWITCH_INTERVAL = 0.05
 
 pread = _core.pread
 pwrite = _core.pwrite
@@ -148,8 +152,15 @@ def thread_model() -> int:
     return int(nbdkit.THREAD_MODEL_PARALLEL)
 
 
+def _raise_file_limit() -> None:
+    """Each device takes up to about ten descriptors and each client three; the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def get_ready() -> None:
     """Open every device while an error can still be an exit status; locks and shared mappings survive nbdkit's fork."""
+    _raise_file_limit()
     try:
         for served in open_devices(_configs):
             _served[served.config.name] = served
@@ -160,6 +171,7 @@ def get_ready() -> None:
 def after_fork() -> None:
     """Start what does not survive a fork."""
     _core.pin_threads()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     for served in _served.values():
         served.start()
 

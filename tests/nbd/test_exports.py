@@ -7,9 +7,10 @@ from pathlib import Path
 import nbd
 import pytest
 
+from benchmarks import exports
 from tests.conftest import Serve
 from tests.content import PAGE, content
-from tests.harness import Server, device
+from tests.harness import MIB, Server, device
 
 NAMES = ["alpha", "beta", "gamma"]
 
@@ -67,3 +68,20 @@ def test_one_device_answers_to_its_name_and_to_the_empty_one(serve: Serve, pools
             assert client.get_size() == 4 << 20
     with pytest.raises(nbd.Error):
         server.connect("other")
+
+
+def test_a_hundred_exports_and_clients_take_less_than_100_mib_beside_the_pools() -> None:
+    result = exports.measure(100, seconds=2)
+    print(exports.render(result))
+    assert result["peak_mib"]["beside_pools"] < 100
+
+
+def test_more_files_than_the_usual_limit_are_served(pools: Path, tmp_path: Path) -> None:
+    names = [f"guest{n}" for n in range(120)]
+    usual = ("prlimit", "--nofile=1024:8192")
+    with (
+        exports.serving(tmp_path, pools, names, MIB, wrapper=usual) as server,
+        exports.connected(server, names, MIB // PAGE, 1) as clients,
+    ):
+        exports.load(clients, 0.2)
+        assert all(client.done for client in clients)
