@@ -109,6 +109,12 @@ class Administration:
                 return answer
         return protocol.Done()
 
+    def status(self, name: str) -> PoolStatus | None:
+        """All that is known of one pool, latencies and ages too; None while it is unfinished. Raises PoolError."""
+        with self.pools.pool(name) as found:
+            status = found.status(long=True)
+        return status and self._with_settings(status)
+
     def _with_settings(self, status: PoolStatus) -> PoolStatus:
         # A pool may have been frozen where there was no tmemd to remember it.
         settings = msgspec.structs.replace(self.settings(status.name), frozen=status.frozen)

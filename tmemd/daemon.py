@@ -26,10 +26,12 @@ from typing import Final
 
 import psutil
 
-from tmemd import protocol, tmpfs
+from tmemd import metricserver, protocol, tmpfs
 from tmemd.administration import Administration
 from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
-from tmemd.daemonconfig import DaemonConfig, load_config
+from tmemd.daemonconfig import Address, DaemonConfig, load_config
+from tmemd.metrics import Snapshot
+from tmemd.metricserver import MetricsServer
 from tmemd.pool import Pools, open_pool_file
 from tmemd.poolfile import PoolError
 from tmemd.sdnotify import notify
@@ -96,9 +98,11 @@ class Daemon:
         self._connections: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, listener: socket.socket) -> None:
+    async def run(self, listener: socket.socket, metrics: socket.socket | None = None) -> None:
         """Serve everybody who connects and look after the pools, until cancelled."""
         async with asyncio.TaskGroup() as group:
+            if metrics:
+                group.create_task(MetricsServer(metrics, self.snapshot).run())
             group.create_task(self._accept(listener))
             group.create_task(self._look_after())
 
@@ -180,7 +184,8 @@ class Daemon:
     def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
         answer = self._administration.perform(request)
         if not isinstance(answer, protocol.Listed):
-            _log.info("user %d: %s", uid, request)
+            # Those who watch ask every second, and change nothing.
+            _log.log(logging.DEBUG if isinstance(request, protocol.Host) else logging.INFO, "user %d: %s", uid, request)
             return answer
         seen = [status for status in answer.pools if self._access.may_see(status, uid)]
         if isinstance(request, protocol.Show) and not seen:
@@ -198,14 +203,33 @@ class Daemon:
                 os.close(fd)
         _log.info("user %d, process %d: attached %s", peer.uid, peer.pid, request.name)
 
+    async def snapshot(self) -> Snapshot:
+        """What Prometheus is told. Everybody else has a turn after each pool. Raises PoolError."""
+        pools = []
+        for name in self._administration.pools.names():
+            with suppress(PoolError):
+                if status := self._administration.status(name):
+                    pools.append(status)
+            await asyncio.sleep(0)
+        return Snapshot(pools, self._host())
+
+    def _host(self) -> protocol.HostStatus | None:
+        with suppress(PoolError):
+            answer = self._administration.perform(protocol.Host())
+            return answer if isinstance(answer, protocol.HostStatus) else None
+        return None
+
     def reload(self, path: Path | None) -> None:
         """Read the configuration again; one that cannot be used is logged, and the one before stays."""
+        before = self._administration.config.metrics
         try:
             self._administration.configure(read_config(path))
         except PoolError as error:
             _log.error("%s; the configuration stays as it was", error)
         else:
             _log.info("configuration read again")
+            if self._administration.config.metrics != before:
+                _log.warning("metrics.listen only changes when tmemd is restarted")
 
 
 def total_memory() -> int:
@@ -288,9 +312,9 @@ def prepare_directory(path: Path, size: str | None) -> None:
         raise PoolError(f"{path}: {error.strerror or error}") from None
 
 
-async def _run(daemon: Daemon, listener: socket.socket, config: Path | None) -> None:
+async def _run(daemon: Daemon, listener: socket.socket, metrics: socket.socket | None, config: Path | None) -> None:
     loop = asyncio.get_running_loop()
-    running = loop.create_task(daemon.run(listener))
+    running = loop.create_task(daemon.run(listener, metrics))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.cancel)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload, config)
@@ -312,7 +336,9 @@ def _start(arguments: argparse.Namespace) -> None:
         administration = Administration(pools, store, config, total_memory())
         administration.adopt()
         daemon = Daemon(administration, Access(frozenset(arguments.allow_user)), timeout=arguments.timeout)
-        asyncio.run(_run(daemon, listener, arguments.config))
+        address = arguments.metrics or config.metrics.listen
+        metrics = metricserver.listen(address, resources) if address else None
+        asyncio.run(_run(daemon, listener, metrics, arguments.config))
 
 
 def _uid(text: str) -> int:
@@ -327,6 +353,13 @@ def _gid(text: str) -> int:
         return int(text) if text.isascii() and text.isdigit() else grp.getgrnam(text).gr_gid
     except KeyError:
         raise argparse.ArgumentTypeError(f"there is no group {text!r}") from None
+
+
+def _address(text: str) -> Address:
+    try:
+        return Address.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _tmpfs_size(text: str) -> str:
@@ -353,6 +386,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="whose plugins to trust, besides root's and those of tmemd's own user; may be repeated")  # fmt: skip
     add("--config", type=Path, metavar="FILE", help=f"configuration ({DEFAULT_CONFIG}, if it is there)")
     add("--state", type=Path, default=DEFAULT_STATE, metavar="FILE", help="where to keep settings (%(default)s)")
+    add("--metrics", type=_address, metavar="HOST:PORT", help="where to serve Prometheus (nowhere, if not configured)")
     add("--timeout", type=float, default=protocol.TIMEOUT, metavar="SECONDS", help=argparse.SUPPRESS)
     add("--verbose", action="store_true", help="log more")
     return parser

@@ -1,0 +1,339 @@
+from __future__ import annotations
+
+import asyncio
+import http.client
+import shutil
+import socket
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.harness import wait_until
+from tests.unit import fakes
+from tests.unit.test_top import HOST, status
+from tmemd import metricserver, poolfile
+from tmemd.daemon import main
+from tmemd.daemonconfig import Address
+from tmemd.metrics import Snapshot, exposition
+from tmemd.metricserver import MetricsServer
+from tmemd.poolfile import Counters, Latencies
+from tmemd.settings import PoolSettings
+
+MIB = fakes.MIB
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    with fakes.on_tmpfs() as path:
+        yield path
+
+
+def parsed(text: bytes) -> dict[str, Metric]:
+    return {family.name: family for family in text_string_to_metric_families(text.decode())}
+
+
+def samples(text: bytes) -> Samples:
+    found: Samples = {}
+    for family in parsed(text).values():
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in found, f"{key} is there twice"
+            found[key] = sample.value
+    return found
+
+
+def value(found: Samples, name: str, **labels: str) -> float | None:
+    return found.get((name, frozenset(labels.items())))
+
+
+# What is told
+
+
+def test_every_counter_of_a_pool_is_told() -> None:
+    numbers = {field: 1000 + n for n, field in enumerate(Counters.__struct_fields__)}
+    pool = status("web")
+    pool = msgspec.structs.replace(pool, counters=Counters(**numbers))
+    told = set(samples(exposition(Snapshot([pool]))).values())
+    not_told = {field for field, number in numbers.items() if number not in told}
+    assert not_told == {"minimum_bytes", "done_request", "done_error", "pid"}
+
+
+def test_numbers_have_names_units_and_labels() -> None:
+    settings = PoolSettings(weight=250, cap=96 * MIB, minimum=8 * MIB, compression=False)
+    pool = status("web", used_bytes=5 * MIB, puts=17, puts_refused=2, pages_in_file=3, reads=4, trims=9)
+    pool = msgspec.structs.replace(pool, settings=settings, frozen=True, served=False, freeable_bytes=MIB)
+    found = samples(exposition(Snapshot([pool, status("db", puts=1 << 20)], HOST)))
+    for name, number in {
+        "used_bytes": 5 * MIB, "target_bytes": 64 * MIB, "limit_bytes": fakes.LIMIT, "freeable_bytes": MIB,
+        "puts_total": 17, "puts_refused_total": 2, "weight": 250, "cap_bytes": 96 * MIB, "minimum_bytes": 8 * MIB,
+        "compression_enabled": 0, "frozen": 1, "served": 0, "never_trims": 0, "damaged": 0,
+    }.items():  # fmt: skip
+        assert value(found, f"tmemd_pool_{name}", pool="web") == number, name
+    assert value(found, "tmemd_pool_pages", pool="web", place="file") == 3
+    assert value(found, "tmemd_pool_requests_total", pool="web", type="trim") == 9
+    assert value(found, "tmemd_pool_never_trims", pool="db") == 1
+    assert value(found, "tmemd_pool_cap_bytes", pool="db") is None
+    assert value(found, "tmemd_pools") == 2
+    assert value(found, "tmemd_budget_bytes") == HOST.budget_bytes
+    assert value(found, "tmemd_host_memory_available_bytes") == HOST.available_bytes
+    assert value(found, "tmemd_host_memory_pressure_ratio", kind="some") == 0.012
+    assert value(found, "tmemd_policy_info", policy="fair") == 1
+    assert any(name == "tmemd_build_info" for name, _ in found)
+    assert any(name == "process_resident_memory_bytes" for name, _ in found)
+
+
+def test_what_nobody_knows_is_absent() -> None:
+    names = {name for name, _ in samples(exposition(Snapshot([])))}
+    assert "tmemd_pools" in names
+    assert not {name for name in names if "host" in name or "budget" in name}
+    bare = msgspec.structs.replace(HOST, pressure_some=None, pressure_full=None, writes_left_bytes=None)
+    names = {name for name, _ in samples(exposition(Snapshot([], bare)))}
+    assert not {name for name in names if "pressure" in name or "writes_left" in name}
+    assert "tmemd_host_memory_reserve_bytes" in names
+
+
+def test_a_damaged_pool_resets_no_counter() -> None:
+    found = samples(exposition(Snapshot([status("web", error="bad", puts=0)])))
+    assert [(name, number) for (name, labels), number in found.items() if labels] == [
+        ("tmemd_build_info", 1.0), ("tmemd_pool_damaged", 1.0),
+    ]  # fmt: skip
+
+
+def test_histograms_are_cumulative_and_lose_nothing() -> None:
+    # In the first, one that is not told apart, one in the middle, and the last, which has no bound.
+    put = fakes.histogram(0, 3, 20, poolfile.LATENCIES - 1, count=5, sum_ns=1_500_000_000)
+    pool = status("web")
+    pool = msgspec.structs.replace(pool, latencies=Latencies(put, *[fakes.histogram()] * 3))
+    family = parsed(exposition(Snapshot([pool])))["tmemd_pool_operation_seconds"]
+    of_put = [sample for sample in family.samples if sample.labels.get("op") == "put"]
+    buckets = {sample.labels["le"]: sample.value for sample in of_put if sample.name.endswith("_bucket")}
+    assert list(buckets.values()) == sorted(buckets.values())
+    assert buckets["5.12e-07"] == 5
+    assert "7.68e-07" not in buckets
+    assert buckets["1.024e-06"] == 10
+    bound = poolfile.LATENCY_BOUNDS_NS[20] / 1e9
+    assert [number for le, number in buckets.items() if float(le) < bound][-1] == 10
+    assert buckets[str(bound)] == 15
+    assert (buckets["1.073741824"], buckets["+Inf"]) == (15, 20)
+    rest = {sample.name.rpartition("_")[2]: sample.value for sample in of_put if not sample.name.endswith("_bucket")}
+    assert rest == {"count": 20, "sum": 1.5}
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian package prometheus) is not installed")
+def test_promtool_has_no_complaint() -> None:
+    text = exposition(Snapshot([status("web", puts=3, put=7), status("db")], HOST))
+    done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+# How it is served: by a tmemd
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def tmemd(base: Path, *options: str) -> Iterator[tuple[fakes.Tmemd, int]]:
+    port = free_port()
+    with fakes.tmemd(base, f"--metrics=127.0.0.1:{port}", *options) as running:
+        yield running, port
+
+
+def get(port: int, path: str = "/metrics", method: str = "GET") -> tuple[int, bytes, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request(method, path)
+        response = connection.getresponse()
+        return response.status, response.read(), response.getheader("Content-Type", "")
+    finally:
+        connection.close()
+
+
+def test_a_scrape_tells_of_all_pools(base: Path) -> None:
+    with (
+        tmemd(base) as (running, port),
+        fakes.pool(running.directory, "web", used_bytes=3 * MIB) as fd,
+        fakes.pool(running.directory, "db"),
+    ):
+        (running.directory / "bad.pool").write_bytes(b"x" * 9999)
+        (running.directory / "new.pool").touch()
+        fakes.write_latencies(fd, get=fakes.histogram(9, sum_ns=5))
+        code, text, kind = get(port)
+        found = samples(text)
+    assert (code, kind.split(";")[0]) == (200, "text/plain")
+    assert value(found, "tmemd_pool_used_bytes", pool="web") == 3 * MIB
+    assert value(found, "tmemd_pool_operation_seconds_count", pool="web", op="get") == 1
+    assert value(found, "tmemd_pool_damaged", pool="bad") == 1
+    assert value(found, "tmemd_pool_weight", pool="db") == 100
+    assert value(found, "tmemd_pools") == 3
+
+
+def test_an_answer_is_not_older_than_the_last_change(base: Path) -> None:
+    with tmemd(base) as (running, port), fakes.pool(running.directory, "web") as fd:
+        for puts in range(1, 4):
+            fakes.write_counters(fd, fakes.counters(puts=puts))
+            wait_until(
+                lambda puts=puts: value(samples(get(port)[1]), "tmemd_pool_puts_total", pool="web") == puts,  # type: ignore[misc]
+                "the next count",
+            )
+
+
+def test_other_requests_get_a_clear_answer(base: Path) -> None:
+    with tmemd(base) as (_, port):
+        assert get(port, "/")[0] == 404
+        assert get(port, "/metrics", "POST")[0] == 405
+        code, body, _ = get(port, "/metrics?x=y", "HEAD")
+        assert (code, body) == (200, b"")
+        for rubbish in (b"\r\n\r\n", b"GET /metrics\r\n\r\n", b"\x16\x03\x01\x02\r\n\r\n", b"GET  HTTP/1.1 x\r\n\r\n",
+                        b"GET /metrics HTTP/1.1\r\n" + b"a: b\r\n" * 5000):  # fmt: skip
+            assert send(port, rubbish).startswith(b"HTTP/1.1 400 ")
+        assert get(port)[0] == 200
+
+
+def send(port: int, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        try:
+            sock.sendall(request)
+            sock.shutdown(socket.SHUT_WR)
+            return sock.recv(4096)
+        except (ConnectionResetError, BrokenPipeError):  # it hung up in the middle of what is too long
+            return b"HTTP/1.1 400 "
+
+
+def test_many_connections_leave_tmemd_alone(base: Path) -> None:
+    with tmemd(base) as (running, port), ExitStack() as connections:
+        for _ in range(300):
+            sock = connections.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+            sock.sendall(b"GET /metrics HTTP/1.1\r\n")
+        descriptors = Path(f"/proc/{running.process.pid}/fd")
+        assert running.client.pools() == []
+        wait_until(lambda: len(list(descriptors.iterdir())) < 60, "most of them to be turned away")
+        connections.close()
+        wait_until(lambda: answers(port), "metrics to be served again")
+        assert running.stop() == 0
+
+
+def answers(port: int) -> bool:
+    try:
+        return get(port)[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_an_address_in_use_is_one_clear_line(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        where = [f"--socket={base}/socket", f"--pools={base}", f"--state={base}/state"]
+        assert main([*where, f"--metrics=127.0.0.1:{port}"]) == 1
+    assert f"cannot serve metrics on 127.0.0.1:{port}: Address already in use" in caplog.text
+
+
+@pytest.mark.parametrize("address", ["", "9632", "localhost", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:99999"])
+def test_what_is_no_address_is_a_usage_error(address: str) -> None:
+    with pytest.raises(SystemExit) as usage:
+        main([f"--metrics={address}"])
+    assert usage.value.code == 2
+
+
+def test_the_configuration_says_where(base: Path) -> None:
+    port = free_port()
+    config = base / "tmemd.toml"
+    config.write_text(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
+    with fakes.tmemd(base, f"--config={config}"):
+        assert get(port)[0] == 200
+
+
+# How it is served: what would take too long with a tmemd's own times
+
+
+async def _serving(
+    snapshot: Callable[[], Awaitable[Snapshot]], timeout: float, use: Callable[[int], Awaitable[None]]
+) -> None:
+    with ExitStack() as resources:
+        listener = metricserver.listen(Address(f"127.0.0.1:{free_port()}"), resources)
+        server = asyncio.create_task(MetricsServer(listener, snapshot, timeout=timeout).run())
+        try:
+            await use(listener.getsockname()[1])
+        finally:
+            server.cancel()
+            await asyncio.gather(server, return_exceptions=True)
+
+
+async def _nothing() -> Snapshot:
+    return Snapshot([])
+
+
+def test_who_reads_slowly_or_says_nothing_is_cut_off_and_delays_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    # More than the kernel keeps for a connection.
+    monkeypatch.setattr(metricserver, "exposition", lambda _: bytes(32 * MIB))
+
+    async def use(port: int) -> None:
+        with socket.socket() as slow, socket.socket() as silent:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.settimeout(20)
+            slow.connect(("127.0.0.1", port))
+            slow.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+            silent.settimeout(20)
+            silent.connect(("127.0.0.1", port))
+            code, body, _ = await asyncio.to_thread(get, port)
+            assert (code, len(body)) == (200, 32 * MIB)
+            assert await asyncio.to_thread(silent.recv, 1) == b""
+            assert await asyncio.to_thread(read_all, slow) < 32 * MIB
+
+    asyncio.run(_serving(_nothing, 1.0, use))
+
+
+def read_all(sock: socket.socket) -> int:
+    """How many bytes come before the end, or the reset."""
+    size = 0
+    try:
+        while data := sock.recv(1 << 20):
+            size += len(data)
+    except ConnectionResetError:
+        pass
+    return size
+
+
+def test_many_who_ask_at_once_share_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = asked = 0
+    parse = metricserver._parsed
+
+    def counting(head: bytes) -> tuple[str, str]:
+        nonlocal asked
+        asked += 1
+        return parse(head)
+
+    monkeypatch.setattr(metricserver, "_parsed", counting)
+
+    async def snapshot() -> Snapshot:
+        nonlocal looks
+        looks += 1
+        while asked < 4:
+            await asyncio.sleep(0.01)
+        return Snapshot([status("web")])
+
+    async def use(port: int) -> None:
+        answers = await asyncio.gather(*(asyncio.to_thread(get, port) for _ in range(4)))
+        assert len({body for _, body, _ in answers}) == 1
+
+    asyncio.run(_serving(snapshot, 60, use))
+    assert looks == 1
+
+
+def test_pools_that_cannot_be_looked_at_are_said_so() -> None:
+    async def snapshot() -> Snapshot:
+        raise poolfile.PoolError("the directory is gone")
+
+    async def use(port: int) -> None:
+        assert (await asyncio.to_thread(get, port))[0] == 503
+
+    asyncio.run(_serving(snapshot, 5, use))
