@@ -9,7 +9,7 @@ SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci 
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-quick bench demo clean
+.PHONY: help setup build sanitize lint format test test-quick bench inversion demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,9 @@ test-quick: build  ## the tests that boot no guest
 
 bench: build  ## measure our device against nbdkit's own
 	@benchmarks/run
+
+inversion: build  ## measure whether cold pages make room for hot ones
+	@$(PYTHON) -m benchmarks.inversion
 
 demo: build  ## a real guest swaps on our device, before your eyes
 	@tests/vm/run --demo virtio

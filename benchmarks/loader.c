@@ -3,7 +3,8 @@
  * Reads commands from stdin, one a line, and answers each with one line of JSON:
  *
  *     fill DEPTH               write every page once, in order
- *     replay DEPTH TRACE       the writes of a trace: pairs of 32-bit words, the page and its content
+ *     replay DEPTH TRACE       a trace: pairs of 32-bit words, the page and its content to write, or all ones to read the
+ *                              page and compare it with what was written last
  *     write DEPTH SECONDS      random writes
  *     read DEPTH SECONDS       random reads
  *     verify DEPTH             read every page back and compare it with what was written last
@@ -28,6 +29,8 @@
 
 enum { PAGE = 4096, MAX_DEPTH = 128, BOUND = LZ4_COMPRESSBOUND(PAGE) };
 
+#define READ_BACK UINT32_MAX /* in a trace, for content */
+
 struct request {
     uint8_t *buffer; /* for reads */
     uint64_t page, started;
@@ -48,7 +51,7 @@ static struct nbd_handle *nbd;
 static const uint8_t *corpus;
 static uint64_t corpus_pages, pages; /* of the corpus; of the device */
 static uint32_t *content;            /* which page of the corpus was written where */
-static bool *in_flight;              /* pages being written */
+static bool *in_flight;              /* pages being written, or read back */
 static struct request requests[MAX_DEPTH];
 static unsigned free_requests[MAX_DEPTH], n_free;
 static uint32_t *latencies; /* of the current run, in ns */
@@ -117,12 +120,13 @@ static int finish_verified(void *request_, int *error)
 static void submit(const struct run *run, struct visit visit)
 {
     struct request *request = &requests[free_requests[--n_free]];
-    nbd_completion_callback done = {.callback = run->verify ? finish_verified : finish, .user_data = request};
+    bool write = run->write && visit.content != READ_BACK, verify = run->verify || (run->write && !write);
+    nbd_completion_callback done = {.callback = verify ? finish_verified : finish, .user_data = request};
     int64_t cookie;
     request->page = visit.page;
     request->started = now(CLOCK_MONOTONIC);
-    if (run->write) {
-        in_flight[visit.page] = true;
+    in_flight[visit.page] = run->write || verify;
+    if (write) {
         content[visit.page] = visit.content;
         cookie = nbd_aio_pwrite(nbd, corpus_page(visit.content), PAGE, (uint64_t)visit.page * PAGE, done, 0);
     } else {
@@ -227,7 +231,7 @@ static void replay(const char *path, unsigned depth)
     const struct visit *trace = map_file(path, &bytes);
     struct run run = {.write = true, .limit = bytes / sizeof *trace, .order = trace};
     for (uint64_t i = 0; i < run.limit; i++)
-        if (trace[i].page >= pages || trace[i].content >= corpus_pages)
+        if (trace[i].page >= pages || (trace[i].content >= corpus_pages && trace[i].content != READ_BACK))
             die(path, "a page outside the device or the corpus");
     perform("replay", &run, depth);
     munmap((void *)trace, bytes);

@@ -18,11 +18,14 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
   flush=none|durable  FLUSH and FUA: acknowledged at once (default; swap needs no more), or made durable
   reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)
+  headroom=N%       how much of its target is kept free for pages to come, at most: while the guest swaps, cold pages
+                    are moved to the file ahead of need (default: 10%); 0%: none, pages are refused when it is full
 """
 
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -31,6 +34,7 @@ from typing import NoReturn
 import nbdkit
 
 try:
+    from tmemd.config import HEADROOM_PERCENT
     from tmemd.core import _core
     from tmemd.device import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices
     from tmemd.sizes import parse_size
@@ -41,7 +45,7 @@ except ModuleNotFoundError as error:
 
 API_VERSION = 2
 
-KEYS = ("size", "backing", "limit", "pools", "tmemd", "map", "lost", "flush", "reserve")
+KEYS = ("size", "backing", "limit", "pools", "tmemd", "map", "lost", "flush", "reserve", "headroom")
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
 # Seconds a thread waits for the GIL before it urges the holder, who lets go in microseconds anyhow. With 100 clients of
 # 16 threads each, Python's own 5 ms cost 180 to 730 us of CPU per 4 KiB request, 50 ms 54 to 61, 1 s 60 to 94.
@@ -115,6 +119,13 @@ def _choice(device: dict[str, str], key: str, default: str, other: str) -> bool:
     return value == other
 
 
+def _percent(device: dict[str, str], key: str, default: int) -> int:
+    text = device.get(key, f"{default}%")
+    if not re.fullmatch(r"[0-9]{1,3}%?", text):
+        _stop(f"{device['name']}: {key}={text} is not a percentage such as {default}%")
+    return int(text.rstrip("%"))
+
+
 def _parse(device: dict[str, str]) -> DeviceConfig:
     size = _size(device, "size")
     if size is None or "backing" not in device:
@@ -130,6 +141,7 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         lost_zero=_choice(device, "lost", "error", "zero"),
         durable=_choice(device, "flush", "none", "durable"),
         reserve=not _choice(device, "reserve", "yes", "no"),
+        headroom=_percent(device, "headroom", HEADROOM_PERCENT),
     )
 
 

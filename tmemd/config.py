@@ -12,6 +12,8 @@ from tmemd.core import _core
 from tmemd.sizes import format_size
 
 SECTOR: Final = 512
+HEADROOM_PERCENT: Final = 10
+MAX_HEADROOM_PERCENT: Final = 50
 
 
 class ConfigError(Exception):
@@ -32,6 +34,7 @@ class DeviceConfig:
     lost_zero: bool = False
     durable: bool = False
     reserve: bool = True
+    headroom: int = HEADROOM_PERCENT  # of the target, at most, that is kept free for pages to come; 0: refuse when full
 
     def check(self) -> _core.Layout:
         """The layout of its pool. Raises ConfigError."""
@@ -52,6 +55,8 @@ class DeviceConfig:
             )
         if self.backing is None and (self.map or self.durable):
             raise ConfigError(f"{self.name}: map= and flush=durable need a backing file")
+        if not 0 <= self.headroom <= MAX_HEADROOM_PERCENT:
+            raise ConfigError(f"{self.name}: headroom={self.headroom}% is not 0% to {MAX_HEADROOM_PERCENT}%")
         if self.map and self.map == self.backing:
             raise ConfigError(f"{self.name}: map= and backing= name the same file")
         return layout

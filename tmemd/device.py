@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +17,10 @@ from tmemd import poolfile
 from tmemd.backing import BackingError
 from tmemd.config import ConfigError, DeviceConfig
 from tmemd.core import _core
+from tmemd.headroom import Headroom
 from tmemd.mapfile import MapError
 from tmemd.opening import Opening, open_parts
-from tmemd.poolfile import Counters, PoolError, Request
+from tmemd.poolfile import Choice, Counters, PoolError, Request
 
 __all__ = [
     "ConfigError",
@@ -32,7 +34,7 @@ __all__ = [
 ]
 
 TICK: Final = 0.1  # seconds between two looks at the control page
-TICKS_PER_AGE: Final = 100  # sixteen generations of ten seconds tell pages apart for the last few minutes
+GENERATION: Final = 5.0  # seconds: fifteen of them tell pages apart for the last minute or so
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
 MOVES_STEP: Final = 20_000  # records compacted in one go, likewise
 
@@ -57,7 +59,8 @@ class ServedDevice:
         self._settled: tuple[int, ...] | None = None  # the counters' marks when settling last found nothing to do
         self._seen: tuple[int, ...] | None = None
         self._refused = 0
-        self._ticks = 0
+        self._headroom = Headroom(self.config.headroom)
+        self._last_tick = self._aged = time.monotonic()
 
     def start(self) -> None:
         """Begin the upkeep, in a thread of this process (call it after any fork)."""
@@ -84,16 +87,31 @@ class ServedDevice:
 
     def tick(self) -> bool:
         """One round of upkeep: what the control page asks for, the target, density, age. True: there is more to do."""
-        self._ticks += 1
+        self._age()
         self._answer()
         over = self.core.over_target()
-        busy = self._shrink(over) > 0 if over else self._settle_when_worth()
-        if self._ticks % TICKS_PER_AGE == 0:
+        if over:
+            return self._shrink(over, bounded=True) > 0
+        return self._make_room() or self._settle_when_worth()
+
+    def _age(self) -> None:
+        if time.monotonic() - self._aged >= GENERATION:
+            self._aged = time.monotonic()
             self.core.age()
-        return busy
+
+    def _make_room(self) -> bool:
+        """Demote pages that are older than those that come in, as far as room for these is short."""
+        now, last = time.monotonic(), self._last_tick
+        self._last_tick = now
+        counters = self.counters()
+        room, wasted = self.core.room(), self.core.wasted()
+        missing = self._headroom.missing(counters, room + wasted, counters.used_bytes + room, now - last)
+        if not missing or not self.config.backing or poolfile.read_frozen(self._pool_fd):
+            return False
+        return self._shrink(missing, min_age=2, bounded=True) > 0
 
     def _answer(self) -> None:
-        number, op, argument = self.core.request()
+        number, op, argument, choice = self.core.request()
         if number == self.counters().done_request:
             return
         code = 0
@@ -101,7 +119,7 @@ class ServedDevice:
             if op == Request.DRAIN:
                 self.core.drain()
             elif op == Request.DEMOTE:
-                self._demote(argument)
+                self._demote(argument, Choice.unpack(choice))
             elif op == Request.SETTLE:
                 self._settle_fully()
             else:
@@ -110,20 +128,23 @@ class ServedDevice:
             code = error.errno or errno.EIO
         self.core.finish_request(number, code)
 
-    def _demote(self, nbytes: int) -> None:
-        """Give *nbytes* of the pool's memory back, as far as there are records to demote.
+    def _demote(self, nbytes: int, choice: Choice) -> None:
+        """Give *nbytes* of the pool's memory back, as far as there are records that the choice allows to demote.
 
         New puts may take it again at once, so what is demoted is bounded: twice as much as was asked for.
         """
         goal = max(self.counters().used_bytes - nbytes, 0)
         left = 2 * nbytes
-        while left > 0 and (over := self.counters().used_bytes - goal) > 0 and (demoted := self._shrink(over)):
+        while left > 0 and (over := self.counters().used_bytes - goal) > 0:
+            demoted = self._shrink(over, min_age=choice.min_age, raw_only=choice.raw_only)
+            if not demoted:
+                break
             left -= demoted
 
-    def _shrink(self, over: int) -> int:
+    def _shrink(self, over: int, *, min_age: int = 0, raw_only: bool = False, bounded: bool = False) -> int:
         """Demote one step towards giving *over* bytes back, and compact; returns the bytes of records demoted."""
         try:
-            demoted = self.core.demote(min(over, DEMOTE_STEP))
+            demoted = self.core.demote(min(over, DEMOTE_STEP), min_age=min_age, raw_only=raw_only, bounded=bounded)
         except OSError:
             return 0  # counted as an I/O error; tried again at the next tick
         self.core.settle(MOVES_STEP)

@@ -200,14 +200,20 @@ static void set(struct tm_checked *word, uint64_t value)
     atomic_store(&word->complement, ~value);
 }
 
+static struct tm_choice any_choice(uint64_t *seed)
+{
+    return (struct tm_choice){.min_age = rnd(seed) % 3, .raw_only = rnd(seed) % 4 == 0, .bounded = rnd(seed) % 2};
+}
+
 static void *keeper(void *argument)
 {
     uint64_t seed = (uintptr_t)argument | 1, freed;
     int error = 0;
 
     while (atomic_load(&working)) {
-        uint64_t some = rnd(&seed) % (512 << 10);
-        switch (rnd(&seed) % 8) {
+        uint64_t some = rnd(&seed) % (2 << 20);
+        switch (rnd(&seed) % 9) {
+        case 8: set(&control->demotion_writes, rnd(&seed) % 100000); break;
         case 0: set(&control->target, minimum + rnd(&seed) % (limit - minimum)); break;
         case 1: set(&control->frozen, has_file && rnd(&seed) % 4 == 0); break;
         case 2: tm_settle(device, some % 100); break;
@@ -215,7 +221,7 @@ static void *keeper(void *argument)
         case 4: error = tm_flush(device); break;
         case 5: tm_wasted(device); tm_over_target(device); tm_survey(device); break;
         case 6: error = has_file && some % 8 == 0 ? tm_drain(device) : 0; break;
-        default: error = has_file ? tm_demote(device, some, &freed) : 0;
+        default: error = has_file ? tm_demote(device, some, any_choice(&seed), &freed) : 0;
         }
         CHECK(error == 0, "keeper: %s", strerror(error));
     }

@@ -49,8 +49,12 @@ class Device:
         """Note that this process serves the device from now on."""
     def close(self) -> None:
         """Unmap and free; descriptors stay open. Idempotent; the caller has ended all other calls."""
-    def demote(self, nbytes: int) -> int:
-        """Move the coldest pages to the file until *nbytes* of records are gone from tmem; returns how many were."""
+    def demote(self, nbytes: int, *, min_age: int = 0, raw_only: bool = False, bounded: bool = False) -> int:
+        """Move the coldest of the pages chosen to the file until *nbytes* of records are gone; returns how many were.
+
+        *min_age*: in generations, younger pages stay. *raw_only*: only incompressible pages go. *bounded*: no more are
+        written than the control page's bound on demotion's writes allows.
+        """
     def drain(self) -> None:
         """Demote everything, make the file durable and the map clean. Puts are refused meanwhile. Raises OSError."""
     def settle(self, budget: int) -> int:
@@ -61,10 +65,12 @@ class Device:
         """Publish in the statistics page what lies in tmem and in the file, by age."""
     def over_target(self) -> int:
         """Bytes by which the pool's use exceeds its target now (0: none)."""
+    def room(self) -> int:
+        """Bytes by which its target exceeds the pool's use (0: it does not)."""
     def wasted(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""
-    def request(self) -> tuple[int, int, int]:
-        """The control page's request: number, operation, argument."""
+    def request(self) -> tuple[int, int, int, int]:
+        """The control page's request: number, operation, argument, choice."""
     def finish_request(self, number: int, error: int) -> None:
         """Publish a request as done with this errno."""
 

@@ -55,15 +55,21 @@ cdef extern from "tmem.h" nogil:
     int tm_flush(tm_device *device)
     int tm_cache(tm_device *device, uint64_t count, uint64_t offset)
     int tm_extents(tm_device *device, uint64_t count, uint64_t offset, tm_extent *extents, size_t *n)
-    int tm_demote(tm_device *device, uint64_t nbytes, uint64_t *freed)
+    struct tm_choice:
+        unsigned min_age
+        bint raw_only
+        bint bounded
+
+    int tm_demote(tm_device *device, uint64_t nbytes, tm_choice choice, uint64_t *freed)
     int tm_drain(tm_device *device)
     uint64_t tm_settle(tm_device *device, uint64_t moves)
     void tm_age(tm_device *device)
     void tm_survey(tm_device *device)
     uint64_t tm_over_target(tm_device *device)
     void tm_serve(tm_device *device)
+    uint64_t tm_room(tm_device *device)
     uint64_t tm_wasted(tm_device *device)
-    uint64_t tm_request(tm_device *device, uint64_t *op, uint64_t *argument)
+    uint64_t tm_request(tm_device *device, uint64_t *op, uint64_t *argument, uint64_t *choice)
     void tm_finish_request(tm_device *device, uint64_t number, int error)
 
 cdef extern from "crc32c.h" nogil:
@@ -180,13 +186,14 @@ cdef class Device:
         """Note that this process serves the device from now on."""
         tm_serve(self.handle(0, 0))
 
-    def demote(self, uint64_t nbytes):
-        """Move the coldest pages to the file until *nbytes* of records are gone from the pool; returns how many were."""
+    def demote(self, uint64_t nbytes, *, unsigned min_age=0, bint raw_only=False, bint bounded=False):
+        """Move the coldest of the pages chosen to the file until *nbytes* of records are gone; returns how many were."""
         cdef tm_device *device = self.handle(0, 0)
+        cdef tm_choice choice = tm_choice(min_age, raw_only, bounded)
         cdef uint64_t freed
         cdef int code
         with nogil:
-            code = tm_demote(device, nbytes, &freed)
+            code = tm_demote(device, nbytes, choice, &freed)
         if code:
             fail(code)
         return freed
@@ -224,15 +231,19 @@ cdef class Device:
         """Bytes by which the pool's use exceeds its target now (0: none)."""
         return tm_over_target(self.handle(0, 0))
 
+    def room(self):
+        """Bytes by which its target exceeds the pool's use."""
+        return tm_room(self.handle(0, 0))
+
     def wasted(self):
         """Bytes of the pool's memory that hold no live slot."""
         return tm_wasted(self.handle(0, 0))
 
     def request(self):
-        """The control page's request: number (0: none), operation, argument."""
-        cdef uint64_t op = 0, argument = 0
-        cdef uint64_t number = tm_request(self.handle(0, 0), &op, &argument)
-        return number, op, argument
+        """The control page's request: number (0: none), operation, argument, choice."""
+        cdef uint64_t op = 0, argument = 0, choice = 0
+        cdef uint64_t number = tm_request(self.handle(0, 0), &op, &argument, &choice)
+        return number, op, argument, choice
 
     def finish_request(self, uint64_t number, int error):
         """Publish a request as done with this errno (0: success)."""

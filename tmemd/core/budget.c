@@ -58,6 +58,12 @@ uint64_t tm_target(struct tm_budget *budget)
     return !budget->has_file && target < used ? used : target;
 }
 
+uint64_t tm_demotion_bound(const struct tm_budget *budget)
+{
+    uint64_t bound;
+    return read_checked(&budget->control->demotion_writes, &bound) ? bound : UINT64_MAX;
+}
+
 bool tm_refusing(struct tm_budget *budget)
 {
     uint64_t frozen;

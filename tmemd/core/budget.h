@@ -27,6 +27,8 @@ void tm_budget_destroy(struct tm_budget *budget);
 
 /* The target now, in bytes: what the control page says, within the device's limit. */
 uint64_t tm_target(struct tm_budget *budget);
+/* The most that counters->demotion_writes may become without a user's request. */
+uint64_t tm_demotion_bound(const struct tm_budget *budget);
 /* Whether puts are refused whatever memory is free. */
 bool tm_refusing(struct tm_budget *budget);
 

@@ -3,117 +3,211 @@
 
 #include "device.h"
 
-/* Copy a stored page out, if it is one, old enough, and whole. */
-static bool gather(struct tm_device *device, uint64_t page, unsigned age, uint8_t *content, uint64_t *word)
+/* A demotion takes one more thread for each of these bytes of slots, up to HELPERS besides its own: pages that lie scattered
+ * are single writes, and a disk does several at once. */
+enum { HELPER_BYTES = 512 << 10, HELPERS = 7, HELPER_STACK = 256 << 10 };
+
+/* What is demoted, and how far it is; its threads share it. */
+struct demotion {
+    struct tm_device *device;
+    struct tm_choice choice;
+    uint64_t bytes; /* of slots to come free */
+    unsigned age;   /* down to which pages go */
+    uint64_t hand;  /* the block it begins with */
+    _Atomic uint64_t begun; /* blocks */
+    _Atomic uint64_t freed;
+    _Atomic int error;
+};
+
+static bool is_filed(uint64_t word) { return word & TM_WORD_FLAG; }
+
+/* The most that counters->demotion_writes may become. */
+static uint64_t bound_of(const struct demotion *demotion)
 {
-    return tm_copy_out(device, page, content, word) && tm_age_of(device, *word) >= age;
+    return demotion->choice.bounded ? tm_demotion_bound(&demotion->device->budget) : UINT64_MAX;
 }
 
-/* Write gathered pages to the file and let the index say so; readers find them in the pool until it does. */
-static int move_to_file(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *words,
-                        const uint8_t *content, uint64_t *freed)
+static bool is_chosen(const struct demotion *demotion, uint64_t word)
 {
-    bool filed = true;
+    struct tm_device *device = demotion->device;
+    if (tm_kind(word) != TM_TMEM || tm_age_of(device, word) < demotion->age)
+        return false;
+    if (demotion->choice.raw_only && tm_encoding(word) != TM_RAW)
+        return false;
+    return is_filed(word) || atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) <
+                                 bound_of(demotion);
+}
+
+/* Count up to n pages as written, as many as the bound allows. */
+static uint32_t count_writes(const struct demotion *demotion, uint32_t n)
+{
+    _Atomic uint64_t *written = &demotion->device->counters->demotion_writes;
+    uint64_t bound = bound_of(demotion), now = atomic_load(written), granted;
+    do
+        granted = now >= bound ? 0 : bound - now < n ? bound - now : n;
+    while (!atomic_compare_exchange_weak(written, &now, now + granted));
+    return (uint32_t)granted;
+}
+
+static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content)
+{
     int error = 0;
-    for (uint32_t i = 0; i < n; i++)
-        filed = filed && words[i] & TM_WORD_FLAG;
-    for (uint32_t i = 0; i < n && !filed && !error; i++)
+    for (uint32_t i = 0; i < n && !error; i++)
         error = tm_map_mark(&device->map, first + i);
-    if (!error && !filed)
+    if (!error && n)
         error = tm_file_write(&device->file, first, n, content);
     if (error) {
+        tm_uncount(&device->counters->demotion_writes, n);
         tm_count(&device->counters->io_errors, 1);
-        return error;
+    }
+    return error;
+}
+
+/* Write gathered pages, all filed or none, to the file and let the index say so; readers find them in the pool until it
+ * does. */
+static int move_to_file(struct demotion *demotion, uint64_t first, uint32_t n, const uint64_t *words,
+                        const uint8_t *content)
+{
+    struct tm_device *device = demotion->device;
+    uint64_t freed = 0;
+    if (!is_filed(*words)) {
+        n = count_writes(demotion, n);
+        int error = write_to_file(device, first, n, content);
+        if (error)
+            return error;
     }
     for (uint32_t i = 0; i < n; i++) {
         uint32_t crc = tm_crc32c(0, content + (size_t)i * TM_PAGE, TM_PAGE);
         tm_publish(device, first + i, tm_file_word(crc, tm_generation(words[i])));
-        *freed += tm_slot_size(tm_length(words[i]));
+        freed += tm_slot_size(tm_length(words[i]));
     }
     tm_count(&device->counters->demotions, n);
+    atomic_fetch_add(&demotion->freed, freed);
     return 0;
 }
 
-static int demote_run(struct tm_device *device, uint64_t first, uint32_t n, unsigned age, uint64_t *freed)
+static int demote_run(struct demotion *demotion, uint64_t first, uint32_t n)
 {
+    struct tm_device *device = demotion->device;
     uint64_t words[TM_RUN_MAX];
     struct tm_bounce *bounce = tm_bounce_get(&device->file);
     if (!bounce)
         return ENOMEM;
     tm_lock_run(&device->locks, first, n);
     int error = 0;
-    for (uint32_t i = 0, run = 0; i <= n && !error; i++) {
-        if (i < n && gather(device, first + i, age, bounce->pages + (size_t)run * TM_PAGE, &words[run])) {
-            run++;
-            continue;
+    for (uint32_t i = 0, start = 0; i <= n && !error; i++) {
+        uint8_t *content = bounce->pages + (size_t)i * TM_PAGE;
+        bool taken = i < n && tm_copy_out(device, first + i, content, &words[i]) && is_chosen(demotion, words[i]);
+        bool joins = taken && i > start && is_filed(words[i]) == is_filed(words[start]);
+        if (i > start && !joins) {
+            error = move_to_file(demotion, first + start, i - start, words + start,
+                                 bounce->pages + (size_t)start * TM_PAGE);
+            start = i;
         }
-        if (run)
-            error = move_to_file(device, first + i - run, run, words, bounce->pages, freed);
-        run = 0;
+        if (!taken)
+            start = i + 1;
     }
     tm_unlock_run(&device->locks, first, n);
     tm_bounce_put(&device->file, bounce);
     return error;
 }
 
-/* The age down to which pages must go for `bytes` of slots to come free. */
-static unsigned demotion_age(struct tm_device *device, uint64_t bytes)
+/* Find the age down to which pages must go; false when there is nothing to demote. */
+static bool find_age(struct demotion *demotion)
 {
+    struct tm_device *device = demotion->device;
     uint64_t words[TM_BLOCK_PAGES], of_age[TM_GENERATIONS] = {0}, sum = 0;
+    demotion->age = demotion->choice.min_age;
     for (uint64_t block = 0; block < device->layout.blocks; block++) {
         if (!tm_copy_words(device, block, words))
             continue;
         for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
-            if (tm_kind(words[i]) == TM_TMEM)
+            if (is_chosen(demotion, words[i]))
                 of_age[tm_age_of(device, words[i])] += tm_slot_size(tm_length(words[i]));
     }
-    for (unsigned age = TM_GENERATIONS; age-- > 0;)
-        if ((sum += of_age[age]) >= bytes)
-            return age;
-    return 0;
+    for (unsigned age = TM_GENERATIONS; age-- > demotion->choice.min_age && sum < demotion->bytes;) {
+        sum += of_age[age];
+        demotion->age = age;
+    }
+    return sum > 0;
 }
 
-/* Demote what is old enough in one block, in runs of neighbours, until `freed` reaches `bytes`. */
-static int demote_block(struct tm_device *device, uint64_t block, unsigned age, uint64_t bytes, uint64_t *freed)
+static bool is_done(struct demotion *demotion)
 {
+    return atomic_load(&demotion->freed) >= demotion->bytes || atomic_load(&demotion->error);
+}
+
+/* Demote what is old enough in one block, in runs of neighbours. */
+static int demote_block(struct demotion *demotion, uint64_t block)
+{
+    struct tm_device *device = demotion->device;
     uint64_t words[TM_BLOCK_PAGES];
     int error = 0;
     if (!tm_copy_words(device, block, words))
         return 0;
     uint32_t n = tm_block_pages(device, block);
-    for (uint32_t i = 0; i < n && *freed < bytes && !error;) {
+    for (uint32_t i = 0; i < n && !error && !is_done(demotion);) {
         uint32_t run = 0;
-        while (i + run < n && run < TM_RUN_MAX && tm_kind(words[i + run]) == TM_TMEM &&
-               tm_age_of(device, words[i + run]) >= age)
+        while (i + run < n && run < TM_RUN_MAX && is_chosen(demotion, words[i + run]))
             run++;
         if (run)
-            error = demote_run(device, block * TM_BLOCK_PAGES + i, run, age, freed);
+            error = demote_run(demotion, block * TM_BLOCK_PAGES + i, run);
         i += run ? run : 1;
     }
     return error;
 }
 
-/* Under clean_lock. */
-static int demote_aged(struct tm_device *device, unsigned age, uint64_t bytes, uint64_t *freed)
+static void *work(void *argument)
 {
-    uint64_t blocks = device->layout.blocks;
-    int error = 0;
-    for (uint64_t i = 0; i < blocks && *freed < bytes && !error; i++) {
-        uint64_t block = device->hand;
-        error = demote_block(device, block, age, bytes, freed);
-        if (*freed < bytes)
-            device->hand = (block + 1) % blocks;
+    struct demotion *demotion = argument;
+    uint64_t blocks = demotion->device->layout.blocks, i;
+    while (!is_done(demotion) && (i = atomic_fetch_add(&demotion->begun, 1)) < blocks) {
+        int error = demote_block(demotion, (demotion->hand + i) % blocks);
+        if (error)
+            atomic_store(&demotion->error, error);
     }
-    return error;
+    return NULL;
 }
 
-int tm_demote(struct tm_device *device, uint64_t bytes, uint64_t *freed)
+static unsigned start_helpers(struct demotion *demotion, pthread_t *helpers)
+{
+    uint64_t wanted = demotion->bytes / HELPER_BYTES;
+    pthread_attr_t small; /* where all memory is locked a thread's stack is taken whole */
+    unsigned n = 0;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, HELPER_STACK);
+    while (n < HELPERS && n < wanted && pthread_create(&helpers[n], &small, work, demotion) == 0)
+        n++;
+    pthread_attr_destroy(&small);
+    return n;
+}
+
+/* Under clean_lock, which also its helpers rely on. */
+static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
+{
+    struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes, .hand = device->hand};
+    pthread_t helpers[HELPERS];
+    *freed = 0;
+    if (!bytes || !find_age(&demotion))
+        return 0;
+    unsigned n = start_helpers(&demotion, helpers);
+    work(&demotion);
+    for (unsigned i = 0; i < n; i++)
+        pthread_join(helpers[i], NULL);
+    /* The blocks that were begun last may have more. */
+    uint64_t begun = atomic_load(&demotion.begun);
+    device->hand = (device->hand + (begun > n ? begun - n - 1 : 0)) % device->layout.blocks;
+    *freed = atomic_load(&demotion.freed);
+    return atomic_load(&demotion.error);
+}
+
+int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
 {
     *freed = 0;
     if (!tm_has_file(device))
         return ENOTSUP;
     pthread_mutex_lock(&device->clean_lock);
-    int error = bytes ? demote_aged(device, demotion_age(device, bytes), bytes, freed) : 0;
+    int error = demote(device, bytes, choice, freed);
     pthread_mutex_unlock(&device->clean_lock);
     return error;
 }
@@ -122,11 +216,11 @@ int tm_drain(struct tm_device *device)
 {
     if (!tm_has_file(device))
         return ENOTSUP;
-    uint64_t freed = 0;
+    uint64_t freed;
     pthread_mutex_lock(&device->clean_lock);
     atomic_store(&device->budget.draining, true);
     tm_wait_for_changes(device);
-    int error = demote_aged(device, 0, UINT64_MAX, &freed);
+    int error = demote(device, UINT64_MAX, (struct tm_choice){0}, &freed);
     if (!error)
         error = tm_clean(device);
     if (!error && atomic_load(&device->counters->pages_in_tmem))

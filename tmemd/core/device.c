@@ -169,9 +169,15 @@ uint64_t tm_over_target(struct tm_device *device)
     return tm_has_file(device) && wanted > target ? wanted - target : 0;
 }
 
+uint64_t tm_room(struct tm_device *device)
+{
+    uint64_t used = atomic_load(&device->counters->used), target = tm_target(&device->budget);
+    return used < target ? target - used : 0;
+}
+
 uint64_t tm_wasted(struct tm_device *device) { return tm_slots_free_bytes(&device->slots); }
 
-uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument)
+uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument, uint64_t *choice)
 {
     const struct tm_control *control = device->control;
     uint64_t number = atomic_load(&control->request.value);
@@ -179,6 +185,7 @@ uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument)
         return 0;
     *op = atomic_load(&control->request_op);
     *argument = atomic_load(&control->request_argument);
+    *choice = atomic_load(&control->request_choice);
     return number;
 }
 

@@ -231,7 +231,7 @@ static int use_block(struct tm_device *device, uint64_t block)
         error = tm_in_index(device, block) ? 0 : fill_block(device, block);
         pthread_mutex_unlock(&device->index_lock);
         uint64_t freed;
-        if (!error || attempt == ROOM_ATTEMPTS || tm_demote(device, ROOM_BYTES, &freed) != 0)
+        if (!error || attempt == ROOM_ATTEMPTS || tm_demote(device, ROOM_BYTES, (struct tm_choice){0}, &freed) != 0)
             return error;
         tm_settle(device, ROOM_MOVES);
     }

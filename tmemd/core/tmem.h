@@ -53,9 +53,14 @@ struct tm_extent {
 /* Describe [offset, offset + count) from its start in at most *n extents; *n becomes the number filled. */
 int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents, size_t *n);
 
-/* Move coldest pages to the file until records of at least `bytes` are gone from tmem; *freed tells how many. It takes a
- * settle to give their memory back to the host. */
-int tm_demote(struct tm_device *device, uint64_t bytes, uint64_t *freed);
+struct tm_choice {
+    unsigned min_age; /* generations, below TM_GENERATIONS: younger pages stay */
+    bool raw_only;    /* only incompressible pages go */
+    bool bounded;     /* the control page's bound on demotion's writes holds; what the file has already costs none */
+};
+/* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from tmem; *freed tells how
+ * many. It takes a settle to give their memory back to the host. */
+int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed);
 /* Demote everything, make the file durable and the map clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
 /* Compact, moving at most `moves` records, and punch out free memory; returns the bytes given back. */
@@ -72,10 +77,12 @@ void tm_serve(struct tm_device *device);
 
 /* Bytes by which the pool's use, and what is missing of its index's reserve, exceed its target. */
 uint64_t tm_over_target(struct tm_device *device);
+/* Bytes by which its target exceeds the pool's use. */
+uint64_t tm_room(struct tm_device *device);
 /* Bytes of memory for records that hold no live slot. */
 uint64_t tm_wasted(struct tm_device *device);
-/* The last request of the control page: its number (0: none), operation and argument. */
-uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument);
+/* The last request of the control page: its number (0: none), operation, argument and choice. */
+uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument, uint64_t *choice);
 void tm_finish_request(struct tm_device *device, uint64_t number, int error);
 const struct tm_counters *tm_counters(const struct tm_device *device);
 

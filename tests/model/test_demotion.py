@@ -1,0 +1,136 @@
+"""Which pages are demoted, and how many writes that may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.content import PAGE, compressible, incompressible
+from tests.harness import MIB, taken
+from tests.model.index import Kind, kinds
+from tests.model.rig import Rig
+from tmemd import poolfile
+from tmemd.core import _core
+
+PAGES = 4096
+ALL = 1 << 40
+FIRST = 1100  # no page from here on is written through, but for the last
+
+
+@pytest.fixture
+def rig(pools: Path, disk: Path) -> Iterator[Rig]:
+    """A device with room for all its pages."""
+    rig = Rig(pools, disk, 2 * PAGES * PAGE, 32 * MIB)
+    yield rig
+    rig.close()
+
+
+def put(rig: Rig, pages: range) -> None:
+    """Store pages, every fourth one incompressible."""
+    for page in pages:
+        rig.write(page * PAGE, (compressible if page % 4 else incompressible)(page, 1))
+
+
+def wrong(rig: Rig, pages: range) -> list[int]:
+    """Pages that do not hold what `put` stored."""
+    return [
+        page for page in pages if rig.read(page * PAGE, PAGE) != (compressible if page % 4 else incompressible)(page, 1)
+    ]
+
+
+def filed(rig: Rig, pages: range) -> list[int]:
+    """Pages that are in the file only."""
+    where = kinds(rig.pool)
+    return [page for page in pages if where[page] is Kind.FILE]
+
+
+def test_pages_younger_than_asked_for_stay(rig: Rig) -> None:
+    old, young = range(FIRST, FIRST + 200), range(FIRST + 200, FIRST + 400)
+    put(rig, old)
+    rig.device.age()
+    rig.device.age()
+    put(rig, young)
+    assert rig.device.demote(ALL, min_age=3) == 0
+    rig.device.demote(ALL, min_age=2)
+    assert filed(rig, range(FIRST, FIRST + 400)) == list(old)
+
+
+def test_only_incompressible_pages_can_be_chosen(rig: Rig) -> None:
+    pages = range(FIRST, FIRST + 400)
+    put(rig, pages)
+    rig.device.demote(ALL, raw_only=True)
+    assert filed(rig, pages) == [page for page in pages if page % 4 == 0]
+    assert wrong(rig, pages) == []
+
+
+def test_what_demotion_writes_is_counted_and_bounded(rig: Rig) -> None:
+    pages = range(FIRST, FIRST + 400)
+    put(rig, pages)
+    poolfile.write_demotion_writes(rig.pool_fd, 70)
+    assert rig.device.demote(ALL, bounded=True) > 0
+    assert rig.device.demote(ALL, bounded=True) == 0
+    assert (len(filed(rig, pages)), rig.counters().demotion_writes) == (70, 70)
+    poolfile.write_demotion_writes(rig.pool_fd, 100)
+    rig.device.demote(ALL, bounded=True)
+    assert (len(filed(rig, pages)), rig.counters().demotion_writes) == (100, 100)
+    assert wrong(rig, pages) == []
+
+
+def test_a_bound_that_is_gone_or_not_for_this_demotion_does_not_hold(rig: Rig) -> None:
+    pages = range(FIRST, FIRST + 400)
+    put(rig, pages)
+    poolfile.write_demotion_writes(rig.pool_fd, 10)
+    rig.device.demote(100 * PAGE)
+    assert rig.counters().demotion_writes == len(filed(rig, pages)) > 10
+    poolfile.write_demotion_writes(rig.pool_fd, None)
+    rig.device.demote(ALL, bounded=True)
+    assert len(filed(rig, pages)) == rig.counters().demotion_writes == 400
+
+
+def test_pages_that_the_file_holds_cost_no_write_and_are_not_bound(pools: Path, disk: Path) -> None:
+    rig = Rig(pools, disk, 2 * PAGES * PAGE, 32 * MIB, durable=True)
+    try:
+        copied, new = range(FIRST, FIRST + 200), range(FIRST + 200, FIRST + 400)
+        put(rig, copied)
+        _core.flush(rig.device, 0)
+        put(rig, new)
+        # Among those that are in the file already, some that are not.
+        put(rig, range(FIRST, FIRST + 200, 10))
+        poolfile.write_demotion_writes(rig.pool_fd, 0)
+        rig.device.demote(ALL, bounded=True)
+        assert filed(rig, range(FIRST, FIRST + 400)) == [page for page in copied if page % 10 != FIRST % 10]
+        assert rig.counters().demotion_writes == 0
+        rig.device.demote(ALL)
+        assert rig.counters().demotion_writes == 200 + 20
+        assert wrong(rig, range(FIRST, FIRST + 400)) == []
+    finally:
+        rig.close()
+
+
+def test_writes_that_fail_are_not_counted(rig: Rig) -> None:
+    put(rig, range(FIRST, FIRST + 400))
+    rig.make_file_read_only()
+    rig.reattach(clean=True)
+    with pytest.raises(OSError, match=r"."):
+        rig.device.demote(ALL)
+    assert rig.counters().demotion_writes == 0
+
+
+def test_many_threads_demote_what_is_asked_for_and_memory_returns(rig: Rig) -> None:
+    pages = range(FIRST, PAGES)
+    put(rig, pages)
+    # Every other page is hot, so that each cold one is a write of its own.
+    rig.device.age()
+    for page in pages[::2]:
+        rig.read(page * PAGE, PAGE)
+    before = taken(rig.pool)
+    freed = rig.device.demote(3 * MIB // 2, min_age=1)
+    rig.device.settle(1 << 30)
+    assert 3 * MIB // 2 <= freed <= 2 * MIB
+    assert before - taken(rig.pool) >= 3 * MIB // 2 - 128 * PAGE
+    assert filed(rig, pages[::2]) == []
+    assert wrong(rig, pages) == []
+    rig.reattach(clean=False)
+    assert wrong(rig, pages) == []

@@ -1,0 +1,179 @@
+"""A served device's upkeep makes room for pages to come; each round is made by hand, and so is each generation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.content import PAGE, compressible
+from tests.harness import MIB, taken
+from tests.model.index import Kind, kinds
+from tmemd import poolfile
+from tmemd.config import DeviceConfig
+from tmemd.core import _core
+from tmemd.device import ServedDevice, open_device
+
+LIMIT = 3 * MIB
+COLD = range(1100, 4096)  # more than the limit has room for
+HOT = range(5000, 5700)
+
+Open = Callable[..., ServedDevice]
+
+
+@pytest.fixture
+def opened(pools: Path, disk: Path) -> Iterator[Open]:
+    """Opens devices whose upkeep the test does: opened(headroom=..., backing=...)."""
+    with ExitStack() as stack:
+
+        def opened(backing: Path | None = disk, headroom: int = 10) -> ServedDevice:
+            config = DeviceConfig("x", 8192 * PAGE, backing, LIMIT, pools, headroom=headroom)
+            served = open_device(config)
+            stack.callback(served.close)
+            return served
+
+        yield opened
+
+
+def write(served: ServedDevice, pages: range) -> None:
+    """Write pages, each of about a third of its size when compressed, with a round of upkeep now and then."""
+    for page in pages:
+        _core.pwrite(served.core, compressible(page, 1), page * PAGE, 0)
+        if page % 20 == 0:
+            rounds(served, 1)
+    rounds(served, 1)
+
+
+def rounds(served: ServedDevice, n: int) -> None:
+    """Let the upkeep do what it has to do."""
+    for _ in range(n):
+        while served.tick():
+            pass
+
+
+def grow_old(served: ServedDevice, generations: int = 3) -> None:
+    """Time passes, and nothing happens."""
+    for _ in range(generations):
+        served.core.age()
+
+
+def in_tmem(served: ServedDevice, pages: range) -> int:
+    """How many of these pages are in RAM."""
+    where = kinds(served.pool_path)
+    return sum(where[page] is Kind.TMEM for page in pages)
+
+
+def fill(served: ServedDevice) -> None:
+    """Write cold pages until there is no room for more."""
+    write(served, COLD)
+    assert served.counters().puts_refused > 0
+
+
+def test_cold_pages_make_room_for_hot_ones(opened: Open) -> None:
+    served = opened()
+    fill(served)
+    grow_old(served)
+    write(served, HOT)
+    write(served, HOT)
+    assert in_tmem(served, HOT) == len(HOT)
+    assert in_tmem(served, COLD) > 0, "no more than was needed"
+    assert taken(served.pool_path) <= LIMIT
+    for page in (*COLD, *HOT):
+        buffer = bytearray(PAGE)
+        _core.pread(served.core, buffer, page * PAGE, 0)
+        assert buffer == compressible(page, 1)
+
+
+def test_without_headroom_what_came_first_stays(opened: Open) -> None:
+    served = opened(headroom=0)
+    fill(served)
+    grow_old(served)
+    write(served, HOT)
+    write(served, HOT)
+    assert in_tmem(served, HOT) < len(HOT) / 10
+    assert served.counters().demotions == 0
+
+
+def test_pages_no_older_than_those_that_come_in_stay(opened: Open) -> None:
+    served = opened()
+    fill(served)
+    write(served, HOT)
+    assert served.counters().demotions == 0
+
+
+def test_nothing_is_demoted_while_the_guest_does_nothing_or_only_reads(opened: Open) -> None:
+    served = opened()
+    fill(served)
+    grow_old(served)
+    rounds(served, 20)
+    for page in COLD[::5]:
+        _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
+        rounds(served, 1)
+    assert served.counters().demotions == 0
+
+
+def test_a_frozen_pool_makes_no_room(opened: Open) -> None:
+    served = opened()
+    fill(served)
+    grow_old(served)
+    with served.pool_path.open("r+b") as pool:
+        poolfile.write_frozen(pool.fileno(), True)
+    write(served, HOT)
+    assert served.counters().demotions == 0
+
+
+def test_a_device_without_a_file_has_nowhere_to_make_room_to(opened: Open) -> None:
+    served = opened(backing=None)
+    with pytest.raises(OSError, match="Input/output"):
+        write(served, COLD)
+    grow_old(served)
+    rounds(served, 3)
+    with pytest.raises(OSError, match="Input/output"):
+        write(served, HOT)
+    assert served.counters().demotions == 0
+
+
+def test_room_is_made_within_the_bound_on_writes(opened: Open) -> None:
+    served = opened()
+    fill(served)
+    grow_old(served)
+    with served.pool_path.open("r+b") as pool:
+        poolfile.write_demotion_writes(pool.fileno(), 100)
+        write(served, HOT)
+        assert served.counters().demotion_writes == 100
+        poolfile.write_demotion_writes(pool.fileno(), None)
+    write(served, HOT)
+    assert served.counters().demotion_writes > 100
+
+
+def test_a_falling_target_is_met_within_the_bound_and_a_request_is_not_bound(opened: Open) -> None:
+    served = opened()
+    fill(served)
+    with served.pool_path.open("r+b") as pool:
+        poolfile.write_demotion_writes(pool.fileno(), 100)
+        poolfile.write_target(pool.fileno(), LIMIT // 2)
+        rounds(served, 3)
+        assert served.counters().demotion_writes == 100
+        assert served.counters().used_bytes > LIMIT // 2
+        poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, MIB)
+        rounds(served, 1)
+        assert served.counters().demotion_writes > 100
+        poolfile.write_demotion_writes(pool.fileno(), None)
+        rounds(served, 3)
+    assert taken(served.pool_path) == served.counters().used_bytes <= LIMIT // 2
+
+
+def test_a_request_says_which_pages_go(opened: Open) -> None:
+    served = opened()
+    write(served, range(1100, 1300))
+    grow_old(served, 4)
+    write(served, range(1300, 1500))
+    with served.pool_path.open("r+b") as pool:
+        poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, LIMIT, poolfile.Choice(raw_only=True))
+        rounds(served, 1)
+        assert served.counters().demotions == 0
+        poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, LIMIT, poolfile.Choice(min_age=4))
+        rounds(served, 1)
+    assert (in_tmem(served, range(1100, 1300)), in_tmem(served, range(1300, 1500))) == (0, 200)

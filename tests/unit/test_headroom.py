@@ -1,0 +1,68 @@
+"""How much is to be demoted for pages to come."""
+
+from __future__ import annotations
+
+from tests.unit import fakes
+from tmemd.headroom import Headroom
+from tmemd.poolfile import Counters
+
+MIB = 1 << 20
+TARGET = 100 * MIB
+TICK = 0.1
+
+
+def counters(**values: int) -> Counters:
+    """Of a pool whose pages take 1 KiB each."""
+    return fakes.counters(**({"used_bytes": TARGET, "pages_in_tmem": TARGET >> 10} | values))
+
+
+def missing(headroom: Headroom, free: int, **values: int) -> int:
+    """A tick later."""
+    return headroom.missing(counters(**values), free, TARGET, TICK)
+
+
+def watching(percent: int = 10) -> Headroom:
+    """A headroom that has seen the pool once."""
+    headroom = Headroom(percent)
+    assert missing(headroom, 0) == 0
+    return headroom
+
+
+def test_nothing_is_demoted_while_nothing_comes_in() -> None:
+    headroom = watching()
+    assert missing(headroom, 0, gets=1000, file_reads=1000) == 0
+    assert missing(headroom, 0, gets=2000, file_reads=1000) == 0
+
+
+def test_pages_of_zeros_and_overwritten_ones_need_no_room() -> None:
+    assert missing(watching(), 0, puts=1000, puts_zero=1000) == 0
+    assert missing(watching(), 0, puts=1000, invalidates=1000) == 0
+
+
+def test_a_refused_page_needs_room_even_where_another_went() -> None:
+    assert missing(watching(), 0, puts=10, puts_refused=10, invalidates=10) > 0
+
+
+def test_the_faster_pages_come_the_more_is_kept_free_up_to_the_most() -> None:
+    slow, fast, faster = (missing(watching(), 0, puts=puts) for puts in (10, 400, 100_000))
+    assert 0 < slow < fast < faster == TARGET // 10
+
+
+def test_what_is_free_is_taken_into_account() -> None:
+    assert missing(watching(), TARGET // 10, puts=100_000) == 0
+    assert missing(watching(), TARGET // 10 // 2, puts=100_000) == 0, "above the low watermark"
+    assert missing(watching(), TARGET // 100, puts=100_000) == TARGET // 10 - TARGET // 100
+
+
+def test_a_high_rate_fades() -> None:
+    headroom = watching()
+    puts, wanted = 100_000, [missing(headroom, 0, puts=100_000)]
+    for _ in range(200):
+        puts += 1
+        wanted.append(missing(headroom, 0, puts=puts))
+    assert wanted == sorted(wanted, reverse=True)
+    assert wanted[-1] < wanted[0] / 4
+
+
+def test_zero_percent_is_none() -> None:
+    assert missing(watching(0), 0, puts=100_000, puts_refused=100_000) == 0
