@@ -121,9 +121,11 @@ class Administration:
         return msgspec.structs.replace(status, settings=settings)
 
     def _set(self, request: protocol.Set) -> None:
+        if twice := [field for field in sorted(request.forget) if getattr(request, field) is not UNSET]:
+            raise PoolError(f"{twice[0]} cannot be set and forgotten at once")
         with self.pools.pool(request.name, control=True) as found:
             overrides = changed(
-                self._store.of(request.name),
+                self._store.of(request.name), forget=request.forget,
                 target=request.target, weight=request.weight, cap=request.cap, minimum=request.minimum,
                 compression=request.compression,
             )  # fmt: skip

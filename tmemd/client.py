@@ -9,10 +9,10 @@ import struct
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from tmemd import protocol
-from tmemd.poolfile import PoolError
+from tmemd.poolfile import ANY_PAGE, Choice, PoolError
 from tmemd.protocol import PoolStatus
 
 _Answer = TypeVar("_Answer", bound=protocol.Answer)
@@ -69,9 +69,9 @@ class Client:
         """All pools that may be seen, by name; *long*: with latencies and ages."""
         return _expect(protocol.Listed, self._call(protocol.List(long))).pools
 
-    def pool(self, name: str) -> PoolStatus:
-        """One pool."""
-        pools = _expect(protocol.Listed, self._call(protocol.Show(protocol.check_name(name)))).pools
+    def pool(self, name: str, *, long: bool = False) -> PoolStatus:
+        """One pool; *long*: with latencies and ages."""
+        pools = _expect(protocol.Listed, self._call(protocol.Show(protocol.check_name(name), long))).pools
         if len(pools) != 1:
             raise PoolError(f"there is no pool {name}")
         return pools[0]
@@ -80,17 +80,23 @@ class Client:
         """What the host can spare; only a tmemd knows."""
         return _expect(protocol.HostStatus, self._call(protocol.Host()))
 
+    def set(self, name: str, **settings: Any) -> None:
+        """Change a pool's settings, all of these or none: the fields of protocol.Set."""
+        _expect(protocol.Done, self._call(protocol.Set(name=protocol.check_name(name), **settings)))
+
     def set_target(self, name: str, target: int) -> None:
-        """Set a pool's target, in bytes."""
-        _expect(protocol.Done, self._call(protocol.Set(name=protocol.check_name(name), target=target)))
+        """Fix a pool's target, in bytes."""
+        self.set(name, target=target)
 
-    def set_frozen(self, name: str, frozen: bool) -> None:
-        """Freeze or thaw a pool."""
-        _expect(protocol.Done, self._call(protocol.Freeze(protocol.check_name(name), frozen)))
+    def set_frozen(self, name: str | None, frozen: bool) -> None:
+        """Freeze or thaw a pool; None: all of them."""
+        checked = None if name is None else protocol.check_name(name)
+        _expect(protocol.Done, self._call(protocol.Freeze(checked, frozen)))
 
-    def ask(self, name: str, work: protocol.Work, nbytes: int = 0) -> int:
+    def ask(self, name: str, work: protocol.Work, nbytes: int = 0, choice: Choice = ANY_PAGE) -> int:
         """Ask the serving plugin for work; returns the number that done_request will reach."""
-        return _expect(protocol.Asked, self._call(protocol.Ask(protocol.check_name(name), work, nbytes))).number
+        request = protocol.Ask(protocol.check_name(name), work, nbytes, choice.min_age, choice.raw_only)
+        return _expect(protocol.Asked, self._call(request)).number
 
     def destroy(self, name: str, *, lose_pages: bool = False) -> None:
         """Remove a pool nobody serves."""

@@ -42,6 +42,7 @@ _log: Final = logging.getLogger("tmemd")
 _UCRED: Final = struct.Struct("iII")
 # Enough for any use; a user who wants more gets an error instead of all of tmemd's descriptors.
 _CONNECTIONS_PER_USER: Final = 64
+_TOO_MANY: Final = protocol.Failed("too many connections of yours are open")
 _BACKLOG: Final = 128
 _SCAN_INTERVAL: Final = 5.0  # seconds between two looks at the directory
 
@@ -143,7 +144,7 @@ class Daemon:
         self._connections[peer.uid] += 1
         try:
             if self._connections[peer.uid] > _CONNECTIONS_PER_USER:
-                await self._patiently(_send(sock, protocol.Failed("too many connections of yours are open")))
+                await self._patiently(_send(sock, protocol.encode(_TOO_MANY)))
             else:
                 await self._patiently(self._exchange(sock, peer))
         except TimeoutError:
@@ -161,25 +162,28 @@ class Daemon:
     async def _exchange(self, sock: socket.socket, peer: Peer) -> None:
         try:
             line = await _receive_line(sock)
-            if line is None:
-                return
-            answer = self._answer(sock, peer, line)
         except PoolError as error:
-            answer = protocol.Failed(str(error))
-        if answer:
-            await _send(sock, answer)
+            data = protocol.encode(protocol.Failed(str(error)))
+        else:
+            data = b"" if line is None else self._answer(sock, peer, line)
+        if data:
+            await _send(sock, data)
 
-    def _answer(self, sock: socket.socket, peer: Peer, line: bytes) -> protocol.Answer | None:
-        request = protocol.decode_request(line)
-        self._access.check(request, peer.uid)
+    def _answer(self, sock: socket.socket, peer: Peer, line: bytes) -> bytes:
+        """What is left to be sent; an Attach is answered with its file already."""
         try:
+            request = protocol.decode_request(line)
+            self._access.check(request, peer.uid)
             if isinstance(request, protocol.Attach):
                 self._attach(sock, peer, request)
-                return None
-            return self._perform(request, peer.uid)
-        except OSError as error:
-            _log.exception("process %d, user %d: %s", peer.pid, peer.uid, request)
-            raise PoolError(f"tmemd met an error: {error.strerror}") from error
+                return b""
+            return protocol.encode(self._perform(request, peer.uid))
+        except PoolError as error:
+            return protocol.encode(protocol.Failed(str(error)))
+        except Exception as error:
+            _log.exception("process %d, user %d: %s", peer.pid, peer.uid, ascii(line))
+            reason = error.strerror if isinstance(error, OSError) else "its log tells more"
+            return protocol.encode(protocol.Failed(f"tmemd met an error: {reason}"))
 
     def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
         answer = self._administration.perform(request)
@@ -266,8 +270,8 @@ async def _receive_line(sock: socket.socket) -> bytes | None:
     return line
 
 
-async def _send(sock: socket.socket, answer: protocol.Answer) -> None:
-    await asyncio.get_running_loop().sock_sendall(sock, protocol.encode(answer))
+async def _send(sock: socket.socket, data: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(sock, data)
 
 
 def _say(sock: socket.socket, answer: protocol.Answer) -> None:

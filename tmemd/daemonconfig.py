@@ -198,7 +198,10 @@ def _convert(table: object, kind: type[Any], where: str) -> Any:
         if key not in known:
             raise ValueError(f"{where}{dot}{key}: there is no such key; known are {', '.join(known)}")
     try:
-        return msgspec.convert(table, kind, dec_hook=lambda wanted, value: wanted.parse(value))
+        made = msgspec.convert(table, kind, dec_hook=lambda wanted, value: wanted.parse(value))
     except msgspec.ValidationError as error:
         reason, _, key = str(error).replace("`object`", "a table").partition(" - at `$")
         raise ValueError(f"{where}{key.rstrip('`') if where else key.strip('.`')}: {reason}") from None
+    # What is sent and kept further on must be plain numbers, or msgspec would not encode them.
+    sizes = {field: int(value) for field, value in msgspec.structs.asdict(made).items() if isinstance(value, Size)}
+    return msgspec.structs.replace(made, **sizes)

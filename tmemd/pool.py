@@ -389,8 +389,9 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
 
 def _set(pools: Pools, request: protocol.Set) -> None:
     """What the pool file itself keeps; the rest only means something to a tmemd."""
-    if {request.weight, request.cap, request.minimum} != {msgspec.UNSET} or request.target is None:
-        raise PoolError("weight, cap, minimum and a target of tmemd's own choice need a tmemd")
+    needy = {request.weight, request.cap, request.minimum} != {msgspec.UNSET}
+    if needy or request.forget or request.target is None:
+        raise PoolError("weight, cap, minimum, defaults and a target of tmemd's own choice need a tmemd")
     with pools.pool(request.name, control=True) as pool:
         if isinstance(request.target, int):
             pool.set_target(request.target)

@@ -166,6 +166,7 @@ class Counters(msgspec.Struct, frozen=True):
 _COUNTERS: Final = struct.Struct(f"<{len(Counters.__struct_fields__)}Q")
 
 GENERATIONS: Final = 16
+GENERATION_SECONDS: Final = 5.0
 LATENCIES: Final = 47
 _HISTOGRAM_WORDS: Final = 1 + LATENCIES
 
@@ -368,7 +369,10 @@ class Choice:
         return cls(word % GENERATIONS, bool(word & _RAW_ONLY))
 
 
-def write_request(fd: int, request: Request, argument: int = 0, choice: Choice = Choice()) -> int:
+ANY_PAGE: Final = Choice()
+
+
+def write_request(fd: int, request: Request, argument: int = 0, choice: Choice = ANY_PAGE) -> int:
     """Ask the serving plugin for something; done when Counters.done_request equals the number returned.
 
     *argument* is a number of bytes for DEMOTE, *choice* which pages. The caller holds the control lock.

@@ -24,6 +24,7 @@ TIMEOUT: Final = 10.0  # seconds, for a whole exchange
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Weight: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_WEIGHT)]
+Configurable: TypeAlias = Literal["weight", "cap", "minimum", "compression"]
 Work: TypeAlias = Literal["drain", "demote", "settle"]
 
 
@@ -62,7 +63,11 @@ class Show(_Message, frozen=True):
 
 
 class Set(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """Change settings of a pool; what is not named stays. None takes a cap away, or lets the policy find the target."""
+    """Change settings of a pool, all or none; what is not named stays.
+
+    None takes a cap away, or lets the policy find the target. For what is in *forget* the configuration file's setting
+    holds again, or the default.
+    """
 
     name: Name
     target: Bytes | msgspec.UnsetType | None = msgspec.UNSET
@@ -70,6 +75,7 @@ class Set(_Message, frozen=True, kw_only=True, omit_defaults=True):
     cap: Bytes | msgspec.UnsetType | None = msgspec.UNSET
     minimum: Bytes | msgspec.UnsetType = msgspec.UNSET
     compression: bool | msgspec.UnsetType = msgspec.UNSET
+    forget: frozenset[Configurable] = frozenset()
 
 
 class Freeze(_Message, frozen=True):
@@ -176,7 +182,7 @@ class Done(_Message, frozen=True):
 
 
 class Failed(_Message, frozen=True):
-    """It was not done, and nothing changed."""
+    """It was not done, and nothing changed; where all pools were meant, nothing for those that it names."""
 
     error: str
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
@@ -138,7 +138,7 @@ def _write_atomically(path: Path, data: bytes) -> None:
         os.close(directory)
 
 
-def changed(before: Overrides, **fields: Any) -> Overrides:
-    """*before* with those of *fields* that are not UNSET."""
+def changed(before: Overrides, *, forget: Iterable[str] = (), **fields: Any) -> Overrides:
+    """*before* with those of *fields* that are not UNSET, and without those in *forget*."""
     given = {field: value for field, value in fields.items() if value is not msgspec.UNSET}
-    return msgspec.structs.replace(before, **given)
+    return msgspec.structs.replace(before, **given, **dict.fromkeys(forget, msgspec.UNSET))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lz4.block
+import msgspec
 
 from tmemd import poolfile, protocol
 from tmemd.client import Client
@@ -50,6 +51,14 @@ def write_latencies(fd: int, **operations: poolfile.Histogram) -> None:
         if histogram := operations.get(operation):
             words = (histogram.sum_ns, *histogram.counts)
             os.pwrite(fd, struct.pack(f"<{len(words)}Q", *words), poolfile.STATISTICS_OFFSET + number * len(words) * 8)
+
+
+def write_ages(fd: int, ages: poolfile.Ages) -> None:
+    """All that is known by age."""
+    *tables, surveys, generation = msgspec.structs.astuple(ages)
+    words = [word for table in tables for word in table] + [surveys, generation]
+    place = poolfile.STATISTICS_OFFSET + len(poolfile.Latencies.__struct_fields__) * (1 + poolfile.LATENCIES) * 8
+    os.pwrite(fd, struct.pack(f"<{len(words)}Q", *words), place)
 
 
 def histogram(*buckets: int, count: int = 1, sum_ns: int = 0) -> poolfile.Histogram:

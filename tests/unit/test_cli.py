@@ -246,3 +246,199 @@ def test_output_that_cannot_be_written_is_no_traceback(directory: Path) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (1, "tmemctl: No space left on device\n")
+
+
+# With a tmemd: settings, the host, and what follows from them.
+
+
+@pytest.fixture
+def tmemd(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fakes.Tmemd]:
+    with fakes.tmemd(directory) as running:
+        monkeypatch.setenv("TMEMD_SOCKET", str(running.socket))
+        yield running
+
+
+def test_several_settings_are_set_at_once_and_taken_back(tmemd: fakes.Tmemd, capsys: Output) -> None:
+    def settings(*options: str) -> tuple[Any, ...]:
+        assert main(["set", "web", *options, "--json"]) == 0
+        found = parsed(capsys)
+        return tuple(found[key] for key in ("weight", "cap", "minimum", "compression", "target"))
+
+    with fakes.pool(tmemd.directory, "web") as fd:
+        everything = ("--weight=200", "--cap=100M", "--minimum=2M", "--compression=off", "--target=50M")
+        assert settings(*everything) == (200, 100 * MIB, 2 * MIB, False, 50 * MIB)
+        assert poolfile.read_target(fd) == 50 * MIB
+        assert not poolfile.read_compression(fd)
+        assert settings("--cap=none", "--target=auto") == (200, None, 2 * MIB, False, None)
+        defaults = ("--weight=default", "--minimum=default", "--compression=default", "--cap=default")
+        assert settings(*defaults) == (100, None, 0, True, None)
+
+
+def test_what_was_set_gives_way_to_the_configuration_where_it_is_forgotten(
+    directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "config").write_text('[pools.web]\nweight = 7\ncap = "9M"\n')
+    with fakes.tmemd(directory, f"--config={directory}/config") as running, fakes.pool(running.directory, "web"):
+        monkeypatch.setenv("TMEMD_SOCKET", str(running.socket))
+        for option, weight in (("--weight=8", 8), ("--cap=none", 8), ("--weight=default", 7)):
+            assert main(["set", "web", option, "--json"]) == 0
+            found = parsed(capsys)
+            assert found["weight"] == weight
+        assert found["cap"] is None
+        assert main(["set", "web", "--cap=default", "--json"]) == 0
+        assert parsed(capsys)["cap"] == 9 * MIB
+
+
+def test_of_several_settings_a_wrong_one_keeps_all_from_being_set(tmemd: fakes.Tmemd, capsys: Output) -> None:
+    with fakes.pool(tmemd.directory, "web"):
+        assert main(["set", "web", "--weight=200", "--minimum=1G"]) == 1
+        assert "a minimum of 1073741824 bytes (1.00G) is above its limit" in capsys.readouterr().err
+        assert tmemd.client.pool("web").settings.weight == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ([], "nothing to set: say one of --weight, --cap, "),
+        (["--weight=0"], "'0' is not 1 to 10000"),
+        (["--weight=1e3"], "'1e3' is not 1 to 10000"),
+        (["--cap=much"], "'much' is not a size"),
+        (["--minimum=none"], "'none' is not a size"),
+        (["--compression=yes"], "'yes' is neither on nor off"),
+        (["--target=default"], "'default' is not a size"),
+    ],
+)
+def test_settings_that_are_none_are_usage_errors(
+    directory: Path, options: list[str], error: str, capsys: Output
+) -> None:
+    with pytest.raises(SystemExit) as usage:
+        ctl(directory, "set", "web", *options)
+    assert usage.value.code == 2
+    assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--weight=5", "--cap=5M", "--minimum=5M", "--target=auto", "--compression=default"])
+def test_settings_that_need_a_tmemd_say_so(directory: Path, option: str, capsys: Output) -> None:
+    with fakes.pool(directory, "web"):
+        assert ctl(directory, "set", "web", option) == 1
+    assert "need a tmemd" in capsys.readouterr().err
+
+
+def test_all_pools_are_frozen_and_thawed(tmemd: fakes.Tmemd, capsys: Output) -> None:
+    with fakes.pool(tmemd.directory, "a"), fakes.pool(tmemd.directory, "b"):
+        for command, frozen in (("freeze", True), ("thaw", False)):
+            assert main([command, "--all", "--json"]) == 0
+            assert [(pool["name"], pool["frozen"]) for pool in parsed(capsys)] == [("a", frozen), ("b", frozen)]
+
+
+@pytest.mark.parametrize("which", [[], ["web", "--all"]])
+def test_freeze_wants_one_pool_or_all(directory: Path, which: list[str]) -> None:
+    with pytest.raises(SystemExit) as usage:
+        ctl(directory, "freeze", *which)
+    assert usage.value.code == 2
+
+
+def test_without_a_tmemd_all_pools_are_frozen_too(directory: Path) -> None:
+    with fakes.pool(directory, "a") as a, fakes.pool(directory, "b") as b:
+        assert ctl(directory, "freeze", "--all") == 0
+        assert [poolfile.read_frozen(fd) for fd in (a, b)] == [True, True]
+
+
+def surveyed(fd: int, stored: dict[int, int], raw: dict[int, int]) -> None:
+    """A survey that found these bytes by age."""
+    tables = [[0] * poolfile.GENERATIONS for _ in range(6)]
+    for table, found in ((tables[3], stored), (tables[4], raw)):
+        for age, nbytes in found.items():
+            table[age] = nbytes
+    gets, file_reads, freed, stored_bytes, raw_bytes, filed = map(tuple, tables)
+    fakes.write_ages(fd, poolfile.Ages(gets, file_reads, freed, stored_bytes, raw_bytes, filed, 1))
+
+
+def used_pool(directory: Path, **values: int) -> Any:
+    """A pool with something in it: 10 MiB used, of which 2 idle and 1 incompressible."""
+    values = {
+        "used_bytes": 10 * MIB,
+        "pages_in_tmem": 4096,
+        "payload_bytes": 8 * MIB,
+        "gets": 3,
+        "file_reads": 1,
+    } | values
+    return fakes.pool(directory, "web", has_file=True, **values)
+
+
+def test_long_lists_say_settings_shares_latencies_and_ages(directory: Path, capsys: Output) -> None:
+    with used_pool(directory) as fd:
+        surveyed(fd, {0: MIB, 3: MIB, 15: 2 * MIB}, {15: MIB})
+        fakes.write_latencies(fd, put=fakes.histogram(9, count=100))
+        assert ctl(directory, "list", "--long", "--json") == 0
+        (found,) = parsed(capsys)
+        assert (found["weight"], found["hit_share"], found["compression_ratio"]) == (100, 0.75, 2.0)
+        low, high = (bound * 1e-9 for bound in poolfile.LATENCY_BOUNDS_NS[8:10])
+        assert low < found["put_seconds"]["median"] < found["put_seconds"]["p99"] < high
+        assert found["get_seconds"] == {"median": None, "p99": None}
+        assert [age["stored_bytes"] // MIB for age in found["stored_by_age"]] == [1, 1, 0, 0, 2]
+        assert [age["seconds"] for age in found["stored_by_age"]] == [10, 20, 40, 75, None]
+        assert len(found["latencies"]["put"]["counts"]) == poolfile.LATENCIES
+        assert ctl(directory, "list", "-l") == 0
+        text = capsys.readouterr().out
+        for words in ("WEIGHT", "COMPRESS", "75.0%", "2.00", "median and 99th percentile", "OLDER"):
+            assert words in text
+        assert ctl(directory, "show", "web") == 0
+        assert "put_seconds          median" in capsys.readouterr().out
+
+
+def test_a_long_list_of_a_pool_nobody_knows_anything_of_is_no_error(directory: Path, capsys: Output) -> None:
+    (directory / "bad.pool").write_bytes(b"x" * 9999)
+    with fakes.pool(directory, "web"):
+        assert ctl(directory, "list", "-l") == 0
+    assert "not a tmem pool" in capsys.readouterr().err
+
+
+def test_a_guest_that_never_trims_is_warned_of(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", puts=100_000), fakes.pool(directory, "tidy", puts=100_000, trims=1):
+        for command in (["list"], ["show", "web"], ["list", "--json"]):
+            assert ctl(directory, *command) == 0
+            (warning,) = capsys.readouterr().err.splitlines()
+            assert warning.startswith("tmemctl: web: its guest swaps and never says which pages are dead")
+        assert ctl(directory, "show", "tidy") == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_freeable_says_of_each_and_in_all(directory: Path, capsys: Output) -> None:
+    with used_pool(directory) as fd, fakes.pool(directory, "ram", has_file=False, used_bytes=9 * MIB):
+        surveyed(fd, {0: MIB, 15: 2 * MIB}, {15: MIB})
+        assert ctl(directory, "freeable", "--json") == 0
+        found = parsed(capsys)
+        ram, web = found["pools"]
+        assert (ram["freeable_bytes"], ram["idle_bytes"]) == (0, None)
+        assert 9 * MIB < web["freeable_bytes"] == found["freeable_bytes"] < 10 * MIB
+        assert (web["idle_bytes"], web["incompressible_bytes"]) == (2 * MIB, MIB)
+        assert ctl(directory, "freeable", "ram") == 0
+        assert capsys.readouterr().out.splitlines()[-1] == "0 in all"
+        assert ctl(directory, "freeable", "ram", "none") == 1
+        assert "there is no pool none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "asked", "choice"),
+    [
+        (["3M"], 3 * MIB, (0, False)),
+        (["--idle=30"], 10 * MIB, (7, False)),
+        (["--idle=70", "--incompressible"], 10 * MIB, (15, True)),
+        (["1M", "--idle=0.1"], MIB, (2, False)),
+        (["--incompressible"], 10 * MIB, (0, True)),
+    ],
+)
+def test_demote_chooses_pages(directory: Path, options: list[str], asked: int, choice: tuple[int, bool]) -> None:
+    with used_pool(directory) as fd, Plugin(directory, "web", 0) as plugin:
+        assert ctl(directory, "demote", "web", *options) == 0
+        assert plugin.asked == (1, poolfile.Request.DEMOTE, asked)
+        word = int.from_bytes(os.pread(fd, 8, poolfile.CONTROL_OFFSET + 96), "little")
+        assert poolfile.Choice.unpack(word) == poolfile.Choice(*choice)
+
+
+@pytest.mark.parametrize("options", [[], ["--idle=71"], ["--idle=-1"], ["--idle=nan"], ["--idle=x"], ["much"]])
+def test_demote_of_nothing_in_particular_is_a_usage_error(directory: Path, options: list[str]) -> None:
+    with pytest.raises(SystemExit) as usage:
+        ctl(directory, "demote", "web", *options)
+    assert usage.value.code == 2

@@ -17,6 +17,8 @@ COMMANDS: Final = (
     "list",
     "show",
     "top",
+    "host",
+    "freeable",
     "map",
     "set",
     "freeze",

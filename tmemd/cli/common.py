@@ -27,9 +27,23 @@ def add_where(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--pools", type=Path, metavar="DIR", help="work without tmemd on the pools of this directory")
 
 
+def add_socket(parser: argparse.ArgumentParser) -> None:
+    """--socket, for what only a tmemd knows."""
+    parser.add_argument("--socket", type=Path, metavar="PATH", help=f"tmemd's ($TMEMD_SOCKET, or {DEFAULT_SOCKET})")
+    parser.set_defaults(pools=None)
+
+
 def add_pool(parser: argparse.ArgumentParser) -> None:
     """The pool's name, and where it is."""
     parser.add_argument("name", metavar="NAME", help="the pool's name")
+    add_where(parser)
+
+
+def add_pool_or_all(parser: argparse.ArgumentParser) -> None:
+    """The pool's name or --all, and where it is."""
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("name", nargs="?", metavar="NAME", help="the pool's name")
+    which.add_argument("--all", action="store_true", help="every pool, those included that come back later")
     add_where(parser)
 
 
@@ -46,8 +60,10 @@ def print_json(value: Any) -> None:
 
 
 def print_changed(arguments: argparse.Namespace) -> None:
-    """After a change: with --json the pool as it is now, without it nothing."""
-    if arguments.json:
+    """After a change: with --json the pool as it is now, or all of them; without it nothing."""
+    if arguments.json and arguments.name is None:
+        print_json([status.flat() for status in client(arguments).pools()])
+    elif arguments.json:
         print_json(client(arguments).pool(arguments.name).flat())
 
 
@@ -70,6 +86,17 @@ def state(status: PoolStatus) -> str:
 def printable(text: str) -> str:
     """The text itself, or quoted: what comes from files of other users may hold what a terminal would obey."""
     return text if text.isprintable() else ascii(text)
+
+
+def warn_of(status: PoolStatus) -> None:
+    """Lines on standard error about what somebody should do something about."""
+    if status.error:
+        warn(printable(status.error))
+    if status.never_trims:
+        warn(
+            f"{status.name}: its guest swaps and never says which pages are dead, so that they fill tmem:"
+            " attach it as scripts/attach does (non-rotational, swapon --discard)"
+        )
 
 
 def warn(message: str) -> None:

@@ -1,26 +1,58 @@
-"""Demote a pool's coldest pages: move them to the backing file until so much memory is free."""
+"""Demote a pool's coldest pages: move them to the backing file until so much memory is free.
+
+Without SIZE, all pages that --idle and --incompressible choose.
+"""
 
 from __future__ import annotations
 
 import argparse
+import math
+from typing import Final
 
 from tmemd.cli import common, work
+from tmemd.poolfile import GENERATION_SECONDS, GENERATIONS, Choice
 from tmemd.sizes import size_argument
+
+# A page of age n was last used n - 1 to n + 1 generations ago.
+_LONGEST: Final = (GENERATIONS - 2) * GENERATION_SECONDS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
     common.add_pool(parser)
-    parser.add_argument("size", type=size_argument, metavar="SIZE", help="how much memory to free: bytes, or 512M, 8G")
+    add = parser.add_argument
+    add("size", type=size_argument, nargs="?", metavar="SIZE", help="how much memory to free: bytes, or 512M, 8G")
+    add("--idle", type=_seconds, default=0.0, metavar="SECONDS",
+        help=f"only pages that nobody used for so long (up to {_LONGEST:g})")  # fmt: skip
+    add("--incompressible", action="store_true", help="only pages that take as much in RAM as in the file")
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Demote and wait."""
+    if arguments.size is None and not arguments.idle and not arguments.incompressible:
+        arguments.usage_error("which pages? say SIZE, --idle or --incompressible (or drain, for all)")
     client = common.client(arguments)
     used = client.pool(arguments.name).counters.used_bytes
+    nbytes = used if arguments.size is None else arguments.size
+    choice = Choice(_age(arguments.idle), arguments.incompressible)
     status = work.do(
-        client, arguments.name, "demote", arguments.size,
-        done=lambda now: used - now.counters.used_bytes, total=arguments.size,
-    )  # fmt: skip
+        client, arguments.name, "demote", nbytes, choice, done=lambda now: used - now.counters.used_bytes, total=nbytes
+    )
     common.print_given_back(arguments, used, status)
     return 0
+
+
+def _age(seconds: float) -> int:
+    """The youngest age, in generations, whose pages are all idle for as long as this."""
+    return math.ceil(seconds / GENERATION_SECONDS) + 1 if seconds else 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 to {_LONGEST:g} seconds: ages are known up to there")
+    return seconds

@@ -1,4 +1,4 @@
-"""Freeze a pool: it refuses all puts, so that new pages go to the file; reads go on."""
+"""Freeze a pool, or all: it refuses all puts, so that new pages go to the file; reads go on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tmemd.cli import common
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
-    common.add_pool(parser)
+    common.add_pool_or_all(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,40 +3,59 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
+from tmemd.activity import Latency
 from tmemd.cli import common
+from tmemd.cli.screen import format_seconds
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
+from tmemd.summary import AGES_SECONDS, long_form, summary
+
+_PIPE_WIDTH: Final = 200  # a pipe has no width to fit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
+    parser.add_argument("-l", "--long", action="store_true", help="with settings, hit share, latencies and ages")
     common.add_where(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print all pools that may be seen."""
-    pools = common.client(arguments).pools()
+    pools = common.client(arguments).pools(long=arguments.long)
     if arguments.json:
-        common.print_json([status.flat() for status in pools])
-        return 0
-    table = Table(box=None, pad_edge=False)
-    table.add_column("NAME", no_wrap=True)
-    for column in ("SIZE", "TARGET", "USED", "TMEM", "FILE", "LOST", "PUTS", "REFUSED"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
+        common.print_json([long_form(status) if arguments.long else status.flat() for status in pools])
+    else:
+        _print(("SIZE", "TARGET", "USED", "TMEM", "FILE", "LOST", "PUTS", "REFUSED", "STATE"), map(_row, pools))
+        if arguments.long:
+            _print_long(pools)
     for status in pools:
-        table.add_row(*_row(status))
-    # A pipe has no width to fit.
-    console = Console(highlight=False)
-    console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
-    for status in pools:
-        if status.error:
-            common.warn(status.error)
+        common.warn_of(status)
     return 0
+
+
+def _print_long(pools: Sequence[PoolStatus]) -> None:
+    print()
+    _print(("WEIGHT", "MINIMUM", "CAP", "FIXED", "COMPRESS", "FREEABLE", "RATIO", "HITS"), map(_settings, pools))
+    print("\nlatencies, median and 99th percentile")
+    _print(("PUT", "GET", "SPILL", "FILE READ"), map(_latencies, pools))
+    print("\nRAM of pages last used")
+    _print((*(f"<{seconds:g}s" for seconds in AGES_SECONDS), "OLDER"), map(_ages, pools))
+
+
+def _print(columns: Sequence[str], rows: Iterable[list[str]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("NAME", *columns):
+        table.add_column(column, justify="left" if column in ("NAME", "STATE") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table) if console.is_terminal else Console(width=_PIPE_WIDTH, highlight=False).print(table)
 
 
 def _row(status: PoolStatus) -> list[str]:
@@ -44,3 +63,32 @@ def _row(status: PoolStatus) -> list[str]:
     sizes = (status.size, status.target_bytes, counters.used_bytes)
     counts = (counters.pages_in_tmem, counters.pages_in_file, counters.pages_lost, counters.puts, counters.puts_refused)
     return [status.name, *map(format_size, sizes), *map(str, counts), common.state(status)]
+
+
+def _settings(status: PoolStatus) -> list[str]:
+    settings, known = status.settings, summary(status)
+    sizes = (settings.minimum, settings.cap, settings.target)
+    return [
+        status.name,
+        str(settings.weight),
+        *("-" if size is None else format_size(size) for size in sizes),
+        "on" if settings.compression else "off",
+        format_size(status.freeable_bytes),
+        "-" if known.compression_ratio is None else f"{known.compression_ratio:.2f}",
+        "-" if known.hit_share is None else f"{known.hit_share:.1%}",
+    ]
+
+
+def _latencies(status: PoolStatus) -> list[str]:
+    known = summary(status)
+    latencies = (known.put_seconds, known.get_seconds, known.spill_seconds, known.file_read_seconds)
+    return [status.name, *map(_latency, latencies)]
+
+
+def _latency(latency: Latency) -> str:
+    return "-" if latency.median is None else f"{format_seconds(latency.median)} {format_seconds(latency.p99):>5}"
+
+
+def _ages(status: PoolStatus) -> list[str]:
+    found = summary(status).stored_by_age
+    return [status.name, *(format_size(age.stored_bytes) for age in found or ())]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from tmemd.cli import common
+from tmemd.cli.screen import format_seconds
 from tmemd.sizes import format_size
+from tmemd.summary import long_form
+
+_SIZES = {"size", "cap", "minimum", "target"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,19 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it."""
-    known = common.client(arguments).pool(arguments.name).flat()
+    status = common.client(arguments).pool(arguments.name, long=True)
+    known = long_form(status)
     if arguments.json:
         common.print_json(known)
-        return 0
-    for field, value in known.items():
-        is_size = field == "size" or field.endswith("_bytes")
-        print(f"{field:<16}", f"{value} ({format_size(value)})" if is_size else _plain(value))
+    else:
+        for field, value in known.items():
+            if field not in ("latencies", "ages"):  # what follows from them stands beside
+                print(f"{field:<20}", _plain(field, value))
+    common.warn_of(status)
     return 0
 
 
-def _plain(value: object) -> str:
+def _plain(field: str, value: Any) -> str:
     if value is None or value == "":
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return common.printable(str(value))
+    if field in _SIZES or field.endswith("_bytes"):
+        return f"{value} ({format_size(value)})"
+    if field.endswith("_seconds"):
+        return f"median {format_seconds(value['median'])}, 99 % {format_seconds(value['p99'])}"
+    if field == "stored_by_age":
+        return ", ".join(map(_age, value)) or "-"
+    return f"{value:.3f}" if isinstance(value, float) else common.printable(str(value))
+
+
+def _age(age: dict[str, Any]) -> str:
+    when = "older" if age["seconds"] is None else f"<{age['seconds']:g}s"
+    return f"{when} {format_size(age['stored_bytes'])}"

@@ -1,4 +1,4 @@
-"""Thaw a pool: it accepts puts again."""
+"""Thaw a pool, or all: it accepts puts again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tmemd.cli import common
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
-    common.add_pool(parser)
+    common.add_pool_or_all(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from tmemd.client import Client
-from tmemd.poolfile import PoolError
+from tmemd.poolfile import ANY_PAGE, Choice, PoolError
 from tmemd.protocol import PoolStatus, Work
 
 _INTERVAL: Final = 0.1  # seconds
@@ -24,6 +24,7 @@ def do(
     name: str,
     work: Work,
     nbytes: int = 0,
+    choice: Choice = ANY_PAGE,
     *,
     done: Callable[[PoolStatus], int] = lambda _: 0,
     total: int | None = None,
@@ -32,7 +33,7 @@ def do(
 
     Raises PoolError when it failed or the plugin went away; Ctrl-C ends only the waiting.
     """
-    number = client.ask(name, work, nbytes)
+    number = client.ask(name, work, nbytes, choice)
     with bar(f"{work} {name}", total) as advance:
         while True:
             status = client.pool(name)

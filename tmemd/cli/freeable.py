@@ -1,0 +1,70 @@
+"""Say what demotion could give back: of each pool, or of those named.
+
+IDLE is what nobody used for over a minute, INCOMPRESSIBLE what takes as much in RAM as in the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from tmemd.cli import common
+from tmemd.poolfile import PoolError
+from tmemd.protocol import PoolStatus
+from tmemd.sizes import format_size
+
+
+class Freeable(msgspec.Struct, frozen=True):
+    """Of one pool, in bytes; None: there was no survey of it yet."""
+
+    name: str
+    freeable_bytes: int
+    idle_bytes: int | None
+    incompressible_bytes: int | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of this command."""
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a pool's name (default: all)")
+    common.add_where(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print it, and the sum."""
+    pools = [_freeable(status) for status in _chosen(arguments)]
+    total = sum(pool.freeable_bytes for pool in pools)
+    if arguments.json:
+        common.print_json({"freeable_bytes": total, "pools": pools})
+        return 0
+    table = Table(box=None, pad_edge=False)
+    table.add_column("NAME", no_wrap=True)
+    for column in ("FREEABLE", "IDLE", "INCOMPRESSIBLE"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for pool in pools:
+        table.add_row(pool.name, *map(_size, (pool.freeable_bytes, pool.idle_bytes, pool.incompressible_bytes)))
+    Console(highlight=False).print(table)
+    print(f"{format_size(total)} in all")
+    return 0
+
+
+def _chosen(arguments: argparse.Namespace) -> list[PoolStatus]:
+    pools = {status.name: status for status in common.client(arguments).pools(long=True)}
+    for name in arguments.names:
+        if name not in pools:
+            raise PoolError(f"there is no pool {common.printable(name)}")
+    return [pools[name] for name in arguments.names or pools]
+
+
+def _freeable(status: PoolStatus) -> Freeable:
+    ages = status.ages
+    if ages is None or not ages.surveys or not status.has_file:
+        return Freeable(status.name, status.freeable_bytes, None, None)
+    most = status.freeable_bytes
+    return Freeable(status.name, most, min(ages.stored_bytes[-1], most), min(sum(ages.raw_bytes), most))
+
+
+def _size(nbytes: int | None) -> str:
+    return "-" if nbytes is None else format_size(nbytes)
