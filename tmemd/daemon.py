@@ -134,6 +134,8 @@ class Daemon:
                 task = loop.create_task(self._serve(sock))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+                # With more of them waiting, accepting would go on and on before anybody else has a turn.
+                await asyncio.sleep(0)
         finally:
             for task in self._tasks:
                 task.cancel()

@@ -7,6 +7,7 @@ by bound, before anything acts on it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -202,9 +203,18 @@ def encode(message: Request | Answer) -> bytes:
 def decode_request(line: bytes) -> Request:
     """Read a request. Raises ProtocolError."""
     try:
-        return _requests.decode(line)  # type: ignore[no-any-return]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        request: Request = _requests.decode(line)
+        json.loads(line, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:  # msgspec's own and UnicodeDecodeError among them
         raise ProtocolError(f"bad request: {error}") from None
+    return request
+
+
+def _distinct(members: list[tuple[str, object]]) -> None:
+    """Raise ValueError where a key stands twice: decoders differ in which of them they believe."""
+    keys = [key for key, _ in members]
+    if len(set(keys)) < len(keys):
+        raise ValueError("a key stands twice")
 
 
 def decode_answer(line: bytes) -> Answer:

@@ -39,6 +39,8 @@ HOSTILE = [
     b'{"type":"attach","name":"web","size":0,"has_file":true}\n',
     b'{"type":"attach","name":"web","size":4096,"has_file":1}\n',
     b"[" * 4000 + b"\n",
+    b'{"type":"freeze","name":"web","frozen":false,"frozen":true}\n',
+    b'{"type":"show","type":"show","name":"web"}\n',
 ]
 
 BAD_NAMES = ["", ".", "..", "../web", "a/b", "-web", ".web", "web\n", "w\0b", "wéb", "a" * 64, "a b", "_web"]
