@@ -28,7 +28,10 @@ import os
 import re
 import resource
 import sys
+import traceback
 from pathlib import Path
+from traceback import format_exception
+from types import TracebackType
 from typing import NoReturn
 
 import nbdkit
@@ -67,6 +70,18 @@ def _stop(message: object) -> NoReturn:
     """End nbdkit with one line: an exception would add a traceback that says nothing to a user."""
     print(f"nbdkit: tmem: error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+class RefusedError(Exception):
+    """What a client is refused for: no fault of ours, so its message alone goes into the log."""
+
+
+def _format_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> list[str]:
+    return [str(error)] if isinstance(error, RefusedError) else format_exception(kind, error, trace)
+
+
+# nbdkit calls it by this name for whatever a callback raises (plugins/python/errors.c).
+traceback.format_exception = _format_exception  # type: ignore[assignment]
 
 
 def dump_plugin() -> None:
@@ -208,7 +223,7 @@ def open(readonly: bool) -> _core.Device:  # noqa: A001
     """The device a client asks for. Its name is only looked up, never made into a path."""
     name = nbdkit.export_name() or default_export(readonly, False)
     if name not in _served:
-        raise LookupError(f"there is no device {name!r}; this server has {', '.join(_served)}")
+        raise RefusedError(f"there is no device {name[:64]!r}; this server has {', '.join(_served)}")
     return _served[name].core
 
 

@@ -52,6 +52,9 @@ def test_unknown_export_is_refused_and_creates_nothing(server: Server, pools: Pa
     with pytest.raises(nbd.Error):
         server.connect(name)
     assert (sorted(pools.iterdir()), sorted(tmp_path.iterdir())) == before
+    complaint = f"open: error: there is no device {name[:64]!r}; this server has alpha, beta, gamma\n"
+    assert server.log().endswith(complaint)
+    assert "Traceback" not in server.log()
     with server.client("alpha") as client:
         assert client.pread(1, 0) == b"\0"
 

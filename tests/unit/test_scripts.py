@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,3 +62,14 @@ def test_attach_wants_a_block_device(tmp_path: Path) -> None:
     done = run("attach", [str(tmp_path / "file")])
     assert done.returncode == 1
     assert done.stderr == f"attach: {tmp_path}/file is not a block device\n"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    for unit in (ROOT / "scripts/systemd").iterdir():
+        # What is not installed here is no fault of the unit's.
+        text = unit.read_text().replace("/usr/local/bin/tmemd", "/bin/true")
+        (tmp_path / unit.name.replace("@", "@example")).write_text(text)
+    units = sorted(str(path) for path in tmp_path.iterdir())
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
