@@ -6,7 +6,7 @@ tmemd dies, what it told survives. What it finds in a pool that it adopts is mad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Final
@@ -54,10 +54,19 @@ class Administration:
         return self.pools.adopt_all(self._apply)
 
     @contextmanager
-    def attach(self, request: protocol.Attach, uid: int, gid: int, *, bounded: bool) -> Iterator[Pool]:
+    def attach(
+        self,
+        request: protocol.Attach,
+        uid: int,
+        gid: int,
+        *,
+        bounded: bool,
+        allow: Callable[[str, int], int] = lambda _, wanted: wanted,
+    ) -> Iterator[Pool]:
         """The pool that a plugin of this user wants, made if need be, with its settings and a first target.
 
-        *bounded*: the user may not have more than `pools_per_user`. Raises PoolError.
+        *bounded*: the user may not have more than `pools_per_user`. *allow* says how many of so many bytes a pool may
+        take. Raises PoolError.
         """
         if bounded:
             self._check_quota(request.name, uid)
@@ -69,7 +78,10 @@ class Administration:
                     f"pool {request.name} is of a device of {identity.size} bytes, not {request.size}:"
                     f" serve it with size={identity.size}, or destroy it"
                 )
-            poolfile.write_target(found.fd, self._first_target(found, request))
+            wanted = self._first_target(found, request)
+            # Pages that a pool without a file refuses are I/O errors.
+            free = self.settings(found.name).target is None and request.has_file
+            poolfile.write_target(found.fd, allow(found.name, wanted) if free else wanted)
             self._apply(found)
             yield found
 

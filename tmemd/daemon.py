@@ -30,6 +30,7 @@ from tmemd import metricserver, protocol, tmpfs
 from tmemd.administration import Administration
 from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
 from tmemd.daemonconfig import Address, DaemonConfig, load_config
+from tmemd.governor import TICK, Governor
 from tmemd.metrics import Snapshot
 from tmemd.metricserver import MetricsServer
 from tmemd.pool import Pools, open_pool_file
@@ -92,8 +93,9 @@ class Access:
 class Daemon:
     """What tmemd knows while it runs: the pools it controls, who may ask, and who is asking."""
 
-    def __init__(self, administration: Administration, access: Access, *, timeout: float) -> None:
+    def __init__(self, administration: Administration, governor: Governor, access: Access, *, timeout: float) -> None:
         self._administration = administration
+        self._governor = governor
         self._access = access
         self._timeout = timeout
         self._connections: Counter[int] = Counter()
@@ -106,6 +108,7 @@ class Daemon:
                 group.create_task(MetricsServer(metrics, self.snapshot).run())
             group.create_task(self._accept(listener))
             group.create_task(self._look_after())
+            group.create_task(self._govern())
 
     async def _look_after(self) -> None:
         """Find pools that others made or removed; the memory of a removed one is only free once we let go of it."""
@@ -120,6 +123,22 @@ class Daemon:
                     _log.warning("pool %s cannot be controlled: another process does, or it cannot be used", name)
                 uncontrolled = failed
             await asyncio.sleep(_SCAN_INTERVAL)
+
+    async def _govern(self) -> None:
+        """Set targets tick by tick. Whatever goes wrong in one, devices go on with the targets they have."""
+        loop = asyncio.get_running_loop()
+        complaint = None
+        while True:
+            began = loop.time()
+            try:
+                self._governor.tick()
+            except Exception as error:
+                if complaint != str(error):
+                    _log.exception("targets stay as they are: %s", error)
+                complaint = str(error)
+            else:
+                complaint = None
+            await asyncio.sleep(began + TICK - loop.time())
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -188,10 +207,11 @@ class Daemon:
             return protocol.encode(protocol.Failed(f"tmemd met an error: {reason}"))
 
     def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
+        if isinstance(request, protocol.Host):
+            return self._governor.status
         answer = self._administration.perform(request)
         if not isinstance(answer, protocol.Listed):
-            # Those who watch ask every second, and change nothing.
-            _log.log(logging.DEBUG if isinstance(request, protocol.Host) else logging.INFO, "user %d: %s", uid, request)
+            _log.info("user %d: %s", uid, request)
             return answer
         seen = [status for status in answer.pools if self._access.may_see(status, uid)]
         if isinstance(request, protocol.Show) and not seen:
@@ -200,7 +220,8 @@ class Daemon:
 
     def _attach(self, sock: socket.socket, peer: Peer, request: protocol.Attach) -> None:
         bounded = not self._access.is_admin(peer.uid)
-        with self._administration.attach(request, peer.uid, peer.gid, bounded=bounded) as found:
+        allow = self._governor.first_target
+        with self._administration.attach(request, peer.uid, peer.gid, bounded=bounded, allow=allow) as found:
             # The plugin gets an open file description of its own: locks belong to it, and ours must end with us.
             fd = open_pool_file(found.path)
             try:
@@ -220,16 +241,17 @@ class Daemon:
         return Snapshot(pools, self._host())
 
     def _host(self) -> protocol.HostStatus | None:
-        with suppress(PoolError):
-            answer = self._administration.perform(protocol.Host())
-            return answer if isinstance(answer, protocol.HostStatus) else None
+        with suppress(PoolError, OSError):
+            return self._governor.status
         return None
 
     def reload(self, path: Path | None) -> None:
         """Read the configuration again; one that cannot be used is logged, and the one before stays."""
         before = self._administration.config.metrics
         try:
-            self._administration.configure(read_config(path))
+            config = read_config(path)
+            self._administration.configure(config)
+            self._governor.configure(config)
         except PoolError as error:
             _log.error("%s; the configuration stays as it was", error)
         else:
@@ -341,7 +363,9 @@ def _start(arguments: argparse.Namespace) -> None:
         store = resources.enter_context(closing(SettingsStore(arguments.state)))
         administration = Administration(pools, store, config, total_memory())
         administration.adopt()
-        daemon = Daemon(administration, Access(frozenset(arguments.allow_user)), timeout=arguments.timeout)
+        governor = Governor(pools, administration.settings, config)
+        access = Access(frozenset(arguments.allow_user))
+        daemon = Daemon(administration, governor, access, timeout=arguments.timeout)
         address = arguments.metrics or config.metrics.listen
         metrics = metricserver.listen(address, resources) if address else None
         asyncio.run(_run(daemon, listener, metrics, arguments.config))

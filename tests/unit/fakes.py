@@ -116,11 +116,22 @@ class Tmemd:
         return self.process.wait(20)
 
 
-def start_tmemd(base: Path, *options: str) -> Tmemd:
+# What else runs on the machine does not change what pools get.
+STEADY = """
+[budget]
+minimum = "50%"
+maximum = "50%"
+"""
+
+
+def start_tmemd(base: Path, *options: str, config: str = STEADY) -> Tmemd:
     """Run tmemd on base/pools, base/socket and base/state, and return when it listens; stopping it is the caller's."""
     directory, socket = base / "pools", base / "socket"
     directory.mkdir(exist_ok=True)
     where = [f"--socket={socket}", f"--pools={directory}", f"--state={base}/state"]
+    if not any(option.startswith("--config") for option in options):
+        (base / "tmemd.toml").write_text(config)
+        where.append(f"--config={base}/tmemd.toml")
     command = [sys.executable, "-m", "tmemd.daemon", *where, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr
@@ -134,9 +145,9 @@ def start_tmemd(base: Path, *options: str) -> Tmemd:
 
 
 @contextmanager
-def tmemd(base: Path, *options: str) -> Iterator[Tmemd]:
+def tmemd(base: Path, *options: str, config: str = STEADY) -> Iterator[Tmemd]:
     """The same for the length of a with block."""
-    running = start_tmemd(base, *options)
+    running = start_tmemd(base, *options, config=config)
     with running.process:
         try:
             yield running

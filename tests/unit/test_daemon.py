@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import wait_until
 from tests.unit import fakes
 from tmemd import poolfile, protocol
 from tmemd.client import attach_pool
@@ -356,3 +357,24 @@ def test_settings_survive_sigkill(base: Path) -> None:
         with fakes.tmemd(base) as second:
             settings = second.client.pool("web").settings
             assert (settings.frozen, settings.target) == (True, 9 * MIB)
+
+
+def test_targets_keep_to_the_budget_and_the_host_s_state_can_be_asked_for(base: Path) -> None:
+    config = "[budget]\nminimum = '300M'\nmaximum = '300M'\nreserve = '1M'\n"
+    with fakes.tmemd(base, config=config) as running, ExitStack() as plugins:
+        for name in ("first", "second"):
+            fd, _ = attach_pool(running.socket, running.attach(name, limit=200 * MIB))
+            plugins.callback(os.close, fd)
+            assert poolfile.lock(fd, control=False)
+            fakes.finish_pool(fd, name, limit_bytes=200 * MIB)
+            assert poolfile.read_target(fd) == (200 if name == "first" else 100) * MIB
+            wait_until(lambda: running.client.host().targets_bytes > 0, "the pool to be governed")
+        wait_until(lambda: running.client.host().targets_bytes == 300 * MIB, "both to be governed")
+        host = running.client.host()
+        assert (host.policy, host.budget_bytes) == ("fair", 300 * MIB)
+        assert 0 < host.available_bytes < host.total_bytes
+        targets = [status.target_bytes for status in running.client.pools()]
+        assert targets == [150 * MIB, 150 * MIB]
+        running.client.set_target("first", 60 * MIB)
+        wait_until(lambda: running.client.pool("second").target_bytes == 200 * MIB, "the rest to be given")
+        assert running.client.pool("first").target_bytes == 60 * MIB
