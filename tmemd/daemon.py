@@ -15,6 +15,7 @@ import pwd
 import resource
 import signal
 import socket
+import stat
 import struct
 import sys
 from collections import Counter
@@ -336,8 +337,18 @@ def prepare_directory(path: Path, size: str | None) -> None:
             _log.warning("%s: this kernel cannot keep a tmpfs out of swap (noswap, Linux 6.4)", path)
         if not tmpfs.is_tmpfs(path):
             raise PoolError(f"{path} is not on tmpfs: mount one there, or say --tmpfs-size")
+        _check_safe(path)
     except OSError as error:
         raise PoolError(f"{path}: {error.strerror or error}") from None
+
+
+def _check_safe(path: Path) -> None:
+    """Raise PoolError where other users could put what they like in the place of pools."""
+    status = path.stat()
+    if status.st_uid not in {0, os.geteuid()}:
+        raise PoolError(f"{path} belongs to user {status.st_uid}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PoolError(f"{path}: others may write to it: chmod go-w")
 
 
 async def _run(daemon: Daemon, listener: socket.socket, metrics: socket.socket | None, config: Path | None) -> None:

@@ -7,6 +7,7 @@ them, so nothing in them is believed and nothing done to them can block: opens w
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -27,6 +28,7 @@ _WORK: Final[dict[protocol.Work, poolfile.Request]] = {
     "demote": poolfile.Request.DEMOTE,
     "settle": poolfile.Request.SETTLE,
 }
+_FILES_SPARED: Final = 128  # descriptors that pools leave to those who ask about them
 _NO_COUNTERS: Final = Counters(*(0 for _ in Counters.__struct_fields__))
 
 
@@ -43,9 +45,11 @@ def open_pool_file(path: Path, *, writable: bool = True) -> int:
         raise PoolError(f"there is no pool {path.stem} in {path.parent}") from None
     except OSError as error:
         raise PoolError(f"{path}: {error.strerror}") from None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    status = os.fstat(fd)
+    # A second name is somebody's attempt to have another file taken for a pool.
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(fd)
-        raise PoolError(f"{path}: not a regular file")
+        raise PoolError(f"{path}: not a regular file of one name")
     return fd
 
 
@@ -244,6 +248,7 @@ class Pools:
         self.directory = directory
         self._keep = keep
         self._kept: dict[str, Pool] = {}
+        self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FILES_SPARED
 
     def close(self) -> None:
         """Let go of every pool."""
@@ -278,6 +283,8 @@ class Pools:
         self._forget_if_gone(path.stem)
         pool = self._kept.get(path.stem)
         if pool is None:
+            if len(self._kept) >= self._most:
+                raise PoolError(f"tmemd cannot look after pool {path.stem}: it may open no more files (LimitNOFILE)")
             pool = self._kept[path.stem] = Pool(path)
         # Whoever holds it is asked again each time: a tmemctl lets go soon, and what can be read is read without.
         with suppress(PoolError):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,15 +124,18 @@ maximum = "50%"
 """
 
 
-def start_tmemd(base: Path, *options: str, config: str = STEADY) -> Tmemd:
-    """Run tmemd on base/pools, base/socket and base/state, and return when it listens; stopping it is the caller's."""
+def start_tmemd(base: Path, *options: str, config: str = STEADY, wrapper: Sequence[str] = ()) -> Tmemd:
+    """Run tmemd on base/pools, base/socket and base/state, and return when it listens; stopping it is the caller's.
+
+    *wrapper* is a command that executes its arguments in its place.
+    """
     directory, socket = base / "pools", base / "socket"
     directory.mkdir(exist_ok=True)
     where = [f"--socket={socket}", f"--pools={directory}", f"--state={base}/state"]
     if not any(option.startswith("--config") for option in options):
         (base / "tmemd.toml").write_text(config)
         where.append(f"--config={base}/tmemd.toml")
-    command = [sys.executable, "-m", "tmemd.daemon", *where, *options]
+    command = [*wrapper, sys.executable, "-m", "tmemd.daemon", *where, *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     lines = []
@@ -145,9 +148,9 @@ def start_tmemd(base: Path, *options: str, config: str = STEADY) -> Tmemd:
 
 
 @contextmanager
-def tmemd(base: Path, *options: str, config: str = STEADY) -> Iterator[Tmemd]:
+def tmemd(base: Path, *options: str, config: str = STEADY, wrapper: Sequence[str] = ()) -> Iterator[Tmemd]:
     """The same for the length of a with block."""
-    running = start_tmemd(base, *options, config=config)
+    running = start_tmemd(base, *options, config=config, wrapper=wrapper)
     with running.process:
         try:
             yield running
