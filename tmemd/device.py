@@ -34,6 +34,8 @@ __all__ = [
 ]
 
 TICK: Final = 0.1  # seconds between two looks at the control page
+TICK_UNDER_LOAD: Final = 0.01  # after cold pages had to make room: a burst fills what is free before a longer one ends
+SURVEY_EVERY: Final = 1.0  # seconds, while something changes
 GENERATION: Final = 5.0  # seconds: fifteen of them tell pages apart for the last minute or so
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
 MOVES_STEP: Final = 20_000  # records compacted in one go, likewise
@@ -61,6 +63,8 @@ class ServedDevice:
         self._refused = 0
         self._headroom = Headroom(self.config.headroom)
         self._last_tick = self._aged = time.monotonic()
+        self._surveyed: tuple[float, ...] | None = None  # what the counters said at the last survey
+        self._last_survey = -SURVEY_EVERY
 
     def start(self) -> None:
         """Begin the upkeep, in a thread of this process (call it after any fork)."""
@@ -81,23 +85,37 @@ class ServedDevice:
         return poolfile.read_counters(self._pool_fd, self.pool_path)
 
     def _run(self) -> None:
-        busy = False
-        while not self._stop.wait(0 if busy else TICK):
-            busy = self.tick()
+        pause = TICK
+        while not self._stop.wait(pause):
+            pause = self.tick()
 
-    def tick(self) -> bool:
-        """One round of upkeep: what the control page asks for, the target, density, age. True: there is more to do."""
+    def tick(self) -> float:
+        """One round of upkeep: what the control page asks for, the target, density, age.
+
+        Returns in how many seconds the next one is due; 0 while there is more to do.
+        """
         self._age()
+        self._survey()
         self._answer()
         over = self.core.over_target()
         if over:
-            return self._shrink(over, bounded=True) > 0
-        return self._make_room() or self._settle_when_worth()
+            return 0 if self._shrink(over, bounded=True) else TICK
+        if self._make_room():
+            return TICK_UNDER_LOAD
+        return 0 if self._settle_when_worth() else TICK
 
     def _age(self) -> None:
         if time.monotonic() - self._aged >= GENERATION:
             self._aged = time.monotonic()
             self.core.age()
+
+    def _survey(self) -> None:
+        """Count what is stored by age, if it can have changed."""
+        now = self.counters()
+        marks = now.puts, now.invalidates, now.gets, now.file_reads, now.demotions, self._aged
+        if marks != self._surveyed and time.monotonic() - self._last_survey >= SURVEY_EVERY:
+            self._surveyed, self._last_survey = marks, time.monotonic()
+            self.core.survey()
 
     def _make_room(self) -> bool:
         """Demote pages that are older than those that come in, as far as room for these is short."""

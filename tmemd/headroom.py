@@ -6,13 +6,13 @@ file (zram's LRU inversion). So cold pages are demoted ahead of need, as kswapd 
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from tmemd.poolfile import PAGE, Counters
 
-AHEAD: Final = 1.0  # seconds of pages to come that are made room for
+RECENT: Final = 1.0  # seconds: as much is made room for as came in lately; what came this long ago counts 1/e
 LEAST: Final = 1 / 8  # of the most that is kept free, however slowly pages come
-FADING: Final = 2.0  # seconds in which a rate that is no longer seen falls to 1/e
 
 
 class Headroom:
@@ -22,7 +22,7 @@ class Headroom:
         """*percent*: how much of the target is kept free at most; 0: nothing."""
         self._percent = percent
         self._before: Counters | None = None
-        self._rate = 0.0  # bytes a second that come in and are not made up for by others that go
+        self._recent = 0.0  # bytes that came in lately and were not made up for by others that went
 
     def missing(self, now: Counters, free: int, target: int, seconds: float) -> int:
         """Bytes to demote, 0 while nothing comes in.
@@ -31,14 +31,10 @@ class Headroom:
         """
         before, self._before = self._before or now, now
         pages = _incoming(before, now)
-        self._follow(pages * _page_bytes(now), seconds)
+        self._recent = self._recent * math.exp(-seconds / RECENT) + pages * _page_bytes(now)
         most = target * self._percent // 100
-        wanted = min(max(int(self._rate * AHEAD), int(most * LEAST)), most)
+        wanted = min(max(int(self._recent), int(most * LEAST)), most)
         return wanted - free if pages and free < wanted / 2 else 0
-
-    def _follow(self, nbytes: int, seconds: float) -> None:
-        fading = max(0.0, 1 - seconds / FADING)
-        self._rate = max(nbytes / seconds if seconds else 0.0, self._rate * fading)
 
 
 def _incoming(before: Counters, now: Counters) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,8 +25,9 @@ Open = Callable[..., ServedDevice]
 
 
 @pytest.fixture
-def opened(pools: Path, disk: Path) -> Iterator[Open]:
-    """Opens devices whose upkeep the test does: opened(headroom=..., backing=...)."""
+def opened(pools: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Opens devices whose upkeep the test does: opened(headroom=..., backing=...). They do not age by themselves."""
+    monkeypatch.setattr("tmemd.device.GENERATION", math.inf)
     with ExitStack() as stack:
 
         def opened(backing: Path | None = disk, headroom: int = 10) -> ServedDevice:
@@ -49,7 +51,7 @@ def write(served: ServedDevice, pages: range) -> None:
 def rounds(served: ServedDevice, n: int) -> None:
     """Let the upkeep do what it has to do."""
     for _ in range(n):
-        while served.tick():
+        while served.tick() == 0:
             pass
 
 
@@ -177,3 +179,40 @@ def test_a_request_says_which_pages_go(opened: Open) -> None:
         poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, LIMIT, poolfile.Choice(min_age=4))
         rounds(served, 1)
     assert (in_tmem(served, range(1100, 1300)), in_tmem(served, range(1300, 1500))) == (0, 200)
+
+
+def test_the_index_is_surveyed_when_something_changed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmemd.device.SURVEY_EVERY", 0.0)
+    served = opened()
+
+    def surveys() -> int:
+        with served.pool_path.open("rb") as pool:
+            return poolfile.read_ages(pool.fileno(), served.pool_path).surveys
+
+    rounds(served, 1)
+    write(served, range(1100, 1200))
+    before = surveys()
+    rounds(served, 5)
+    assert surveys() == before
+    _core.pread(served.core, bytearray(PAGE), 1100 * PAGE, 0)
+    rounds(served, 5)
+    assert surveys() == before + 1
+
+
+def test_a_generation_lasts_its_time_however_many_rounds_there_are(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = opened()
+
+    def generation() -> int:
+        with served.pool_path.open("rb") as pool:
+            return poolfile.read_ages(pool.fileno(), served.pool_path).generation
+
+    grow_old(served, 1)
+    before = generation()
+    monkeypatch.setattr("tmemd.device.GENERATION", 3600.0)
+    rounds(served, 200)
+    assert generation() == before
+    monkeypatch.setattr("tmemd.device.GENERATION", 0.0)
+    rounds(served, 1)
+    assert generation() == before + 1

@@ -44,7 +44,7 @@ def test_a_refused_page_needs_room_even_where_another_went() -> None:
 
 
 def test_the_faster_pages_come_the_more_is_kept_free_up_to_the_most() -> None:
-    slow, fast, faster = (missing(watching(), 0, puts=puts) for puts in (10, 400, 100_000))
+    slow, fast, faster = (missing(watching(), 0, puts=puts) for puts in (10, 2000, 100_000))
     assert 0 < slow < fast < faster == TARGET // 10
 
 
