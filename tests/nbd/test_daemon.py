@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -10,20 +11,23 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.conftest import Serve
 from tests.content import PAGE, content
 from tests.crash.writers import Ledger, Writers, pages
-from tests.harness import MIB, ROOT, Server, device, environment, nbdkit_command, wait_until
+from tests.harness import MIB, ROOT, Server, connect, device, environment, nbdkit_command, wait_until
 from tests.unit import fakes
 from tmemd.cli import main
-from tmemd.client import Client
+from tmemd.client import Client, UnreachableError
 from tmemd.poolfile import PoolError
+from tmemd.settings import PoolSettings
 
 PAGES = 2048
 LIMIT = 8 * MIB
@@ -61,9 +65,9 @@ def tmemd(pools: Path) -> Iterator[Restarted]:
         restarted.kill()
 
 
-def managed(base: Path, backing: object, limit: object = LIMIT, **keys: object) -> list[str]:
+def managed(base: Path, backing: object, limit: object = LIMIT, *, name: str = "web", **keys: object) -> list[str]:
     """A device that has its pool from the tmemd below *base*."""
-    return device("web", base / "pools", PAGES * PAGE, backing, limit, tmemd=base / "socket", **keys)
+    return device(name, base / "pools", PAGES * PAGE, backing, limit, tmemd=base / "socket", **keys)
 
 
 def ctl(base: Path, *command: str) -> Any:
@@ -128,34 +132,110 @@ def test_everything_tmemctl_does_to_a_live_device(serve: Serve, pools: Path, dis
     assert wrong(serve(managed(pools, disk)), 3) == []
 
 
-def test_sigkill_of_tmemd_under_load_fails_no_request(serve: Serve, pools: Path, disk: Path, tmemd: Restarted) -> None:
-    server = serve(managed(pools, disk))
-    ledger = Ledger(PAGES)
-    rng = random.Random(1)
-    minimum = tmemd.client.pool("web").counters.minimum_bytes
-    writers = Writers(server.socket, "", ledger, 1)
+def random_change(rng: random.Random) -> dict[str, Any]:
+    """A change of settings, as Client.set takes it, that is right whatever was set before; or of 'frozen'."""
+    if rng.random() < 0.3:
+        return {"frozen": rng.random() < 0.3}
+    changes: dict[str, Any] = {
+        "weight": rng.randint(1, 1000),
+        "cap": rng.choice([None, rng.randint(6 * MIB, LIMIT)]),
+        "minimum": rng.randint(0, 2 * MIB),
+        "target": rng.choice([None, None, rng.randint(3 * MIB, 5 * MIB)]),
+        "compression": rng.random() < 0.7,
+    }
+    return {name: changes[name] for name in rng.sample(sorted(changes), rng.randint(1, len(changes)))}
+
+
+def send_change(client: Client, name: str, change: dict[str, Any]) -> None:
+    if "frozen" in change:
+        client.set_frozen(name, change["frozen"])
+    else:
+        client.set(name, **change)
+
+
+def change_until_killed(
+    client: Client, rng: random.Random, expected: dict[str, PoolSettings]
+) -> tuple[str, PoolSettings]:
+    """Change settings until tmemd is gone, noting those it acknowledged; returns the change that got no answer."""
+    while True:
+        name = rng.choice(sorted(expected))
+        change = random_change(rng)
+        new = msgspec.structs.replace(expected[name], **change)
+        try:
+            send_change(client, name, change)
+        except UnreachableError:
+            return name, new
+        expected[name] = new
+        if rng.random() < 0.1:
+            with contextlib.suppress(UnreachableError):
+                client.ask(name, "drain")
+
+
+def kill_after(tmemd: Restarted, ledger: Ledger, requests: int) -> None:
+    """SIGKILL when the device has acknowledged so many requests more."""
+    ledger.wait_for(requests, threading.Event())
+    tmemd.kill()
+
+
+@contextlib.contextmanager
+def writing(sockets: dict[str, Path]) -> Iterator[dict[str, Ledger]]:
+    """Writers on every device, none of which may fail, and afterwards every page is checked."""
+    ledgers = {name: Ledger(PAGES) for name in sockets}
+    writers = [Writers(path, "", ledgers[name], seed, threads=2) for seed, (name, path) in enumerate(sockets.items())]
     try:
-        for _ in range(100):
-            target = rng.randint(minimum, LIMIT)
-            tmemd.client.set_target("web", target)
-            tmemd.client.set_frozen("web", rng.random() < 0.2)
-            if rng.random() < 0.3:
-                tmemd.client.ask("web", "drain")
-            ledger.wait_for(rng.randrange(20), writers.stop)
-            tmemd.kill()
-            ledger.wait_for(20, writers.stop)
-            tmemd.start()
-            status = tmemd.client.pool("web")
-            assert (status.served, status.target_bytes) == (True, target)
+        yield ledgers
     finally:
-        writers.stop.set()
-        writers.join()
-    assert writers.failed == []
-    with server.client() as client:
-        ledger.verify(client)
-    counters = tmemd.client.pool("web").counters
-    assert (counters.bad_checksums, counters.io_errors) == (0, 0)
-    assert counters.puts_refused > 0
+        for each in writers:
+            each.stop.set()
+        for each in writers:
+            each.join()
+    assert [each.failed for each in writers] == [[] for _ in writers]
+    for name, path in sockets.items():
+        client = connect(path)
+        ledgers[name].verify(client)
+        client.shutdown()
+
+
+def test_sigkill_of_tmemd_under_load_fails_no_request_and_loses_no_setting(
+    serve: Serve, pools: Path, tmp_path: Path
+) -> None:
+    (pools / "config").write_text(f"[budget]\nminimum = {2 * LIMIT}\nmaximum = {2 * LIMIT}\nreserve = 0\n")
+    tmemd = Restarted(pools, f"--config={pools}/config")
+    rng = random.Random(1)
+    try:
+        sockets = {name: serve(managed(pools, tmp_path / name, name=name)).socket for name in ("a", "b", "c")}
+        expected = {name: PoolSettings() for name in sockets}
+        with writing(sockets) as ledgers:
+            for _ in range(60):
+                busy = rng.choice(list(ledgers.values()))
+                killer = threading.Thread(target=kill_after, args=(tmemd, busy, rng.randrange(30)))
+                killer.start()
+                name, unanswered = change_until_killed(tmemd.client, rng, expected)
+                killer.join()
+                busy.wait_for(20, threading.Event())
+                tmemd.start()
+                found = {status.name: status for status in tmemd.client.pools()}
+                if found[name].settings == unanswered:
+                    expected[name] = unanswered
+                assert {name: status.settings for name, status in found.items()} == expected
+                assert all(status.served for status in found.values())
+                assert [status.frozen for status in found.values()] == [each.frozen for each in expected.values()]
+                fixed = {name: each.target for name, each in expected.items() if each.target is not None}
+                assert {name: found[name].target_bytes for name in fixed} == fixed
+            for name in sockets:
+                tmemd.client.set_frozen(name, False)
+                tmemd.client.set(name, target=3 * MIB, cap=None, minimum=0)
+            tmemd.kill()
+            tmemd.start()
+            assert [status.target_bytes for status in tmemd.client.pools()] == [3 * MIB] * 3
+            for name in sockets:
+                tmemd.client.set(name, target=None)
+            wait_until(lambda: tmemd.client.host().targets_bytes > 9 * MIB, "targets to be found again")
+        counters = [status.counters for status in tmemd.client.pools()]
+        assert [(each.bad_checksums, each.io_errors) for each in counters] == [(0, 0)] * 3
+        assert all(each.puts_refused for each in counters)
+    finally:
+        tmemd.kill()
 
 
 def test_a_plugin_killed_and_started_again_finds_its_pages(
