@@ -291,6 +291,7 @@ int main(int argc, char **argv)
 
     open_device(&config);
     run_threads(seed);
+    CHECK(!has_file || atomic_load(&tm_counters(device)->promotions), "no page was promoted");
     set(&control->frozen, 0);
     verify(pool_fd);
     tm_close(device);

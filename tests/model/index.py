@@ -50,6 +50,11 @@ class Word:
         """Offset of its record from `data_offset`."""
         return self.value >> 28 << 4
 
+    @property
+    def slot(self) -> int:
+        """Bytes of the slot its record lies in."""
+        return max(32, -(-(RECORD_HEADER + self.length) // 16) * 16)
+
 
 _BY_STATE = (None, Kind.FILE, Kind.LOST, Kind.ZERO)
 

@@ -8,15 +8,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.content import PAGE, content
 from tests.harness import KIB, MIB, taken
-from tests.model.index import Kind, kinds
+from tests.model.index import Kind, kinds, words
 from tests.model.reference import Reference
 from tests.model.rig import Rig
+from tmemd import poolfile
 from tmemd.check import check_pool
 from tmemd.core import _core
 
@@ -116,6 +117,19 @@ class Machine(RuleBasedStateMachine):
         assert self.rig.read(*span) == expected
         assert self.rig.read(*span) == expected
 
+    @rule(page=_PAGE, count=st.integers(1, 12))
+    def come_back(self, page: int, count: int) -> None:
+        """Pages whose put was refused are promoted when they are read and puts are accepted: their content stays."""
+        offset = page * PAGE
+        length = min(count * PAGE, SIZE - offset)
+        if self.backing:
+            self.freeze(True)
+            self._change(offset, self._data(offset, length))
+            self.freeze(False)
+        before = self.rig.counters().promotions
+        self.read((offset, min(length, 8 * PAGE)))
+        event("promoted" if self.rig.counters().promotions > before else "not promoted")
+
     @rule(span=spans())
     def trim(self, span: tuple[int, int]) -> None:
         """A trimmed page reads as zeros; at the borders bytes may stay."""
@@ -158,6 +172,11 @@ class Machine(RuleBasedStateMachine):
         """Refuse puts, or accept them again."""
         self.rig.frozen(frozen)
 
+    @rule(on=st.booleans())
+    def compression(self, on: bool) -> None:
+        """Compress what is put from now on, or store it as it is."""
+        poolfile.write_compression(self.rig.pool_fd, on)
+
     @rule(budget=st.sampled_from([1, 20, 10_000]))
     def settle(self, budget: int) -> None:
         """Give memory back."""
@@ -177,10 +196,20 @@ class Machine(RuleBasedStateMachine):
             now = self.rig.counters()
             assert (now.pages_in_tmem, now.granules_set) == (0, 0)
 
+    @rule(times=st.sampled_from([1, 1, 7, 16]))
+    def age(self, times: int) -> None:
+        """Begin the next generations."""
+        for _ in range(times):
+            self.rig.device.age()
+
     @rule()
-    def age(self) -> None:
-        """Begin the next generation."""
-        self.rig.device.age()
+    def survey(self) -> None:
+        """A survey finds every page in tmem, and every page of the file whose block is in the index."""
+        self.rig.device.survey()
+        found = poolfile.read_ages(self.rig.pool_fd, self.rig.pool)
+        index = words(self.rig.pool)
+        assert sum(found.stored_bytes) == sum(word.slot for word in index if word.kind is Kind.TMEM)
+        assert sum(found.filed_pages) == sum(word.kind is Kind.FILE for word in index)
 
     @rule(clean=st.booleans())
     def reattach(self, clean: bool) -> None:

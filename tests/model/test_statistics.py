@@ -107,8 +107,8 @@ def test_gets_are_counted_by_the_age_before(rig: Rig, times: int) -> None:
 
 @pytest.mark.parametrize("times", [0, 3, ANCIENT - 1, ANCIENT, 40])
 def test_file_reads_are_counted_by_the_age_before_and_refresh_it(rig: Rig, times: int) -> None:
-    rig.target(rig.minimum)  # nothing is promoted
     write_to_file(rig, range(200, 210))
+    rig.frozen(True)  # nothing is promoted
     age(rig, times)
     rig.read(200 * PAGE, 10 * PAGE)
     rig.read(205 * PAGE + 7, 8)
@@ -118,8 +118,8 @@ def test_file_reads_are_counted_by_the_age_before_and_refresh_it(rig: Rig, times
 
 
 def test_a_page_read_from_the_file_reads_the_same_again_after_it_was_refreshed(rig: Rig) -> None:
-    rig.target(rig.minimum)
     write_to_file(rig, range(200, 210))
+    rig.frozen(True)
     for _ in range(2 * GENERATIONS):
         age(rig, 1)
         for page in range(200, 210):
@@ -185,11 +185,6 @@ def surveyed(rig: Rig) -> Ages:
     return ages(rig)
 
 
-def slot(length: int) -> int:
-    """Bytes of the slot of a record."""
-    return max(32, -(-(12 + length) // 16) * 16)
-
-
 def test_a_survey_says_what_lies_where_by_age(rig: Rig) -> None:
     before = ages(rig)
     assert (before.stored_bytes, before.raw_bytes, before.filed_pages, before.surveys) == (at(), at(), at(), 0)
@@ -203,7 +198,7 @@ def test_a_survey_says_what_lies_where_by_age(rig: Rig) -> None:
     age(rig, 9)
     rig.read(200 * PAGE, 10 * PAGE)
     index = words(rig.pool)
-    sizes = [slot(word.length) if word.kind is Kind.TMEM else 0 for word in index]
+    sizes = [word.slot if word.kind is Kind.TMEM else 0 for word in index]
     seen = surveyed(rig)
     assert seen.surveys == 1
     assert seen.stored_bytes == at((0, sum(sizes[200:210])), (9, sum(sizes[400:420])), (15, sum(sizes[210:270])))

@@ -15,6 +15,7 @@ from tests.conftest import Serve
 from tests.content import PAGE, incompressible
 from tests.crash.writers import pages
 from tests.harness import MIB, Server, counters, device
+from tmemd import poolfile
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and making cgroups needs root")
 
@@ -112,6 +113,18 @@ def test_invariant_4_a_tmpfs_filled_by_others_refuses_puts_and_reads_work(
     server.kill()
     server.start()
     verify_all(server)
+
+
+def test_invariant_4_a_pool_without_statistics_on_a_full_tmpfs_is_an_error_not_sigbus(
+    serve: Serve, small_tmpfs: Path, disk: Path
+) -> None:
+    server = serve(device("full", small_tmpfs, PAGES * PAGE, disk, "32M"))
+    assert server.stop() == 0
+    hole = f"--offset={poolfile.STATISTICS_OFFSET}", f"--length={poolfile.PAGE}"
+    subprocess.run(["fallocate", "--punch-hole", *hole, small_tmpfs / "full.pool"], check=True)
+    fill(small_tmpfs)
+    with pytest.raises(AssertionError, match="No space left on device"):
+        server.start()
 
 
 def test_invariant_4_ram_only_on_a_full_tmpfs_is_eio_not_sigbus(serve: Serve, small_tmpfs: Path) -> None:

@@ -12,6 +12,9 @@
 #define HEADROOM_MARGIN (UINT64_C(16) << 20)
 #define HEADROOM_STEP (UINT64_C(2) << 20)
 
+/* The part of the target that promotion leaves to writes. */
+enum { ROOM_SHARE = 32 };
+
 int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, struct tm_counters *counters,
                    const struct tm_control *control)
 {
@@ -69,6 +72,18 @@ bool tm_refusing(struct tm_budget *budget)
     uint64_t frozen;
     return (read_checked(&budget->control->frozen, &frozen) && frozen) || atomic_load(&budget->draining) ||
            atomic_load_explicit(&budget->counters->used, memory_order_relaxed) > tm_target(budget);
+}
+
+bool tm_has_room(struct tm_budget *budget)
+{
+    uint64_t target = tm_target(budget), used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
+    return used + target / ROOM_SHARE <= target;
+}
+
+bool tm_is_compressing(const struct tm_budget *budget)
+{
+    uint64_t compression;
+    return !read_checked(&budget->control->compression, &compression) || compression;
 }
 
 uint64_t tm_above_target(struct tm_budget *budget)

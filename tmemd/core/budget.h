@@ -32,6 +32,11 @@ uint64_t tm_demotion_bound(const struct tm_budget *budget);
 /* Whether puts are refused whatever memory is free. */
 bool tm_refusing(struct tm_budget *budget);
 
+/* Whether there is so much room below the target that pages which are in the file already may take some of it. */
+bool tm_has_room(struct tm_budget *budget);
+/* Whether pages are compressed; otherwise they are stored as they are, but for those of one word. */
+bool tm_is_compressing(const struct tm_budget *budget);
+
 /* How much of the limit the target leaves unused. Records stay below it. The index may pass the target, for a write may not
  * fail because the target fell a moment ago. */
 uint64_t tm_above_target(struct tm_budget *budget);

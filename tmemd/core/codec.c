@@ -26,7 +26,7 @@ static uint32_t record_crc(uint32_t number, uint16_t length, uint16_t encoding, 
     return tm_crc32c(tm_crc32c(0, &head, sizeof head), payload, length);
 }
 
-static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, enum tm_encoding *encoding)
+static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, bool compress, enum tm_encoding *encoding)
 {
     uint64_t word;
     if (tm_is_same(page, &word)) {
@@ -36,7 +36,9 @@ static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, enum tm_en
     }
     /* LZ4's own choice of state and speed: a state kept between calls, or acceleration 2, gained at most 2 % on pages of
      * live processes and cost 0.5 to 3.4 % in size. */
-    int length = LZ4_compress_default((const char *)page, (char *)payload, TM_PAGE, LZ4_COMPRESSBOUND(TM_PAGE));
+    int length = compress ? LZ4_compress_default((const char *)page, (char *)payload, TM_PAGE,
+                                                 LZ4_COMPRESSBOUND(TM_PAGE))
+                          : 0;
     if (length > 0 && length <= WORTH_COMPRESSING) {
         *encoding = TM_LZ4;
         return (uint32_t)length;
@@ -46,10 +48,11 @@ static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, enum tm_en
     return TM_PAGE;
 }
 
-uint32_t tm_encode(struct tm_encoded *encoded, uint32_t number, const uint8_t *page, enum tm_encoding *encoding)
+uint32_t tm_encode(struct tm_encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
+                   enum tm_encoding *encoding)
 {
     struct tm_record *record = (struct tm_record *)encoded->record;
-    uint32_t length = encode_payload(record->payload, page, encoding);
+    uint32_t length = encode_payload(record->payload, page, compress, encoding);
     atomic_store_explicit(&record->page, number, memory_order_relaxed);
     record->length = (uint16_t)length;
     record->encoding = (uint16_t)*encoding;

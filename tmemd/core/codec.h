@@ -13,7 +13,8 @@ struct tm_encoded {
 bool tm_is_same(const uint8_t *page, uint64_t *word);
 
 /* Encode page `number` as a whole record; returns the payload's length and sets *encoding. */
-uint32_t tm_encode(struct tm_encoded *encoded, uint32_t number, const uint8_t *page, enum tm_encoding *encoding);
+uint32_t tm_encode(struct tm_encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
+                   enum tm_encoding *encoding);
 
 /* Decode the record that an index word points at into 4096 bytes; false when it is not what the word says. */
 bool tm_decode(const struct tm_record *record, uint64_t word, uint32_t number, uint8_t *page);

@@ -127,6 +127,9 @@ bool tm_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, uint
 
 /* Read a whole page into the pool: false when refused. Under the page's change lock. filed: the file holds the same. */
 bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool filed);
+/* Put a page that was read from the file under `word`, whose checksum it has, so that the next get finds it. Without waiting:
+ * nothing happens where there is no room to spare, or somebody is changing the page, or has changed it. */
+void tm_promote(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t word);
 
 /* clean.c */
 

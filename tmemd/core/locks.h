@@ -10,6 +10,7 @@
 #define TM_LOCKS_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { TM_STRIPES = 1024 }; /* more than the pages of the longest run that is locked */
@@ -31,6 +32,12 @@ static inline void tm_look(struct tm_locks *locks, uint64_t page) { pthread_mute
 static inline void tm_unlook(struct tm_locks *locks, uint64_t page)
 {
     pthread_mutex_unlock(&tm_stripe(locks, page)->look);
+}
+
+/* Lock one page for change if nobody holds its lock. */
+static inline bool tm_try_lock(struct tm_locks *locks, uint64_t page)
+{
+    return pthread_mutex_trylock(&tm_stripe(locks, page)->change) == 0;
 }
 
 /* Lock n < TM_STRIPES pages from `first` for change; a run that wraps round takes its low stripes first. */

@@ -6,6 +6,16 @@
 
 enum outcome { DONE, IN_FILE, FAILED };
 
+/* A page that comes back from the file within this many generations of its last use is put again; where more pages than
+ * these are read at once (a guest reads 8 around the one it needs) somebody copies the device. */
+enum { PROMOTE_AGE = 6, PROMOTE_RUN = 8 };
+
+/* What the index said of a page before it was read. */
+struct found {
+    uint64_t word;
+    unsigned age;
+};
+
 /* A lost page. */
 static enum outcome read_lost(const struct tm_device *device, uint8_t *content)
 {
@@ -23,37 +33,38 @@ static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
         tm_touch(device, page, tm_with_generation(word, generation));
 }
 
-static void count_get(struct tm_device *device, uint64_t word, uint64_t start)
+static void count_get(struct tm_device *device, unsigned age, uint64_t start)
 {
     tm_count(&device->counters->gets, 1);
-    tm_count(&device->statistics->gets_by_age[tm_age_of(device, word)], 1);
+    tm_count(&device->statistics->gets_by_age[age], 1);
     tm_took(&device->statistics->get, start);
 }
 
-/* Read the page if it is not in the file; *word is what the index said before this use of the page. */
-static enum outcome read_memory(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word)
+/* Read the page if it is not in the file. */
+static enum outcome read_memory(struct tm_device *device, uint64_t page, uint8_t *content, struct found *found)
 {
     enum outcome outcome = DONE;
     uint64_t start = tm_now();
     tm_look(&device->locks, page);
-    *word = tm_word(device, page);
-    switch (tm_kind(*word)) {
+    uint64_t word = tm_word(device, page);
+    *found = (struct found){.word = word, .age = tm_age_of(device, word)};
+    switch (tm_kind(word)) {
     case TM_NOWHERE:
     case TM_ZERO:
         memset(content, 0, TM_PAGE);
         break;
     case TM_FILE:
         outcome = IN_FILE;
-        tm_count(&device->statistics->file_reads_by_age[tm_age_of(device, *word)], 1);
-        refresh(device, page, *word);
+        tm_count(&device->statistics->file_reads_by_age[found->age], 1);
+        refresh(device, page, word);
         break;
     case TM_LOST:
         outcome = read_lost(device, content);
         break;
     case TM_TMEM:
-        if (tm_decode(tm_record_of(device, *word), *word, (uint32_t)page, content)) {
-            count_get(device, *word, start);
-            refresh(device, page, *word);
+        if (tm_decode(tm_record_of(device, word), word, (uint32_t)page, content)) {
+            count_get(device, found->age, start);
+            refresh(device, page, word);
         } else {
             tm_count(&device->counters->bad_checksums, 1);
             outcome = FAILED;
@@ -110,12 +121,12 @@ bool tm_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, uint
 
 int tm_read_locked(struct tm_device *device, uint64_t page, uint8_t *content)
 {
-    uint64_t word;
-    switch (read_memory(device, page, content, &word)) {
+    struct found found;
+    switch (read_memory(device, page, content, &found)) {
     case DONE:
         return 0;
     case IN_FILE:
-        return read_file_locked(device, page, word, content);
+        return read_file_locked(device, page, found.word, content);
     case FAILED:
         break;
     }
@@ -142,7 +153,7 @@ static bool is_still(struct tm_device *device, uint64_t page, uint64_t word, con
 
 /* Read a run of pages that the index says are in the file. It takes no lock, so a page may change meanwhile: then it is
  * read again in its turn. */
-static int read_file_run(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *words, uint8_t *content)
+static int read_file_run(struct tm_device *device, uint64_t first, uint32_t n, struct found *found, uint8_t *content)
 {
     struct tm_bounce *bounce = tm_bounce_get(&device->file);
     if (!bounce)
@@ -150,34 +161,47 @@ static int read_file_run(struct tm_device *device, uint64_t first, uint32_t n, c
     int error = read_file(device, first, n, bounce->pages);
     for (uint32_t i = 0; i < n && !error; i++) {
         const uint8_t *page = bounce->pages + (size_t)i * TM_PAGE;
-        if (is_still(device, first + i, words[i], page))
+        if (is_still(device, first + i, found[i].word, page)) {
             memcpy(content + (size_t)i * TM_PAGE, page, TM_PAGE);
-        else
+        } else {
             error = read_ordered(device, first + i, content + (size_t)i * TM_PAGE);
+            found[i].age = TM_ANCIENT; /* what was found is not what was read */
+        }
     }
     tm_bounce_put(&device->file, bounce);
     return error;
 }
 
+/* Put pages again that were just read from the file and are in use. */
+static void promote(struct tm_device *device, uint64_t first, uint32_t n, const struct found *found,
+                    const uint8_t *content)
+{
+    for (uint32_t i = 0; i < n; i++)
+        if (tm_kind(found[i].word) == TM_FILE && !(found[i].word & TM_WORD_FLAG) && found[i].age < PROMOTE_AGE)
+            tm_promote(device, first + i, content + (size_t)i * TM_PAGE, found[i].word);
+}
+
 /* Read n <= TM_RUN_MAX whole pages; neighbours in the file come in one read. */
 static int read_pages(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *content)
 {
-    uint64_t words[TM_RUN_MAX];
+    struct found found[TM_RUN_MAX];
     uint32_t run = 0; /* pages before this one that wait to be read from the file */
     int error = 0;
     for (uint32_t i = 0; i < n && !error; i++) {
-        enum outcome outcome = read_memory(device, first + i, content + (size_t)i * TM_PAGE, &words[i]);
+        enum outcome outcome = read_memory(device, first + i, content + (size_t)i * TM_PAGE, &found[i]);
         if (outcome == IN_FILE) {
             run++;
             continue;
         }
         error = outcome == FAILED ? EIO : 0;
         if (run && !error)
-            error = read_file_run(device, first + i - run, run, words + i - run, content + (size_t)(i - run) * TM_PAGE);
+            error = read_file_run(device, first + i - run, run, found + i - run, content + (size_t)(i - run) * TM_PAGE);
         run = 0;
     }
     if (run && !error)
-        error = read_file_run(device, first + n - run, run, words + n - run, content + (size_t)(n - run) * TM_PAGE);
+        error = read_file_run(device, first + n - run, run, found + n - run, content + (size_t)(n - run) * TM_PAGE);
+    if (!error && n <= PROMOTE_RUN)
+        promote(device, first, n, found, content);
     return error;
 }
 

@@ -32,11 +32,10 @@ static uint64_t store_record(struct tm_device *device, uint64_t page, const uint
     struct tm_encoded encoded;
     enum tm_encoding encoding;
     uint64_t location;
-    uint32_t length = tm_encode(&encoded, (uint32_t)page, content, &encoding);
+    uint32_t length = tm_encode(&encoded, (uint32_t)page, content, tm_is_compressing(&device->budget), &encoding);
     if (!tm_slot_alloc(&device->slots, tm_slot_size(length), &location))
         return 0;
     tm_copy_record(device, location, (const struct tm_record *)encoded.record, length);
-    count_encoding(device, encoding);
     return tm_tmem_word(location, length, encoding, atomic_load_explicit(&device->generation, memory_order_relaxed));
 }
 
@@ -55,6 +54,7 @@ bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, boo
         tm_count(&device->counters->puts_refused, 1);
         return false;
     }
+    count_encoding(device, tm_encoding(word));
     tm_replace(device, page, filed ? word | TM_WORD_FLAG : word);
     tm_took(&device->statistics->put, start);
     return true;
@@ -233,6 +233,30 @@ int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint6
     return error ? EIO : 0;
 }
 
+/* Put what the file holds as well, under the page's change lock: its content does not change. */
+static bool put_again(struct tm_device *device, uint64_t page, const uint8_t *content)
+{
+    uint64_t first_word, word = TM_NOWHERE;
+    if (!tm_is_same(content, &first_word) || first_word) {
+        word = tm_refusing(&device->budget) ? 0 : store_record(device, page, content);
+        if (!word)
+            return false;
+        word |= TM_WORD_FLAG;
+    }
+    tm_publish(device, page, word);
+    tm_count(&device->counters->promotions, 1);
+    return true;
+}
+
+void tm_promote(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t word)
+{
+    if (!tm_has_room(&device->budget) || !tm_try_lock(&device->locks, page))
+        return;
+    if (tm_in_index(device, page / TM_BLOCK_PAGES) && tm_same_content(tm_peek(device, page), word))
+        put_again(device, page, content);
+    tm_unlock_run(&device->locks, page, 1);
+}
+
 int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset)
 {
     uint8_t content[TM_PAGE];
@@ -240,7 +264,7 @@ int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset)
     for (uint64_t page = offset / TM_PAGE; page < last && !tm_refusing(&device->budget); page++) {
         tm_lock_run(&device->locks, page, 1);
         bool stop = tm_in_index(device, page / TM_BLOCK_PAGES) && tm_kind(tm_peek(device, page)) == TM_FILE &&
-                    (tm_read_locked(device, page, content) != 0 || !tm_put(device, page, content, true));
+                    (tm_read_locked(device, page, content) != 0 || !put_again(device, page, content));
         tm_unlock_run(&device->locks, page, 1);
         if (stop)
             break; /* a hint: what cannot be brought in stays where it is */

@@ -1,0 +1,110 @@
+/* What promotion may not do: wait, or put a page whose word has changed since it was read. Exit status 0 and 'ok'. */
+#define _GNU_SOURCE
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "device.h"
+
+enum { PAGES = 2048, PAGE = 600, LIMIT = 64 << 20 };
+
+#define CHECK(condition)                                                       \
+    do {                                                                       \
+        if (!(condition)) {                                                    \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);    \
+            exit(1);                                                           \
+        }                                                                      \
+    } while (0)
+
+static struct tm_device *device;
+static struct tm_control *control;
+
+static int memory_file(const char *name, uint64_t size)
+{
+    int fd = memfd_create(name, MFD_CLOEXEC);
+    CHECK(fd >= 0 && ftruncate(fd, (off_t)size) == 0);
+    return fd;
+}
+
+static void open_device(void)
+{
+    struct tm_layout layout;
+    char error[256];
+    uint64_t size = (uint64_t)PAGES * TM_PAGE;
+    CHECK(tm_layout_for(size, &layout) == 0);
+    struct tm_config config = {
+        .name = "promotion", .pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes),
+        .file_fd = memory_file("file", size), .map_fd = memory_file("map", 2 * TM_PAGE), .size = size, .limit = LIMIT,
+        .granule = 1 << 20, .file_bytes = size,
+    };
+    CHECK(tm_open(&config, &device, error, sizeof error) == 0);
+    control = mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, config.pool_fd, TM_CONTROL_OFFSET);
+    CHECK(control != MAP_FAILED);
+}
+
+/* Write the page while puts are refused; returns its word. */
+static uint64_t spill(uint8_t version)
+{
+    uint8_t content[TM_PAGE];
+    for (size_t i = 0; i < sizeof content; i++)
+        content[i] = (uint8_t)(i * version);
+    atomic_store(&control->frozen.value, 1);
+    atomic_store(&control->frozen.complement, ~UINT64_C(1));
+    CHECK(tm_write(device, content, sizeof content, (uint64_t)PAGE * TM_PAGE, false) == 0);
+    atomic_store(&control->frozen.value, 0);
+    atomic_store(&control->frozen.complement, ~UINT64_C(0));
+    CHECK(tm_kind(tm_peek(device, PAGE)) == TM_FILE);
+    return tm_peek(device, PAGE);
+}
+
+static uint8_t second_byte(void)
+{
+    uint8_t content[TM_PAGE];
+    CHECK(tm_read(device, content, sizeof content, (uint64_t)PAGE * TM_PAGE) == 0);
+    return content[1];
+}
+
+int main(void)
+{
+    uint8_t old[TM_PAGE];
+    open_device();
+    uint64_t word = spill(1);
+    CHECK(tm_file_read(&device->file, PAGE, 1, old) == 0);
+
+    /* Somebody is changing the page: it does not wait. */
+    tm_lock_run(&device->locks, PAGE, 1);
+    tm_promote(device, PAGE, old, word);
+    tm_unlock_run(&device->locks, PAGE, 1);
+    CHECK(tm_peek(device, PAGE) == word);
+
+    /* It was overwritten, trimmed, or its whole block was, since it was read. */
+    uint64_t second = spill(2);
+    tm_promote(device, PAGE, old, word);
+    CHECK(tm_peek(device, PAGE) == second && second_byte() == 2);
+    CHECK(tm_trim(device, TM_PAGE, (uint64_t)PAGE * TM_PAGE, false) == 0);
+    tm_promote(device, PAGE, old, word);
+    CHECK(tm_kind(tm_peek(device, PAGE)) == TM_ZERO && second_byte() == 0);
+    CHECK(tm_trim(device, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, false) == 0);
+    tm_promote(device, PAGE, old, word);
+    CHECK(second_byte() == 0);
+
+    /* It was only read since, in a later generation. */
+    word = spill(1);
+    uint64_t before = atomic_load(&tm_counters(device)->promotions);
+    for (unsigned i = 0; i < TM_ANCIENT / 2; i++)
+        tm_age(device);
+    CHECK(second_byte() == 1 && tm_kind(tm_peek(device, PAGE)) == TM_FILE);
+    CHECK(tm_generation(tm_peek(device, PAGE)) != tm_generation(word));
+    tm_promote(device, PAGE, old, word);
+    CHECK(atomic_load(&tm_counters(device)->promotions) == before + 1);
+    CHECK(tm_kind(tm_peek(device, PAGE)) == TM_TMEM && second_byte() == 1);
+
+    /* The lock was let go each time. */
+    tm_lock_run(&device->locks, PAGE, 1);
+    tm_unlock_run(&device->locks, PAGE, 1);
+    munmap(control, TM_PAGE);
+    tm_close(device);
+    puts("ok");
+    return 0;
+}
