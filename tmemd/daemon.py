@@ -25,13 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import psutil
-
 from tmemd import metricserver, protocol, tmpfs
 from tmemd.administration import Administration
 from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
 from tmemd.daemonconfig import Address, DaemonConfig, load_config
 from tmemd.governor import TICK, Governor
+from tmemd.host import read_memory
 from tmemd.metrics import Snapshot
 from tmemd.metricserver import MetricsServer
 from tmemd.pool import Pools, open_pool_file
@@ -262,8 +261,8 @@ class Daemon:
 
 
 def total_memory() -> int:
-    """Bytes of RAM of this host."""
-    return int(psutil.virtual_memory().total)
+    """Bytes of RAM of this host, or of the smallest cgroup that tmemd runs in. Raises PoolError."""
+    return min(memory.total for memory in read_memory())
 
 
 def read_config(path: Path | None) -> DaemonConfig:

@@ -419,6 +419,26 @@ def test_freeable_says_of_each_and_in_all(directory: Path, capsys: Output) -> No
         assert "there is no pool none" in capsys.readouterr().err
 
 
+def test_host_says_what_there_is(tmemd: fakes.Tmemd, capsys: Output) -> None:
+    assert main(["host", "--json"]) == 0
+    found = parsed(capsys)
+    assert 0 < found["budget_bytes"] == found["total_bytes"] // 2
+    assert found["policy"] == "fair"
+    assert main(["host", f"--socket={tmemd.socket}"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["total"].startswith(f"{found['total_bytes']} (")
+    assert lines["writes"] == "left unbounded"
+
+
+def test_a_host_below_its_reserve_is_warned_of(
+    directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fakes.tmemd(directory, config='[budget]\nreserve = "100%"\n') as running:
+        monkeypatch.setenv("TMEMD_SOCKET", str(running.socket))
+        assert main(["host"]) == 0
+    assert "less available than its reserve" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "asked", "choice"),
     [

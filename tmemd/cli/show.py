@@ -38,7 +38,7 @@ def _plain(field: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if field in _SIZES or field.endswith("_bytes"):
-        return f"{value} ({format_size(value)})"
+        return f"{value} ({format_size(value)})" if value else "0"
     if field.endswith("_seconds"):
         return f"median {format_seconds(value['median'])}, 99 % {format_seconds(value['p99'])}"
     if field == "stored_by_age":
