@@ -13,20 +13,19 @@ from typing import Final
 
 import msgspec
 
+from tmemd.governor import held_back
 from tmemd.policy import Demand, Policy, demand
 from tmemd.poolfile import GENERATIONS, PAGE, Ages
 from tmemd.recording import Moment, PoolMoment, Recording
 from tmemd.sample import PoolSample
-from tmemd.storemodel import Counts, Flow, Store
+from tmemd.storemodel import Counts, Flow, Space, Store
 
 # Where a recording has too few to measure them by: pages of 4 KiB on an NVMe drive of a cloud, one at a time.
 DEFAULT_READ_SECONDS: Final = 100e-6
 DEFAULT_WRITE_SECONDS: Final = 50e-6
 _ENOUGH: Final = 1000  # pages
-# The part of its target that a device keeps free, and how many pages a second it can move for that.
-HEADROOM: Final = 1 / 16
-DEMOTIONS_PER_SECOND: Final = 20_000
-_STEPS: Final = 4  # parts of an interval, so that what is put and freed at once need not be in RAM at once
+_TICK: Final = 0.1  # seconds between two rounds of a device's upkeep
+_STEPS: Final = 20  # in one interval, at most
 _AGE_SECONDS: Final = 5.0
 
 
@@ -100,7 +99,8 @@ def simulate(recording: Recording, policy: Policy, budget: int | None = None) ->
                 pool.advance(now, moment.at, moment.at - last)
             demands.append(pool.demand())
         targets = policy(demands, moment.budget_bytes if budget is None else budget)
-        for name, target in targets.items():
+        owed = sum(max(0, each.used - targets[each.name]) for each in demands)
+        for name, target in held_back(demands, targets, owed).items():
             pools[name].target = target
         last = moment.at
     return {name: pool.store.counts + gone.get(name, Counts()) for name, pool in pools.items()}
@@ -124,13 +124,12 @@ class _Pool:
         for _ in range(min(GENERATIONS, _generations(self.now.sample, now.sample, at, seconds))):
             self.store.age()
         self._page = _page_bytes(now.sample, self._page)
-        sample = now.sample
-        room = max(0.0, (self.target - sample.counters.index_bytes) / self._page)
-        if sample.frozen:
-            room = min(room, self.store.in_ram)
-        part = Flow(flow.puts / _STEPS, [n / _STEPS for n in flow.freed], [n / _STEPS for n in flow.reads])
-        for _ in range(_STEPS):
-            self.store.apply(part, room, DEMOTIONS_PER_SECOND * seconds / _STEPS, room * HEADROOM)
+        space = Space(self.target, now.sample.counters.index_bytes, self._page, now.sample.frozen)
+        steps = max(1, min(_STEPS, round(seconds / _TICK)))
+        part = Flow(flow.puts / steps, [n / steps for n in flow.freed], [n / steps for n in flow.reads])
+        for _ in range(steps):
+            self.store.apply(part, space)
+            self.store.upkeep(space, seconds / steps)
         if now.sample.ages.surveys != self.now.sample.ages.surveys:
             self._heat = _survey(now.sample.ages, self.store, self._page)
         self.now = now

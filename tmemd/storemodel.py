@@ -1,7 +1,7 @@
 """What a pool would do under a target: a model of the store, in pages by age, for `tmemd.simulate`.
 
-It follows the device's own rules (tmemd/device.py, tmemd/core/demote.c) in expected values: pages of the same age are
-alike, so that a read of one meets RAM as often as pages of that age are there.
+It follows the device's own rules (tmemd/device.py; demote.c and read.c in tmemd/core) in expected values: pages of the
+same age are alike, so that a read of one meets RAM as often as pages of that age are there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from tmemd.poolfile import GENERATIONS
+import msgspec
+
+from tmemd.config import HEADROOM_PERCENT
+from tmemd.headroom import Headroom
+from tmemd.poolfile import GENERATIONS, Counters
+
+# Pages a second that one pool moves: the most seen while the requests of three guests went to the same virtual disk.
+DEMOTIONS_PER_SECOND: Final = 8000
+# As in read.c and budget.c: older pages are not put again when they are read, nor any while less of the target is free.
+PROMOTE_AGE: Final = 6
+PROMOTE_ROOM: Final = 1 / 32
+# As in device.py: room for pages to come is made of pages that are not of the youngest generations.
+HEADROOM_AGE: Final = 2
 
 _DIRTY, _CLEAN, _FILE = range(3)
 
@@ -35,6 +47,7 @@ class Counts:
     demotions: float = 0
     demotion_writes: float = 0
     promotions: float = 0
+    invalidates: float = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
@@ -49,6 +62,24 @@ class Flow:
     reads: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Space:
+    """What there is for pages."""
+
+    target: int  # bytes
+    index: int  # of these, what is no memory for pages
+    page: float  # bytes that one takes
+    frozen: bool = False
+
+    @property
+    def pages(self) -> float:
+        """How many there may be."""
+        return max(0.0, (self.target - self.index) / self.page)
+
+
+_NO_COUNTERS: Final = Counters(*[0] * (len(Counters.__struct_fields__) - 2))
+
+
 def _nothing() -> list[list[float]]:
     return [[0.0] * GENERATIONS for _ in range(3)]
 
@@ -59,6 +90,7 @@ class Store:
 
     pages: list[list[float]] = field(default_factory=_nothing)
     counts: Counts = field(default_factory=Counts)
+    headroom: Headroom = field(default_factory=lambda: Headroom(HEADROOM_PERCENT))
 
     @property
     def in_ram(self) -> float:
@@ -81,21 +113,45 @@ class Store:
             row[1:-1] = row[:-2]
             row[0] = 0.0
 
-    def apply(self, flow: Flow, room: float, demotable: float, headroom: float) -> None:
-        """What the guest does in a stretch of time in which there is *room* for so many pages in RAM.
-
-        Demotion can move *demotable* pages meanwhile, and keeps room for *headroom*.
-        """
+    def apply(self, flow: Flow, space: Space) -> None:
+        """What the guest does in a stretch of time."""
         for age, n in enumerate(flow.reads):
-            self._read(age, n, room)
+            if n:
+                self._read(age, n, space)
         for age, n in enumerate(flow.freed):
-            self._take(age, n)
-        self._put(flow.puts, room, demotable)
-        self.demote(min(demotable, self.in_ram - (room - headroom)))
+            if n:
+                dirty, clean, _ = self._take(age, n)
+                self.counts.invalidates += dirty + clean
+        room = 0.0 if space.frozen else max(0.0, space.pages - self.in_ram)
+        stored = min(flow.puts, room)
+        self.pages[_DIRTY][0] += stored
+        self.pages[_FILE][0] += flow.puts - stored
+        self.counts.puts += flow.puts
+        self.counts.spills += flow.puts - stored
 
-    def demote(self, n: float) -> None:
+    def upkeep(self, space: Space, seconds: float) -> None:
+        """What the device does in that time: keep to its target, and room for pages to come."""
+        most = DEMOTIONS_PER_SECOND * seconds
+        over = self.in_ram - space.pages
+        if over > 0:
+            self.demote(min(over, most))
+            return
+        counts = self.counts
+        counters = msgspec.structs.replace(
+            _NO_COUNTERS,
+            puts=int(counts.puts),
+            puts_refused=int(counts.spills),
+            invalidates=int(counts.invalidates),
+            used_bytes=int(space.index + self.in_ram * space.page),
+            pages_in_tmem=int(self.in_ram),
+        )
+        missing = self.headroom.missing(counters, int(-over * space.page), space.target, seconds)
+        if missing and not space.frozen:
+            self.demote(min(missing / space.page, most), HEADROOM_AGE)
+
+    def demote(self, n: float, min_age: int = 0) -> None:
         """Move the *n* oldest pages to the file; those it has already are not written again."""
-        for age in reversed(range(GENERATIONS)):
+        for age in range(GENERATIONS - 1, min_age - 1, -1):
             dirty, clean = self.pages[_DIRTY][age], self.pages[_CLEAN][age]
             if n <= 0 or not dirty + clean:
                 continue
@@ -107,17 +163,10 @@ class Store:
             self.counts.demotion_writes += dirty * part
             n -= (dirty + clean) * part
 
-    def _put(self, n: float, room: float, demotable: float) -> None:
-        stored = min(n, max(0.0, room - self.in_ram + demotable))
-        self.pages[_DIRTY][0] += stored
-        self.pages[_FILE][0] += n - stored
-        self.counts.puts += n
-        self.counts.spills += n - stored
-
-    def _read(self, age: int, n: float, room: float) -> None:
+    def _read(self, age: int, n: float, space: Space) -> None:
         """Pages that are read are young afterwards; one that was in the file is put again where there is room."""
         if age == 0:
-            self._reread(n, room)
+            self._reread(n, space)
             return
         dirty, clean, filed = self._take(age, n)
         self.pages[_DIRTY][0] += dirty
@@ -125,9 +174,10 @@ class Store:
         self.pages[_CLEAN][0] += clean
         self.counts.file_reads += filed
         self.pages[_FILE][0] += filed
-        self._promote(filed, room)
+        if age < PROMOTE_AGE:
+            self._promote(filed, space)
 
-    def _reread(self, n: float, room: float) -> None:
+    def _reread(self, n: float, space: Space) -> None:
         """Read young pages: one may be read any number of times, but from the file only until it is put again."""
         there = sum(row[0] for row in self.pages)
         if not there:
@@ -135,14 +185,15 @@ class Store:
             return
         filed = self.pages[_FILE][0]
         once = filed * -math.expm1(-n / there)
-        promoted = self._promote(once, room)
+        promoted = self._promote(once, space)
         # Of those that found no room, every read is one of the file.
         missed = promoted + (n * filed / there) * (1 - promoted / once if once else 0)
         self.counts.file_reads += missed
         self.counts.gets += max(0.0, n - missed)
 
-    def _promote(self, n: float, room: float) -> float:
-        n = max(0.0, min(n, room - self.in_ram, self.pages[_FILE][0]))
+    def _promote(self, n: float, space: Space) -> float:
+        room = space.pages - space.target * PROMOTE_ROOM / space.page - self.in_ram
+        n = 0.0 if space.frozen else max(0.0, min(n, room, self.pages[_FILE][0]))
         self.pages[_FILE][0] -= n
         self.pages[_CLEAN][0] += n
         self.counts.promotions += n

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tmemd.policy import Demand, by_name
@@ -15,6 +15,8 @@ from tmemd.policy.share import share
 MIB = 1 << 20
 NAMES = ("fair", "greedy", "static", "reconf-static", "smart-alloc:0.75", "smart-alloc:6")
 sizes = st.integers(0, 1 << 50)
+# How long a test takes says nothing about what it tests.
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def pool(name: str = "a", **values: Any) -> Demand:
@@ -24,6 +26,7 @@ def pool(name: str = "a", **values: Any) -> Demand:
     }  # fmt: skip
     known |= values
     known["heat"] = (*known["heat"], *[0] * (16 - len(known["heat"])))
+    known["used"] = values.get("used", known["overhead"] + sum(known["heat"]))
     known["live"] = values.get("live", max(known["used"], known["overhead"] + sum(known["heat"])))
     return Demand(**known)
 
@@ -60,6 +63,7 @@ def demands(draw: st.DrawFn) -> list[Demand]:
 parties = st.lists(st.tuples(st.integers(1, 10_000) | st.integers(1, (1 << 64) - 1), sizes, sizes), max_size=12)
 
 
+@relaxed
 @given(sizes, parties)
 def test_a_share_is_the_weight_times_one_level_between_floor_and_ceiling(budget: int, of: list[Any]) -> None:
     weights, floors = [w for w, _, _ in of], [f for _, f, _ in of]
@@ -76,6 +80,7 @@ def test_a_share_is_the_weight_times_one_level_between_floor_and_ceiling(budget:
         assert got == ceilings
 
 
+@relaxed
 @given(sizes, parties)
 def test_nobody_at_the_ceiling_is_below_the_level_of_the_others(budget: int, of: list[Any]) -> None:
     weights, floors = [w for w, _, _ in of], [f for _, f, _ in of]
@@ -87,6 +92,7 @@ def test_nobody_at_the_ceiling_is_below_the_level_of_the_others(budget: int, of:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@relaxed
 @given(demands(), sizes)
 def test_every_policy_keeps_budget_minimums_and_caps(name: str, known: list[Demand], budget: int) -> None:
     targets = by_name(name)(known, budget)
@@ -96,6 +102,7 @@ def test_every_policy_keeps_budget_minimums_and_caps(name: str, known: list[Dema
 
 
 @pytest.mark.parametrize("name", NAMES)
+@relaxed
 @given(demands(), sizes, st.randoms(use_true_random=False))
 def test_the_order_of_pools_does_not_matter(name: str, known: list[Demand], budget: int, rng: random.Random) -> None:
     shuffled = known[:]
@@ -103,6 +110,7 @@ def test_the_order_of_pools_does_not_matter(name: str, known: list[Demand], budg
     assert by_name(name)(known, budget) == by_name(name)(shuffled, budget)
 
 
+@relaxed
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=8), st.integers(MIB, 1 << 40))
 def test_pools_that_all_want_more_have_ram_by_weight(weights: list[int], budget: int) -> None:
     known = [hot(str(i), 2 * budget, weight=weight) for i, weight in enumerate(weights)]
@@ -122,7 +130,20 @@ def test_hot_pages_go_before_cold_ones_whatever_the_weights() -> None:
     cold = pool("cold", weight=10_000, used=500 * MIB, heat=(0,) * 15 + (500 * MIB,))
     targets = by_name("fair")([cold, hot("hot", 80 * MIB, weight=1)], 100 * MIB)
     assert targets["hot"] >= 80 * MIB
-    assert targets["cold"] >= 14 * MIB
+    assert targets["cold"] >= 11 * MIB
+
+
+def test_a_pool_gets_no_more_than_it_can_fill_while_others_want_it() -> None:
+    """Pages in the file are wanted when they are read or put again, not when they are only remembered as hot."""
+    known = [hot("full", 100 * MIB), hot("away", 100 * MIB, used=10 * MIB, file_reads=1000)]
+    targets = by_name("fair")(known, 100 * MIB)
+    assert 15 * MIB < targets["away"] < 25 * MIB
+    assert sum(targets.values()) >= 100 * MIB - 2
+
+
+def test_an_idle_pool_has_room_for_a_start() -> None:
+    known = [hot("busy", 200 * MIB), pool("idle")]
+    assert by_name("fair")(known, 128 * MIB) == {"busy": 124 * MIB, "idle": 4 * MIB}
 
 
 def test_what_nobody_wants_is_headroom_by_weight() -> None:
@@ -137,8 +158,8 @@ def test_a_pool_that_is_being_filled_gets_room_before_its_pages_are_surveyed() -
 
 
 def test_an_idle_pool_gives_way_to_one_that_is_used() -> None:
-    idle = pool("idle", used=100 * MIB, heat=(0, 0, 100 * MIB))
-    assert by_name("fair")([idle, hot("busy", 100 * MIB)], 100 * MIB)["busy"] >= 99 * MIB
+    idle = pool("idle", used=100 * MIB, heat=(*[0] * 5, 100 * MIB))
+    assert by_name("fair")([idle, hot("busy", 100 * MIB)], 100 * MIB)["busy"] >= 96 * MIB
 
 
 def test_greedy_never_takes_back() -> None:

@@ -9,17 +9,21 @@ from typing import Final
 from tmemd.policy.demand import Demand
 from tmemd.policy.share import share
 
-# Tiers, hottest first: pages last used in so many generations. A page just used is of age 1 when the next generation
-# begins, so the first tier is of what was used in the last one to two of them.
-_TIERS: Final = (2, 4, 8)
-# Heat is surveyed once a second: room for what is put in the two ticks until the next survey and the next target.
-_TICKS_AHEAD: Final = 2
-# Of its records' bytes, how much more a pool may take so that it need not demote or compact to hold them.
-_SLACK: Final = 1 / 16
+# The hottest tier is of the pages used in so many generations, the last of which has only begun: 10 to 15 seconds.
+# In it weights alone decide. Costs (docs/policies.md) of phased, skewed and idle-giant with 2: 8.7, 11.7, 4.6;
+# with 3: 8.7, 11.7, 4.3; with 4: 9.8, 11.6, 5.1; with 5: 10.2, 11.7, 5.3.
+_HOT: Final = 3
+# Room for what is put, or read from the file and put again, in so many ticks of 0.5 s: there is a new survey after two,
+# and a new target after one more.
+_TICKS_AHEAD: Final = 4
+# One more part in so many for each pool, so that it need not demote or compact to hold what it wants.
+_SLACK: Final = 16
+# The part of the budget that all pools together have for a start, whether or not they use it.
+_START: Final = 16
 
 
 def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
-    """Fill tier after tier, each with the pages of a certain heat, until the budget does not reach.
+    """Fill tier after tier, each with pages last used longer ago, until the budget does not reach.
 
     In that tier nobody gets less than for the tiers before, nor more than it wants, and what each pool has in all is in
     proportion to its weight as far as these bounds allow. The last tier is of what nobody wants now: headroom, up to
@@ -27,7 +31,8 @@ def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     """
     weights = [demand.weight for demand in demands]
     floors = [demand.minimum for demand in demands]
-    for wants in zip(*map(_wants, demands), strict=True):
+    start = budget // (_START * max(1, len(demands)))
+    for wants in zip(*(_wants(demand, start) for demand in demands), strict=True):
         ceilings = [
             max(floor, min(want, demand.cap)) for demand, floor, want in zip(demands, floors, wants, strict=True)
         ]
@@ -38,9 +43,12 @@ def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     return {demand.name: target for demand, target in zip(demands, targets, strict=True)}
 
 
-def _wants(demand: Demand) -> list[int]:
-    """The bytes a pool wants for each tier, and at last its cap."""
-    growth = demand.puts * _TICKS_AHEAD * demand.page_bytes
+def _wants(demand: Demand, start: int) -> list[int]:
+    """The bytes a pool wants for each tier, and at last its cap.
+
+    It wants no more than it can fill until the next targets: what others would demote for more than that is lost.
+    """
+    more = start + (demand.puts + demand.file_reads) * _TICKS_AHEAD * demand.page_bytes
     warm = list(accumulate(demand.heat, initial=demand.overhead))
-    tiers = [min(warm[ages], demand.live) for ages in _TIERS] + [demand.live]
-    return [int(want * (1 + _SLACK)) + growth for want in tiers] + [demand.cap]
+    tiers = [min(pages, demand.used) for pages in warm[_HOT:-1]] + [demand.used]
+    return [pages + pages // _SLACK + more for pages in tiers] + [demand.cap]

@@ -13,8 +13,10 @@ from typing import Final
 from tmemd.policy.demand import Demand
 from tmemd.policy.share import share
 
-# A target this much of the budget above the use is too high: the paper has a threshold and leaves its size open.
-_IDLE: Final = 1 / 64
+# Of its target, with how much of it free a pool is taken for full, and for idle. In the paper a pool is full when puts
+# fail; our store demotes cold pages instead, and keeps up to a tenth free.
+_FULL: Final = 1 / 8
+_IDLE: Final = 3 / 16
 
 
 def greedy(demands: Sequence[Demand], budget: int) -> dict[str, int]:
@@ -39,7 +41,7 @@ def reconf_static(demands: Sequence[Demand], budget: int) -> dict[str, int]:
 
 
 class SmartAlloc:
-    """Who was refused puts gets *percent* of the budget more, who does not use its target loses as much of its own.
+    """Who puts and has no room gets *percent* of the budget more, who does not use its target loses as much of its own.
 
     Where the sum is above the budget all are scaled down in proportion.
     """
@@ -53,9 +55,10 @@ class SmartAlloc:
         return _targets(demands, _in_proportion(demands, budget, wanted))
 
     def _next(self, demand: Demand, budget: int) -> int:
-        if demand.refused:
+        free = demand.target - demand.used
+        if demand.refused or (demand.puts and free < demand.target * _FULL):
             return demand.target + int(budget * self._percent / 100)
-        if demand.target - demand.used > budget * _IDLE:
+        if free > demand.target * _IDLE:
             return demand.target - int(demand.target * self._percent / 100)
         return demand.target
 
