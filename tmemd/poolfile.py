@@ -211,6 +211,7 @@ class Ages(msgspec.Struct, frozen=True):
 _LATENCY_WORDS: Final = struct.Struct(f"<{4 * _HISTOGRAM_WORDS}Q")
 _AGE_WORDS: Final = struct.Struct(f"<{6 * GENERATIONS + 2}Q")
 _AGES_OFFSET: Final = STATISTICS_OFFSET + _LATENCY_WORDS.size
+_SURVEYS: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
 
 # Offsets inside the control page; each value stands with its complement, so that a torn write is seen and ignored.
 _TARGET: Final = CONTROL_OFFSET
@@ -258,10 +259,15 @@ def read_latencies(fd: int, where: str | Path) -> Latencies:
 def read_ages(fd: int, where: str | Path) -> Ages:
     """A snapshot of what is known by age. Raises PoolError."""
     words = _AGE_WORDS.unpack(_read_whole(fd, _AGE_WORDS.size, _AGES_OFFSET, where))
-    gets, file_reads, freed, stored, raw, filed = (
+    gets, file_reads, freed, stored, raw, filed = [
         words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
-    )
+    ]
     return Ages(gets, file_reads, freed, stored, raw, filed, *words[6 * GENERATIONS :])
+
+
+def read_surveys(fd: int, where: str | Path) -> int:
+    """How many surveys there were, without the rest of the ages. Raises PoolError."""
+    return int(_WORD.unpack(_read_whole(fd, _WORD.size, _SURVEYS, where))[0])
 
 
 def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
@@ -291,11 +297,14 @@ class Control(msgspec.Struct, frozen=True):
 
 def read_control(fd: int) -> Control:
     """All that holds for a pool until it is written again, in one read."""
-    words = _CONTROL_WORDS.unpack(os.pread(fd, _CONTROL_WORDS.size, CONTROL_OFFSET).ljust(_CONTROL_WORDS.size, b"\0"))
-    target, frozen, _, _, demotion_writes = (
-        words[i] if words[i] ^ words[i + 1] == _ALL_ONES else None for i in range(0, len(words), 2)
+    target, no_target, frozen, no_frozen, _, _, _, _, writes, no_writes = _CONTROL_WORDS.unpack(
+        os.pread(fd, _CONTROL_WORDS.size, CONTROL_OFFSET).ljust(_CONTROL_WORDS.size, b"\0")
     )
-    return Control(target, bool(frozen), demotion_writes)
+    return Control(
+        target if target ^ no_target == _ALL_ONES else None,
+        frozen ^ no_frozen == _ALL_ONES and frozen != 0,
+        writes if writes ^ no_writes == _ALL_ONES else None,
+    )
 
 
 def read_target(fd: int) -> int | None:
