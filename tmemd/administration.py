@@ -144,6 +144,13 @@ class Administration:
             self._check(found, merge(overrides, self.config.pools.get(request.name, _NO_CONFIG)))
             self._store.change({request.name: overrides})
             self._apply(found)
+            self._cap(found)
+
+    def _cap(self, found: Pool) -> None:
+        """A cap holds at once, not only when the next target is found."""
+        cap, target = self.settings(found.name).cap, poolfile.read_target(found.fd)
+        if cap is not None and (target is None or target > cap):
+            poolfile.write_target(found.fd, cap)
 
     def _check(self, found: Pool, wanted: PoolSettings) -> None:
         """Refuse what the device or the host could not keep to, among what is new."""

@@ -365,6 +365,8 @@ async def _run(daemon: Daemon, listener: socket.socket, metrics: socket.socket |
 
 def _start(arguments: argparse.Namespace) -> None:
     config = read_config(arguments.config)
+    if arguments.check_config:
+        return
     with ExitStack() as resources:
         prepare_directory(arguments.pools, arguments.tmpfs_size)
         pools = Pools(arguments.pools.resolve(), keep=True)
@@ -425,6 +427,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--allow-user", type=_uid, action="append", default=[], metavar="USER",
         help="whose plugins to trust, besides root's and those of tmemd's own user; may be repeated")  # fmt: skip
     add("--config", type=Path, metavar="FILE", help=f"configuration ({DEFAULT_CONFIG}, if it is there)")
+    add("--check-config", action="store_true", help="only say what is wrong with the configuration, if anything is")
     add("--state", type=Path, default=DEFAULT_STATE, metavar="FILE", help="where to keep settings (%(default)s)")
     add("--metrics", type=_address, metavar="HOST:PORT", help="where to serve Prometheus (nowhere, if not configured)")
     add("--timeout", type=float, default=protocol.TIMEOUT, metavar="SECONDS", help=argparse.SUPPRESS)

@@ -71,6 +71,10 @@ def test_settings_are_in_the_status_and_in_the_control_page(base: Path) -> None:
     with administration(base, '[pools.web]\nweight = 7\ncap = "100M"') as made:
         attach(made, "web")
         assert status(made).settings == PoolSettings(weight=7, cap=100 * MIB)
+        assert page(base)[0] == 100 * MIB
+        made.perform(Set(name="web", cap=90 * MIB))
+        assert page(base)[0] == 90 * MIB, "a cap holds at once"
+        made.perform(Set(name="web", cap=100 * MIB))
         made.perform(Set(name="web", weight=8, minimum=MIB, compression=False, target=50 * MIB))
         made.perform(Freeze("web", True))
         assert status(made).settings == PoolSettings(8, 100 * MIB, MIB, 50 * MIB, False, True)

@@ -250,6 +250,7 @@ def attempt(name, call):
         seen[name] = str(error)
 asked = client.Client.of_daemon(path)
 attempt("attach", lambda: os.fstat(client.attach_pool(path, protocol.Attach("mine", 1 << 20, True))[0]).st_uid)
+attempt("attach second", lambda: client.attach_pool(path, protocol.Attach("second", 1 << 20, True)))
 attempt("attach other", lambda: client.attach_pool(path, protocol.Attach("theirs", 1 << 26, True)))
 attempt("list", lambda: [status.name for status in asked.pools()])
 attempt("show other", lambda: asked.pool("theirs").name)
@@ -269,8 +270,10 @@ def as_nobody(running: fakes.Tmemd) -> dict[str, object]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 def test_other_users_see_and_attach_only_their_own(base: Path) -> None:
-    with fakes.tmemd(base, "--allow-user=nobody", "--group=65534") as running, fakes.pool(running.directory, "theirs"):
+    options = ("--allow-user=nobody", "--group=65534")
+    with fakes.tmemd(base, *options, config="pools_per_user = 1") as running, fakes.pool(running.directory, "theirs"):
         seen = as_nobody(running)
+        assert "user 65534 has 1 pools, and may not have more" in str(seen["attach second"])
         assert seen["attach"] == 65534
         assert "another user" in str(seen["attach other"])
         assert seen["list"] == []  # theirs is hidden, and our own is unfinished
@@ -340,6 +343,16 @@ def test_a_bad_configuration_at_the_start_is_one_line(base: Path, bad: str | Non
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert done.stderr.startswith(f"tmemd: {config}: ")
+
+
+@pytest.mark.parametrize(("text", "status"), [('policy = "fair"', 0), ('policy = "none"', 1)])
+def test_a_configuration_can_be_checked_without_starting(base: Path, text: str, status: int) -> None:
+    (base / "config").write_text(text)
+    command = [sys.executable, "-m", "tmemd.daemon", "--check-config", f"--config={base}/config"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == status
+    assert bool(done.stderr) == bool(status)
+    assert [path.name for path in base.iterdir()] == ["config"]
 
 
 def test_damaged_settings_keep_it_from_starting(base: Path) -> None:
