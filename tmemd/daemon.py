@@ -31,7 +31,7 @@ from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
 from tmemd.daemonconfig import Address, DaemonConfig, load_config
 from tmemd.governor import TICK, Governor
 from tmemd.host import read_memory
-from tmemd.metrics import Snapshot
+from tmemd.metrics import Snapshot, TickTimes
 from tmemd.metricserver import MetricsServer
 from tmemd.pool import Pools, open_pool_file
 from tmemd.poolfile import PoolError
@@ -100,6 +100,7 @@ class Daemon:
         self._timeout = timeout
         self._connections: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ticks = TickTimes()
 
     async def run(self, listener: socket.socket, metrics: socket.socket | None = None) -> None:
         """Serve everybody who connects and look after the pools, until cancelled."""
@@ -131,7 +132,8 @@ class Daemon:
         while True:
             began = loop.time()
             try:
-                self._governor.tick()
+                with self._ticks.time():
+                    self._governor.tick()
             except Exception as error:
                 if complaint != str(error):
                     _log.exception("targets stay as they are: %s", error)
@@ -238,7 +240,7 @@ class Daemon:
                 if status := self._administration.status(name):
                     pools.append(status)
             await asyncio.sleep(0)
-        return Snapshot(pools, self._host())
+        return Snapshot(pools, self._host(), self._ticks)
 
     def _host(self) -> protocol.HostStatus | None:
         with suppress(PoolError, OSError):

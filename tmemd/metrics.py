@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Final
 
+import prometheus_client
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -28,12 +29,25 @@ from tmemd.protocol import HostStatus, PoolStatus
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 
+class TickTimes(prometheus_client.Histogram):
+    """How long each tick of the governor took. Use `with times.time():`."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "tmemd_governor_tick_seconds",
+            "How long it took to look at the host and all pools, and to set targets.",
+            registry=None,
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+        )
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """What one scrape tells."""
 
     pools: Sequence[PoolStatus]  # with latencies
     host: HostStatus | None = None
+    ticks: TickTimes | None = None
 
 
 # Every second bound, from 512 ns to 1.07 s: an octave is as fine as a quantile over minutes can make use of, and each
@@ -109,6 +123,8 @@ class _Collected(Collector):
         yield InfoMetricFamily("tmemd_build", "Which tmemd this is.", {"version": _version()})
         if self._snapshot.host:
             yield from _of_host(self._snapshot.host)
+        if self._snapshot.ticks:
+            yield from _without_creation(self._snapshot.ticks.collect())
         yield _gauge("tmemd_pools", "Pools there are.", len(self._snapshot.pools))
         yield from _of_pools(self._snapshot.pools)
 
@@ -135,6 +151,13 @@ def _of_host(host: HostStatus) -> Iterator[Metric]:
         if share is not None:
             pressure.add_metric([kind], share)
     yield pressure
+
+
+def _without_creation(families: Iterable[Metric]) -> Iterator[Metric]:
+    """When somebody began to count is of no use, and would be a time series of its own."""
+    for family in families:
+        family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        yield family
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -101,8 +101,8 @@ class MetricsServer:
             return _response("404 Not Found", b"metrics are at /metrics\n")
         try:
             body = await self._body()
-        except (PoolError, OSError) as error:
-            _log.warning("metrics: %s", error)
+        except Exception as error:
+            _log.log(logging.WARNING, "metrics: %s", error, exc_info=not isinstance(error, PoolError | OSError))
             return _response("503 Service Unavailable", b"tmemd cannot look at its pools\n")
         header, body = _response("200 OK", body, content_type=CONTENT_TYPE)
         return header, b"" if method == "HEAD" else body
