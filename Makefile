@@ -9,7 +9,7 @@ SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci 
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-quick bench inversion demo clean
+.PHONY: help setup build sanitize lint format test test-quick bench inversion policies demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,9 @@ bench: build  ## measure our device against nbdkit's own
 
 inversion: build  ## measure whether cold pages make room for hot ones
 	@$(PYTHON) -m benchmarks.inversion
+
+policies: setup  ## what each policy would have cost on the recorded workloads
+	@$(PYTHON) -m benchmarks.compare_policies
 
 demo: build  ## a real guest swaps on our device, before your eyes
 	@tests/vm/run --demo virtio

@@ -18,7 +18,7 @@ OURS: Final = "fair"
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="benchmarks/policies", description=(__doc__ or "").split("\n", 1)[0])
+    parser = argparse.ArgumentParser(prog="make policies", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--recordings", type=Path, default=RECORDINGS, metavar="DIR")
     return parser.parse_args()
 
@@ -49,19 +49,22 @@ def compare(recordings: dict[str, Recording]) -> list[str]:
 def check(recordings: dict[str, Recording]) -> list[str]:
     """The table of what was measured, and what the model says of the same policy."""
     lines = [
-        row(["recording", "policy", "measured", "model", "error", "file reads", "model", "pages written", "model"]),
+        row(["workload", "policy", "measured", "model", "error", "file reads", "model", "pages written", "model"]),
         row(["---", "---", *["---:"] * 7]),
     ]
     for name, known in recordings.items():
         times = simulate.times(known)
         real = simulate.outcome(simulate.recorded(known), times)
         model = simulate.outcome(simulate.simulate(known, by_name(known.header.policy)), times)
-        cells = [name, known.header.policy, f"{real.cost_seconds:.2f} s", f"{model.cost_seconds:.2f} s"]
+        cells = [
+            name.partition(".")[0],
+            known.header.policy,
+            f"{real.cost_seconds:.2f} s",
+            f"{model.cost_seconds:.2f} s",
+        ]
         cells.append(f"{model.cost_seconds / real.cost_seconds - 1:+.0%}")
-        for outcome in (real, model):
-            cells[len(cells) :] = [f"{outcome.total.file_reads:.0f}"]
-        for outcome in (real, model):
-            cells[len(cells) :] = [f"{outcome.total.spills + outcome.total.demotion_writes:.0f}"]
+        cells += [f"{outcome.total.file_reads:.0f}" for outcome in (real, model)]
+        cells += [f"{outcome.total.spills + outcome.total.demotion_writes:.0f}" for outcome in (real, model)]
         lines.append(row(cells))
     return lines
 
@@ -69,7 +72,9 @@ def check(recordings: dict[str, Recording]) -> list[str]:
 def main() -> int:
     """Read, replay, print."""
     args = parse_args()
-    known = {path.name.split(".")[0]: recording.read(path) for path in sorted(args.recordings.glob("*.jsonl.xz"))}
+    known = {
+        path.name.removesuffix(".jsonl.xz"): recording.read(path) for path in sorted(args.recordings.glob("*.jsonl.xz"))
+    }
     tuned = {name: known[name] for name in TUNED if name in known}
     untuned = {name: known[name] for name in UNTUNED if name in known}
     print("Seconds of the disk's time:\n", *compare(tuned), sep="\n")

@@ -27,6 +27,7 @@ from tests import harness
 from tmemd import protocol, recording
 from tmemd.daemonconfig import parse_config
 from tmemd.governor import TICK, Governor
+from tmemd.policy import DEFAULT
 from tmemd.pool import Pools, perform
 from tmemd.settings import PoolSettings
 
@@ -146,7 +147,7 @@ def idle_giant() -> Guests:
 
 
 def batch() -> Guests:
-    """A server with a hot set that is popular unevenly, beside a job that writes a lot and reads it back once, in order."""
+    """A server with a hot set that is popular unevenly, and a job that writes a lot and reads half of it back, once."""
     server = Guest("batch server")
     server.fill(0, 30_000, 3000)
     server.use(server.zipf(30_000, 0.8), 75, 2200)
@@ -334,7 +335,8 @@ def main() -> int:
         args.output.mkdir(parents=True, exist_ok=True)
         for name in args.workload or WORKLOADS:
             print(name, file=sys.stderr)
-            run(WORKLOADS[name](), args.policy, content, args.output / f"{name}.jsonl.xz")
+            mark = "" if args.policy == DEFAULT else f".{args.policy.replace(':', '-')}"
+            run(WORKLOADS[name](), args.policy, content, args.output / f"{name}{mark}.jsonl.xz")
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from tmemd.policy.demand import Demand
 from tmemd.policy.share import share
+from tmemd.poolfile import GENERATIONS
 
 # The hottest tier is of the pages used in so many generations, the last of which has only begun: 10 to 15 seconds.
 # In it weights alone decide. Costs (docs/policies.md) of phased, skewed and idle-giant with 2: 8.7, 11.7, 4.6;
@@ -26,29 +27,40 @@ def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     """Fill tier after tier, each with pages last used longer ago, until the budget does not reach.
 
     In that tier nobody gets less than for the tiers before, nor more than it wants, and what each pool has in all is in
-    proportion to its weight as far as these bounds allow. The last tier is of what nobody wants now: headroom, up to
-    the caps.
+    proportion to its weight as far as these bounds allow. A pool of twice the weight of the lightest has in each tier
+    pages that were last used twice as long ago. The last tier is of what nobody wants now: headroom, up to the caps.
     """
+    if not demands:
+        return {}
     weights = [demand.weight for demand in demands]
     floors = [demand.minimum for demand in demands]
-    start = budget // (_START * max(1, len(demands)))
-    for wants in zip(*(_wants(demand, start) for demand in demands), strict=True):
+    start, lightest = budget // (_START * len(demands)), min(weights)
+    for wants in zip(*(_wants(demand, start, lightest) for demand in demands), strict=True):
         ceilings = [
             max(floor, min(want, demand.cap)) for demand, floor, want in zip(demands, floors, wants, strict=True)
         ]
         if sum(ceilings) >= budget:
             break
         floors = ceilings
-    targets = share(budget, weights, floors, ceilings if demands else [])
+    targets = share(budget, weights, floors, ceilings)
     return {demand.name: target for demand, target in zip(demands, targets, strict=True)}
 
 
-def _wants(demand: Demand, start: int) -> list[int]:
+def _wants(demand: Demand, start: int, lightest: int) -> list[int]:
     """The bytes a pool wants for each tier, and at last its cap.
 
     It wants no more than it can fill until the next targets: what others would demote for more than that is lost.
     """
     more = start + (demand.puts + demand.file_reads) * _TICKS_AHEAD * demand.page_bytes
     warm = list(accumulate(demand.heat, initial=demand.overhead))
-    tiers = [min(pages, demand.used) for pages in warm[_HOT:-1]] + [demand.used]
-    return [pages + pages // _SLACK + more for pages in tiers] + [demand.cap]
+    tiers = [_warmer(warm, generations * demand.weight, lightest) for generations in range(_HOT, GENERATIONS)]
+    wants = [min(pages, demand.used) for pages in tiers] + [demand.used]
+    return [pages + pages // _SLACK + more for pages in wants] + [demand.cap]
+
+
+def _warmer(warm: Sequence[int], numerator: int, denominator: int) -> int:
+    """The bytes of pages last used in so many generations, a fraction; *warm*: in none, in one, in two..."""
+    whole, part = divmod(numerator, denominator)
+    if whole >= GENERATIONS - 1:
+        return warm[GENERATIONS - 1]
+    return warm[whole] + (warm[whole + 1] - warm[whole]) * part // denominator
