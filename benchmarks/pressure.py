@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.content import PAGE, content
+from tests.content import PAGE, incompressible
 from tests.harness import Server, connect, device, taken
 from tests.memoryhog import MemoryHog
 from tests.unit import fakes
@@ -33,14 +33,14 @@ def fill(socket: Path, name: str, n_pages: int, version: int) -> None:
     """Write every page."""
     client = connect(socket, name)
     for first in range(0, n_pages, RUN):
-        client.pwrite(b"".join(content(page, version) for page in range(first, first + RUN)), first * PAGE)
+        client.pwrite(b"".join(incompressible(page, version) for page in range(first, first + RUN)), first * PAGE)
 
 
 def verify(socket: Path, name: str, n_pages: int, version: int) -> None:
     """Read every page; SystemExit when one is wrong."""
     client = connect(socket, name)
     for first in range(0, n_pages, RUN):
-        expected = b"".join(content(page, version) for page in range(first, first + RUN))
+        expected = b"".join(incompressible(page, version) for page in range(first, first + RUN))
         if client.pread(RUN * PAGE, first * PAGE) != expected:
             raise SystemExit(f"{name}: wrong data at page {first} or soon behind it")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,9 @@ from tests.content import PAGE, content
 from tests.crash.writers import pages
 from tests.harness import MIB, Server, device, taken, wait_until
 from tests.memoryhog import MemoryHog
+from tests.nbd.test_memory_limits import Cgroup
 from tests.unit import fakes
+from tmemd import poolfile
 from tmemd.host import read_memory
 
 GUESTS = ("a", "b", "c")
@@ -79,3 +83,79 @@ def test_pools_shrink_for_a_process_that_takes_memory_and_grow_again(serve: Serv
         assert sum(map(taken, files)) > 60 * MIB
         assert [wrong(server, name) for name in GUESTS] == [[], [], []]
         assert all(status.counters.io_errors == 0 for status in tmemd.client.pools())
+
+
+@pytest.fixture
+def group() -> Iterator[Cgroup]:
+    """A memory cgroup for all of it."""
+    if os.geteuid():
+        pytest.skip("making cgroups needs root")
+    made = Cgroup(400 * MIB)
+    try:
+        yield made
+    finally:
+        wait_until(lambda: not (made.path / "cgroup.procs").read_text(), "everybody to leave the cgroup")
+        made.path.rmdir()
+
+
+def test_inside_a_memory_cgroup_its_limit_is_what_there_is(
+    serve: Serve, pools: Path, disks: Path, group: Cgroup
+) -> None:
+    config = "[budget]\nmaximum = '50%'\nreserve = '20%'\npressure = 100\n"
+    with fakes.tmemd(pools, config=config) as tmemd:
+        (group.path / "cgroup.procs").write_text(str(tmemd.process.pid))
+        wait_until(lambda: tmemd.client.host().total_bytes == 400 * MIB, "the cgroup's limit to be seen")
+        parameters = [word for name in GUESTS for word in governed(pools, name, disks / name)]
+        server = serve(parameters, wrapper=group.wrapper())
+        files = [pools / "pools" / f"{name}.pool" for name in GUESTS]
+        try:
+            for name in GUESTS:
+                fill(server, name)
+            before = sum(map(taken, files))
+            assert before > 60 * MIB
+            reserve = tmemd.client.host().reserve_bytes
+            with MemoryHog(group.wrapper()) as hog:
+                held = 0
+                while sum(map(taken, files)) > before / 2:
+                    held += 32 * MIB
+                    assert held < group.limit
+                    hog.hold(held)
+                    wait_until(lambda: group.limit - group.usage >= reserve, "the reserve to be kept again")
+                assert [wrong(server, name) for name in GUESTS] == [[], [], []]
+            assert group.kills() == 0
+            wait_until(lambda: tmemd.client.host().targets_bytes >= before, "targets to grow back")
+        finally:
+            server.kill()
+            for file in files:
+                file.unlink(missing_ok=True)  # its memory is charged to the cgroup, which could not be removed before
+
+
+WRITES = (
+    "[budget]\nminimum = '1G'\nmaximum = '1G'\nreserve = '{}'\npressure = 100\n[demotion]\nwrites_per_hour = '16M'\n"
+)
+SAVED_UP = 16 * MIB // 4 // PAGE
+
+
+def test_demotion_writes_no_more_than_it_may_except_below_the_reserve(serve: Serve, pools: Path, disks: Path) -> None:
+    with fakes.tmemd(pools, config=WRITES.format(0)) as tmemd:
+        server = serve(governed(pools, "a", disks / "a"))
+        fill(server, "a")
+        tmemd.client.set_target("a", 4 * MIB)
+        wait_until(lambda: demoted(tmemd) > SAVED_UP * 0.9, "as much to be demoted as may be written")
+        status = tmemd.client.pool("a")
+        assert status.counters.used_bytes > 8 * MIB
+        with (pools / "pools/a.pool").open("rb") as pool:
+            written, bound = demoted(tmemd), poolfile.read_demotion_writes(pool.fileno())
+        assert bound is not None
+        assert written <= bound
+        (pools / "tmemd.toml").write_text(WRITES.format("100%"))
+        tmemd.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: tmemd.client.pool("a").counters.used_bytes <= 4 * MIB, "the pool to shrink below the reserve"
+        )
+        assert tmemd.client.host().writes_left_bytes == 0
+        assert wrong(server, "a") == []
+
+
+def demoted(tmemd: fakes.Tmemd) -> int:
+    return tmemd.client.pool("a").counters.demotion_writes
