@@ -36,14 +36,23 @@ class Administration:
         self.config = config
         self._store = store
         self._total = total
+        self._merged: dict[str, PoolSettings] = {}  # the governor asks for every pool's twice a second
 
     def settings(self, name: str) -> PoolSettings:
         """What holds for a pool, whether or not it is there now."""
-        return merge(self._store.of(name), self.config.pools.get(name, _NO_CONFIG))
+        found = self._merged.get(name)
+        if found is None:
+            found = self._merged[name] = merge(self._store.of(name), self.config.pools.get(name, _NO_CONFIG))
+        return found
+
+    def _keep(self, changes: dict[str, Overrides]) -> None:
+        self._store.change(changes)
+        self._merged.clear()
 
     def configure(self, config: DaemonConfig) -> None:
         """Go by another configuration from now on. Raises PoolError where the pools cannot be looked at."""
         self.config = config
+        self._merged.clear()
         self.adopt()
 
     def adopt(self) -> set[str]:
@@ -142,7 +151,7 @@ class Administration:
                 compression=request.compression,
             )  # fmt: skip
             self._check(found, merge(overrides, self.config.pools.get(request.name, _NO_CONFIG)))
-            self._store.change({request.name: overrides})
+            self._keep({request.name: overrides})
             self._apply(found)
             self._cap(found)
 
@@ -178,20 +187,20 @@ class Administration:
     def _freeze(self, name: str, frozen: bool) -> None:
         with self.pools.pool(name, control=True) as found:
             found.finished()
-            self._store.change({name: changed(self._store.of(name), frozen=frozen)})
+            self._keep({name: changed(self._store.of(name), frozen=frozen)})
             self._apply(found)
 
     def _freeze_all(self, frozen: bool) -> None:
         """Every pool there is, and those that may come back."""
         names = {*self.pools.names(), *self._store.names()}
-        self._store.change({name: changed(self._store.of(name), frozen=frozen) for name in names})
+        self._keep({name: changed(self._store.of(name), frozen=frozen) for name in names})
         if failed := self.adopt():
             raise PoolError(f"all pools were {'frozen' if frozen else 'thawed'} but {', '.join(sorted(failed))}")
 
     def _destroy(self, name: str, *, lose_pages: bool) -> None:
         if name in self.pools.names() or name not in self._store.names():
             self.pools.destroy(name, lose_pages=lose_pages)
-        self._store.change({name: Overrides()})
+        self._keep({name: Overrides()})
 
     def _apply(self, found: Pool) -> None:
         """Make the control page say what the settings say. The caller holds the control lock."""

@@ -36,7 +36,7 @@ __all__ = [
 TICK: Final = 0.1  # seconds between two looks at the control page
 TICK_UNDER_LOAD: Final = 0.01  # after cold pages had to make room: a burst fills what is free before a longer one ends
 SURVEY_EVERY: Final = 1.0  # seconds, while something changes
-GENERATION: Final = 5.0  # seconds: fifteen of them tell pages apart for the last minute or so
+GENERATION: Final = poolfile.GENERATION_SECONDS
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
 MOVES_STEP: Final = 20_000  # records compacted in one go, likewise
 

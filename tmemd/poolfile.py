@@ -166,7 +166,7 @@ class Counters(msgspec.Struct, frozen=True):
 _COUNTERS: Final = struct.Struct(f"<{len(Counters.__struct_fields__)}Q")
 
 GENERATIONS: Final = 16
-GENERATION_SECONDS: Final = 5.0
+GENERATION_SECONDS: Final = 5.0  # fifteen of them tell pages apart for the last minute or so
 LATENCIES: Final = 47
 _HISTOGRAM_WORDS: Final = 1 + LATENCIES
 

@@ -98,7 +98,10 @@ class SettingsStore:
         return self._pools.get(name, Overrides())
 
     def change(self, changes: Mapping[str, Overrides]) -> None:
-        """Replace what is kept for these pools, all or none; it is on disk when this returns. Raises PoolError."""
+        """Replace what is kept for these pools, all or none. Raises PoolError.
+
+        It is on disk when this returns, which can take as long as the disk is busy; devices do not wait for tmemd.
+        """
         pools = {**self._pools, **changes}
         self._replace({name: overrides for name, overrides in pools.items() if overrides != Overrides()})
 
