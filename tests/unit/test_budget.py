@@ -75,6 +75,14 @@ def test_noise_within_the_band_changes_nothing() -> None:
         assert budget.step(moment(4 * GIB - noise // 2, used=0)) == settled
 
 
+def test_a_busy_host_s_noise_changes_nothing() -> None:
+    """60 MiB, as measured on one of 24 GiB."""
+    budget = Budget(LIMITS)
+    spares = (4 * GIB - tick * 7919 % 60 * MIB for tick in range(1000))
+    seen = {budget.step(Moment(total=24 * GIB, spare=spare, used=0)) for spare in spares}
+    assert len(seen) <= 2
+
+
 def test_after_a_shrink_growth_waits() -> None:
     budget = Budget(LIMITS, 4 * GIB)
     low = budget.step(moment(2 * GIB))

@@ -14,6 +14,7 @@ from tests.unit.test_host import tree
 from tmemd import poolfile
 from tmemd.daemonconfig import DaemonConfig, parse_config
 from tmemd.governor import Governor, held_back
+from tmemd.observe import Observer
 from tmemd.policy import Demand
 from tmemd.pool import Pools
 from tmemd.poolfile import PAGE
@@ -254,16 +255,23 @@ def test_a_plugin_that_lies_takes_nobody_s_share(make: MakeHost, policy: str, li
     status = host.governor.status
     assert status.targets_bytes <= status.budget_bytes == 500 * MIB
     assert status.used_bytes < 10 * MIB
+    for sample in host.governor.samples:
+        counters = sample.counters
+        assert counters.index_bytes <= counters.used_bytes <= host.taken(sample.name)
+        assert counters.minimum_bytes <= min(counters.limit_bytes, 17 * MIB)
+        assert max(counters.limit_bytes >> 62, counters.pages_in_tmem >> 62, counters.pages_in_file >> 62) <= 1
     if policy in {"fair", "static", "reconf-static"}:  # the others know no weights
         assert (host.target("honest") or 0) >= 230 * MIB
 
 
 def test_counters_that_run_backwards_are_a_new_beginning(host: Host) -> None:
     host.pool("a", puts=1 << 40, gets=1 << 40, demotion_writes=1 << 40)
-    host.tick()
+    observer = Observer(host.of)
+    observer.look(host.pools.controlled())
     host.use("a", 0, puts=5, gets=5)
-    host.tick()
-    assert host.target("a")
+    assert observer.look(host.pools.controlled())["a"].before is None
+    host.use("a", 0, puts=6, gets=5)
+    assert observer.look(host.pools.controlled())["a"].before is not None
 
 
 def test_damaged_pools_count_with_what_they_take(host: Host, caplog: pytest.LogCaptureFixture) -> None:
