@@ -20,7 +20,7 @@ from tmemd.core import _core
 from tmemd.headroom import Headroom
 from tmemd.mapfile import MapError
 from tmemd.opening import Opening, open_parts
-from tmemd.poolfile import Choice, Counters, PoolError, Request
+from tmemd.poolfile import GENERATION_SECONDS, Choice, Counters, PoolError, Request
 
 __all__ = [
     "ConfigError",
@@ -36,7 +36,7 @@ __all__ = [
 TICK: Final = 0.1  # seconds between two looks at the control page
 TICK_UNDER_LOAD: Final = 0.01  # after cold pages had to make room: a burst fills what is free before a longer one ends
 SURVEY_EVERY: Final = 1.0  # seconds, while something changes
-GENERATION: Final = poolfile.GENERATION_SECONDS
+
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
 MOVES_STEP: Final = 20_000  # records compacted in one go, likewise
 
@@ -105,7 +105,7 @@ class ServedDevice:
         return 0 if self._settle_when_worth() else TICK
 
     def _age(self) -> None:
-        if time.monotonic() - self._aged >= GENERATION:
+        if time.monotonic() - self._aged >= GENERATION_SECONDS:
             self._aged = time.monotonic()
             self.core.age()
 

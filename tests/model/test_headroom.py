@@ -27,7 +27,7 @@ Open = Callable[..., ServedDevice]
 @pytest.fixture
 def opened(pools: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Opens devices whose upkeep the test does: opened(headroom=..., backing=...). They do not age by themselves."""
-    monkeypatch.setattr("tmemd.device.GENERATION", math.inf)
+    monkeypatch.setattr("tmemd.device.GENERATION_SECONDS", math.inf)
     with ExitStack() as stack:
 
         def opened(backing: Path | None = disk, headroom: int = 10) -> ServedDevice:
@@ -210,9 +210,9 @@ def test_a_generation_lasts_its_time_however_many_rounds_there_are(
 
     grow_old(served, 1)
     before = generation()
-    monkeypatch.setattr("tmemd.device.GENERATION", 3600.0)
+    monkeypatch.setattr("tmemd.device.GENERATION_SECONDS", 3600.0)
     rounds(served, 200)
     assert generation() == before
-    monkeypatch.setattr("tmemd.device.GENERATION", 0.0)
+    monkeypatch.setattr("tmemd.device.GENERATION_SECONDS", 0.0)
     rounds(served, 1)
     assert generation() == before + 1
