@@ -35,6 +35,7 @@ __all__ = [
 
 TICK: Final = 0.1  # seconds between two looks at the control page
 TICK_UNDER_LOAD: Final = 0.01  # after cold pages had to make room: a burst fills what is free before a longer one ends
+OLDER: Final = 2  # generations: pages this old were not used for at least one whole one, and make room for others
 SURVEY_EVERY: Final = 1.0  # seconds, while something changes
 
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
@@ -121,12 +122,17 @@ class ServedDevice:
         """Demote pages that are older than those that come in, as far as room for these is short."""
         now, last = time.monotonic(), self._last_tick
         self._last_tick = now
-        counters = self.counters()
-        room, wasted = self.core.room(), self.core.wasted()
-        missing = self._headroom.missing(counters, room + wasted, counters.used_bytes + room, now - last)
+        counters, room = self.counters(), self.core.room()
+        missing = self._headroom.missing(counters, self._back(), room, counters.used_bytes + room, now - last)
         if not missing or not self.config.backing or poolfile.read_frozen(self._pool_fd):
             return False
-        return self._shrink(missing, min_age=2, bounded=True) > 0
+        if self.core.wasted() > counters.used_bytes * WASTE_WHILE_REFUSING:
+            missing -= self.core.settle(MOVES_STEP)
+        return missing <= 0 or self._shrink(missing, min_age=OLDER, bounded=True) > 0
+
+    def _back(self) -> int:
+        """How many pages came back from the file so soon that they are put again where there is room."""
+        return sum(poolfile.read_ages(self._pool_fd, self.pool_path).file_reads[: _core.PROMOTE_AGE])
 
     def _answer(self) -> None:
         number, op, argument, choice = self.core.request()

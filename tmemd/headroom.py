@@ -12,29 +12,32 @@ from typing import Final
 from tmemd.poolfile import PAGE, Counters
 
 RECENT: Final = 1.0  # seconds: as much is made room for as came in lately; what came this long ago counts 1/e
-LEAST: Final = 1 / 8  # of the most that is kept free, however slowly pages come
+LEAST: Final = 1 / 2  # of the most that is kept free, however slowly pages come
+LOW: Final = 3 / 4  # of what is wanted: with less room than this, cold pages are demoted
 
 
 class Headroom:
-    """Watches a pool's counters; says how much is to be demoted."""
+    """Watches a pool's counters; says how much room is missing."""
 
     def __init__(self, percent: int) -> None:
         """*percent*: how much of the target is kept free at most; 0: nothing."""
         self._percent = percent
-        self._before: Counters | None = None
+        self._before: tuple[Counters, int] | None = None
         self._recent = 0.0  # bytes that came in lately and were not made up for by others that went
 
-    def missing(self, now: Counters, free: int, target: int, seconds: float) -> int:
-        """Bytes to demote, 0 while nothing comes in.
+    def missing(self, now: Counters, back: int, room: int, target: int, seconds: float) -> int:
+        """Bytes that are to be made free, 0 while nothing comes in.
 
-        *free*: bytes of *target* that can be filled now; *seconds* since the last time.
+        *back*: how many pages, ever, came back from the file so soon that they belong in RAM; *room*: bytes of *target*
+        that the pool does not use; *seconds* since the last time.
         """
-        before, self._before = self._before or now, now
-        pages = _incoming(before, now)
+        before, back_before = self._before or (now, back)
+        self._before = now, back
+        pages = _incoming(before, now) + back - back_before
         self._recent = self._recent * math.exp(-seconds / RECENT) + pages * _page_bytes(now)
         most = target * self._percent // 100
         wanted = min(max(int(self._recent), int(most * LEAST)), most)
-        return wanted - free if pages and free < wanted / 2 else 0
+        return wanted - room if pages and room < wanted * LOW else 0
 
 
 def _incoming(before: Counters, now: Counters) -> int:

@@ -108,12 +108,29 @@ def test_pages_no_older_than_those_that_come_in_stay(opened: Open) -> None:
 def test_nothing_is_demoted_while_the_guest_does_nothing_or_only_reads(opened: Open) -> None:
     served = opened()
     fill(served)
-    grow_old(served)
+    grow_old(served, 8)
     rounds(served, 20)
     for page in COLD[::5]:
         _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
         rounds(served, 1)
     assert served.counters().demotions == 0
+
+
+def test_room_is_made_for_pages_that_come_back_soon(opened: Open) -> None:
+    served = opened()
+    fill(served)
+    grow_old(served, 8)
+    with served.pool_path.open("r+b") as pool:
+        poolfile.write_frozen(pool.fileno(), True)
+        write(served, HOT)
+        poolfile.write_frozen(pool.fileno(), False)
+    assert in_tmem(served, HOT) == 0
+    for _ in range(3):
+        for page in HOT:
+            _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
+            if page % 20 == 0:
+                rounds(served, 1)
+    assert in_tmem(served, HOT) == len(HOT)
 
 
 def test_a_frozen_pool_makes_no_room(opened: Open) -> None:

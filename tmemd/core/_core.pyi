@@ -5,6 +5,7 @@ from typing import NamedTuple
 from typing_extensions import Buffer
 
 PAGE: int  # bytes
+PROMOTE_AGE: int  # generations: a page that comes back from the file when it is younger is put again
 
 class Layout(NamedTuple):
     """Where the parts of a pool file lie, in bytes."""

@@ -84,7 +84,11 @@ cdef enum:
     EXTENT_HOLE_ZERO = 3
     EXTENTS_MAX = 256
 
+cdef extern from "layout.h":
+    unsigned TM_PROMOTE_AGE
+
 PAGE = 4096
+PROMOTE_AGE = TM_PROMOTE_AGE
 
 # Whether the callbacks pin their threads' Python state: only right for threads that nbdkit started.
 cdef bint pinning = False

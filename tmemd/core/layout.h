@@ -35,6 +35,7 @@ enum tm_encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 #define TM_WORD_FLAG (UINT64_C(1) << 5) /* tmem: the file holds the same; file: no checksum is known */
 #define TM_IN_FLUX UINT32_MAX /* for the checksum of a file word with the flag: old or new, it is being overwritten */
 #define TM_GENERATIONS 16u
+#define TM_PROMOTE_AGE 6u /* a page that comes back from the file when it is younger is put again */
 #define TM_ANCIENT (TM_GENERATIONS - 1) /* the age of generation 0; the others take turns */
 
 static inline enum tm_kind tm_kind(uint64_t word) { return (enum tm_kind)(word & 7); }

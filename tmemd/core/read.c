@@ -6,9 +6,8 @@
 
 enum outcome { DONE, IN_FILE, FAILED };
 
-/* A page that comes back from the file within this many generations of its last use is put again; where more pages than
- * these are read at once (a guest reads 8 around the one it needs) somebody copies the device. */
-enum { PROMOTE_AGE = 6, PROMOTE_RUN = 8 };
+/* Where more pages than these are read at once (a guest reads 8 around the one it needs) somebody copies the device. */
+enum { PROMOTE_RUN = 8 };
 
 /* What the index said of a page before it was read. */
 struct found {
@@ -177,7 +176,7 @@ static void promote(struct tm_device *device, uint64_t first, uint32_t n, const 
                     const uint8_t *content)
 {
     for (uint32_t i = 0; i < n; i++)
-        if (tm_kind(found[i].word) == TM_FILE && !(found[i].word & TM_WORD_FLAG) && found[i].age < PROMOTE_AGE)
+        if (tm_kind(found[i].word) == TM_FILE && !(found[i].word & TM_WORD_FLAG) && found[i].age < TM_PROMOTE_AGE)
             tm_promote(device, first + i, content + (size_t)i * TM_PAGE, found[i].word);
 }
 
