@@ -18,8 +18,8 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
   flush=none|durable  FLUSH and FUA: acknowledged at once (default; swap needs no more), or made durable
   reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)
-  headroom=N%       how much of its target is kept free for pages to come, at most: while the guest swaps, cold pages
-                    are moved to the file ahead of need (default: 10%); 0%: none, pages are refused when it is full
+  headroom=N%       how much of its target is kept free for pages to come: while the guest swaps, cold pages are moved
+                    to the file ahead of need (default: 5%); 0%: none, pages are refused when it is full
 """
 
 from __future__ import annotations

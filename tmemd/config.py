@@ -12,7 +12,7 @@ from tmemd.core import _core
 from tmemd.sizes import format_size
 
 SECTOR: Final = 512
-HEADROOM_PERCENT: Final = 10
+HEADROOM_PERCENT: Final = 5  # measured in docs/decisions/0004-cold-pages-make-room.md
 MAX_HEADROOM_PERCENT: Final = 50
 
 
@@ -34,7 +34,7 @@ class DeviceConfig:
     lost_zero: bool = False
     durable: bool = False
     reserve: bool = True
-    headroom: int = HEADROOM_PERCENT  # of the target, at most, that is kept free for pages to come; 0: refuse when full
+    headroom: int = HEADROOM_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
 
     def check(self) -> _core.Layout:
         """The layout of its pool. Raises ConfigError."""

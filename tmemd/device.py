@@ -34,8 +34,12 @@ __all__ = [
 ]
 
 TICK: Final = 0.1  # seconds between two looks at the control page
-TICK_UNDER_LOAD: Final = 0.01  # after cold pages had to make room: a burst fills what is free before a longer one ends
-OLDER: Final = 2  # generations: pages this old were not used for at least one whole one, and make room for others
+# After cold pages had to make room. With TICK as many reads are from RAM, but a working set that moves in takes 1.1 to
+# 1.4 times as long (docs/decisions/0004-cold-pages-make-room.md).
+TICK_UNDER_LOAD: Final = 0.01
+# Generations: pages this old were not used for at least one whole one, and make room for others. With 1 uniform use of
+# everything writes 0.65 pages to the disk for each page written, with 2 0.53, without any room made 0.49.
+OLDER: Final = 2
 SURVEY_EVERY: Final = 1.0  # seconds, while something changes
 
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
@@ -63,7 +67,7 @@ class ServedDevice:
         self._seen: tuple[int, ...] | None = None
         self._refused = 0
         self._headroom = Headroom(self.config.headroom)
-        self._last_tick = self._aged = time.monotonic()
+        self._aged = time.monotonic()
         self._surveyed: tuple[float, ...] | None = None  # what the counters said at the last survey
         self._last_survey = -SURVEY_EVERY
 
@@ -120,10 +124,8 @@ class ServedDevice:
 
     def _make_room(self) -> bool:
         """Demote pages that are older than those that come in, as far as room for these is short."""
-        now, last = time.monotonic(), self._last_tick
-        self._last_tick = now
         counters, room = self.counters(), self.core.room()
-        missing = self._headroom.missing(counters, self._back(), room, counters.used_bytes + room, now - last)
+        missing = self._headroom.missing(counters, self._back(), room, counters.used_bytes + room)
         if not missing or not self.config.backing or poolfile.read_frozen(self._pool_fd):
             return False
         if self.core.wasted() > counters.used_bytes * WASTE_WHILE_REFUSING:

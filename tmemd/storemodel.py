@@ -145,7 +145,7 @@ class Store:
             used_bytes=int(space.index + self.in_ram * space.page),
             pages_in_tmem=int(self.in_ram),
         )
-        missing = self.headroom.missing(counters, int(-over * space.page), space.target, seconds)
+        missing = self.headroom.missing(counters, int(counts.promotions), int(-over * space.page), space.target)
         if missing and not space.frozen:
             self.demote(min(missing / space.page, most), HEADROOM_AGE)
 
