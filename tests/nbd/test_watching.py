@@ -77,7 +77,8 @@ def test_top_and_metrics_see_what_a_client_does(tmemd: tuple[fakes.Tmemd, int], 
         work(client)
         seen = until_seen(top, fields)
         found = samples(get(port)[1])
-    assert 0 < seen["hit_share"] < 1
+    # An interval may hold reads of one kind only.
+    assert 0 < seen["hit_share"] <= 1
     assert seen["compression"] > 1
     assert 0 < seen["used_bytes"] <= MIB
     counters = server_counters(running)
