@@ -391,3 +391,28 @@ def test_targets_keep_to_the_budget_and_the_host_s_state_can_be_asked_for(base: 
         running.client.set_target("first", 60 * MIB)
         wait_until(lambda: running.client.pool("second").target_bytes == 200 * MIB, "the rest to be given")
         assert running.client.pool("first").target_bytes == 60 * MIB
+
+
+def test_after_sigkill_targets_go_on_from_what_they_were(base: Path) -> None:
+    config = "[budget]\nminimum = '{}'\nmaximum = '400M'\nreserve = '{}'\n"
+    (base / "pools").mkdir()
+    with ExitStack() as plugins:
+        fds = [plugins.enter_context(fakes.pool(base / "pools", name)) for name in "ab"]
+        assert all(poolfile.lock(fd, control=False) for fd in fds)
+        with fakes.tmemd(base, config=config.format("300M", "100%")) as first:
+            wait_until(lambda: targets(fds) == [150 * MIB] * 2, "targets to be set")
+            first.stop(signal.SIGKILL)
+        with fakes.tmemd(base, config=config.format("0", "1M")):
+            lowest = []
+
+            def has_all() -> bool:
+                lowest.append(min(targets(fds)))
+                return lowest[-1] == 200 * MIB
+
+            wait_until(has_all, "the rest to be given")
+        assert lowest == sorted(lowest)
+        assert lowest[0] >= 150 * MIB
+
+
+def targets(fds: list[int]) -> list[int]:
+    return [poolfile.read_target(fd) or 0 for fd in fds]
