@@ -28,7 +28,8 @@ def test_model_and_invariants_under_asan_and_ubsan(environment: dict[str, str], 
     )
     assert found.stdout.startswith(str(LIBRARY))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"pythonpath={LIBRARY} {ROOT}"]
-    tests = [str(HERE / "test_model.py"), str(HERE / "test_invariants.py"), str(HERE / "test_demotion.py")]
+    names = "model", "invariants", "demotion", "heat", "statistics", "promotion"
+    tests = [str(HERE / f"test_{name}.py") for name in names]
     result = subprocess.run(
         [*command, f"--basetemp={tmp_path}/inner", *tests],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
