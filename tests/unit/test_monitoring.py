@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import msgspec
+import promql_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -109,14 +107,6 @@ def test_every_metric_is_documented_and_nothing_else(known: Known) -> None:
         check(expression, known)
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool (Debian package prometheus) is not installed")
-def test_prometheus_can_parse_every_query(tmp_path: Path) -> None:
-    rules = "".join(
-        f"  - record: q:{number}\n    expr: {json.dumps(re.sub(r'[$]__rate_interval', '1m', expression))}\n"
-        for number, (_, expression, _) in enumerate(queries())
-    )
-    file = tmp_path / "queries.yml"
-    file.write_text("groups:\n- name: dashboard\n  rules:\n" + rules)
-    for path in (file, ALERTS):
-        done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+def test_prometheus_can_parse_every_query() -> None:
+    for expression in [expression for _, expression, _ in queries()] + alerts():
+        promql_parser.parse(expression.replace("$__rate_interval", "1m"))  # raises ValueError
