@@ -49,6 +49,7 @@ class Governor:
         *root* stands in for / where the host is looked at.
         """
         self._pools = pools
+        self._settings = settings
         self._observer = Observer(settings)
         self._root = root
         self._clock = clock
@@ -111,12 +112,14 @@ class Governor:
     def first_target(self, name: str, wanted: int) -> int:
         """What a device that attaches may take until the next tick: at most *wanted* bytes. Raises PoolError, OSError.
 
-        Never less than what its pool takes already, for nothing is demoted because a plugin was restarted.
+        Never less than its minimum, nor than what its pool takes already: nothing is demoted because a plugin was
+        restarted.
         """
         status = self.status
         mine = _held(self._seen[name]) if name in self._seen else 0
         left = status.budget_bytes - status.targets_bytes + mine - self._promised
-        first = min(wanted, max(left, self._seen[name].taken if name in self._seen else 0, 0))
+        taken = self._seen[name].taken if name in self._seen else 0
+        first = min(wanted, max(left, taken, self._settings(name).minimum))
         self._promised += max(first - mine, 0)
         return first
 

@@ -1,0 +1,24 @@
+"""Three devices under contention: RAM follows weights, caps and minimums hold, and what nobody needs changes hands."""
+
+from __future__ import annotations
+
+from benchmarks import contention
+from tests.harness import MIB
+
+
+def test_ram_follows_weights_and_changes_hands() -> None:
+    result = contention.measure()
+    print(contention.render(result))
+    for name, off in result["deviation"].items():
+        assert abs(off["mean"]) <= contention.NEAR, name
+    assert result["wrong_pages"] == 0
+
+
+def test_caps_and_minimums_hold_at_every_sample() -> None:
+    caps, minimums = {"heavy": 16 * MIB, "middle": 20 * MIB}, {"light": 24 * MIB, "heavy": 8 * MIB}
+    result = contention.measure(caps, minimums)
+    print(contention.render(result))
+    assert result["violations"] == []
+    assert result["wrong_pages"] == 0
+    # Nobody else may have what is left of the budget.
+    assert result["target"]["light"] >= (contention.BUDGET - sum(caps.values())) * (1 - contention.NEAR)
