@@ -90,6 +90,7 @@ class Store:
 
     pages: list[list[float]] = field(default_factory=_nothing)
     counts: Counts = field(default_factory=Counts)
+    back: float = 0  # pages that were read from the file so soon that they belong in RAM
     headroom: Headroom = field(default_factory=lambda: Headroom(HEADROOM_PERCENT))
 
     @property
@@ -145,7 +146,7 @@ class Store:
             used_bytes=int(space.index + self.in_ram * space.page),
             pages_in_tmem=int(self.in_ram),
         )
-        missing = self.headroom.missing(counters, int(counts.promotions), int(-over * space.page), space.target)
+        missing = self.headroom.missing(counters, int(self.back), int(-over * space.page), space.target)
         if missing and not space.frozen:
             self.demote(min(missing / space.page, most), HEADROOM_AGE)
 
@@ -175,6 +176,7 @@ class Store:
         self.counts.file_reads += filed
         self.pages[_FILE][0] += filed
         if age < PROMOTE_AGE:
+            self.back += filed
             self._promote(filed, space)
 
     def _reread(self, n: float, space: Space) -> None:
@@ -189,6 +191,7 @@ class Store:
         # Of those that found no room, every read is one of the file.
         missed = promoted + (n * filed / there) * (1 - promoted / once if once else 0)
         self.counts.file_reads += missed
+        self.back += missed
         self.counts.gets += max(0.0, n - missed)
 
     def _promote(self, n: float, space: Space) -> float:

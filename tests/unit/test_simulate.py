@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.harness import ROOT
 from tests.unit.test_recording import HEADER, moment, pool
 from tmemd.cli import main
+from tmemd.cli.simulate import POLICIES
 from tmemd.policy import by_name
 from tmemd.poolfile import GENERATIONS, Ages, Counters
-from tmemd.recording import Moment, PoolMoment, Recording, Writer, check
-from tmemd.simulate import outcome, recorded, simulate, times
+from tmemd.recording import Moment, PoolMoment, Recording, Writer, check, read
+from tmemd.simulate import Outcome, outcome, recorded, simulate, times
 from tmemd.storemodel import DEMOTIONS_PER_SECOND, PROMOTE_AGE, Counts, Flow, Space, Store
 
 MIB = 1 << 20
@@ -202,6 +205,34 @@ def test_hostile_numbers_break_nothing(name: str, seed: int) -> None:
         assert counts.puts >= 0
         assert counts.spills >= 0
     times(known)
+
+
+def outcomes(workload: str, names: Sequence[str]) -> dict[str, Outcome]:
+    known = read(ROOT / "benchmarks" / "recordings" / f"{workload}.jsonl.xz")
+    return {name: outcome(simulate(known, by_name(name)), times(known)) for name in names}
+
+
+GOLDEN = {
+    "fair": (1425, 398, 55206, 548),
+    "greedy": (13763, 11247, 60209, 10821),
+    "smart-alloc:6": (3827, 6388, 52715, 2569),
+}
+
+
+def test_a_recording_of_real_devices_is_replayed_as_ever() -> None:
+    """File reads, spills, demotion's writes, promotions: they change with policies and devices only."""
+    found = outcomes("idle-giant", list(GOLDEN))
+    for name, expected in GOLDEN.items():
+        total = found[name].total
+        assert (total.file_reads, total.spills, total.demotion_writes, total.promotions) == pytest.approx(
+            expected, abs=1
+        )
+
+
+@pytest.mark.parametrize("workload", ["phased", "all-at-once", "idle-giant"])
+def test_ours_is_best_or_equal(workload: str) -> None:
+    cost = {name: found.cost_seconds for name, found in outcomes(workload, POLICIES).items()}
+    assert cost["fair"] <= 1.01 * min(cost.values())
 
 
 @pytest.fixture

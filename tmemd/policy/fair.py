@@ -11,7 +11,7 @@ from tmemd.policy.share import share
 from tmemd.poolfile import GENERATIONS
 
 # The hottest tier is of the pages used in so many generations, the last of which has only begun: 10 to 15 seconds.
-# In it weights alone decide. Costs (docs/policies.md) of phased, skewed and idle-giant with 2: 8.7, 11.7, 4.6;
+# In it weights alone decide. Costs, while it was tuned, of phased, skewed and idle-giant with 2: 8.7, 11.7, 4.6;
 # with 3: 8.7, 11.7, 4.3; with 4: 9.8, 11.6, 5.1; with 5: 10.2, 11.7, 5.3.
 _HOT: Final = 3
 # Room for what is put, or read from the file and put again, in so many ticks of 0.5 s: there is a new survey after two,
