@@ -389,6 +389,8 @@ def test_who_attaches_between_two_ticks_keeps_to_the_budget(host: Host) -> None:
     assert host.governor.first_target("b", 150 * MIB) == 150 * MIB
     assert host.governor.first_target("c", 150 * MIB) == 50 * MIB
     assert host.governor.first_target("d", 150 * MIB) == 0
+    host.set("e", minimum=20 * MIB)
+    assert host.governor.first_target("e", 150 * MIB) == 20 * MIB
     host.tick()
     assert host.governor.first_target("d", 150 * MIB) == 150 * MIB
     assert host.governor.first_target("a", GIB) >= host.taken("a")
