@@ -50,10 +50,9 @@ class Administration:
         self._merged.clear()
 
     def configure(self, config: DaemonConfig) -> None:
-        """Go by another configuration from now on. Raises PoolError where the pools cannot be looked at."""
+        """Go by another configuration from now on; what it says of pools is in their control pages after `adopt`."""
         self.config = config
         self._merged.clear()
-        self.adopt()
 
     def adopt(self) -> set[str]:
         """Take control of all pools there are now, and make their settings hold.
@@ -103,14 +102,15 @@ class Administration:
     def _first_target(self, found: Pool, request: protocol.Attach) -> int:
         """A target once found stays; one that stood at the device's limit follows that limit."""
         settings = self.settings(found.name)
-        if settings.target is not None:
-            return settings.target
-        limit = request.limit or request.size
-        limit = limit if settings.cap is None else min(limit, settings.cap)
+        if settings.pinned is not None:
+            return settings.pinned
         target = poolfile.read_target(found.fd)
-        if target is None or found.identity() is None:
-            return limit
-        return limit if target >= poolfile.read_counters(found.fd, found.path).limit_bytes else target
+        if found.identity() is None or (
+            target is not None and target >= poolfile.read_counters(found.fd, found.path).limit_bytes
+        ):
+            target = None
+        first = (request.limit or request.size) if target is None else target
+        return first if settings.cap is None else min(first, settings.cap)
 
     def perform(self, request: protocol.Request) -> protocol.Answer:
         """Carry out anything but an Attach. Raises PoolError."""
@@ -177,11 +177,11 @@ class Administration:
 
     def _check_promises(self, name: str, promised: int) -> None:
         others = sum(self.settings(other).promised for other in self.pools.names() if other != name)
-        maximum = self.config.budget.maximum.of(self._total)
+        maximum = min(self.config.budget.maximum.of(self._total), self.pools.capacity())
         if others + promised > maximum:
             raise PoolError(
                 f"pool {name}: minimums and fixed targets would be {format_size(others + promised)} in all,"
-                f" and the host gives at most {format_size(maximum)} (budget.maximum)"
+                f" and the host gives at most {format_size(maximum)} (budget.maximum, or the size of the tmpfs)"
             )
 
     def _freeze(self, name: str, frozen: bool) -> None:
@@ -209,8 +209,8 @@ class Administration:
             poolfile.write_compression(found.fd, settings.compression)
         if self._store.of(found.name).frozen not in (UNSET, poolfile.read_frozen(found.fd)):
             poolfile.write_frozen(found.fd, settings.frozen)
-        if settings.target not in (None, poolfile.read_target(found.fd)):
-            poolfile.write_target(found.fd, settings.target or 0)
+        if settings.pinned is not None and settings.pinned != poolfile.read_target(found.fd):
+            poolfile.write_target(found.fd, settings.pinned)
 
 
 def _check_order(name: str, wanted: PoolSettings) -> None:

@@ -37,7 +37,7 @@ from tmemd.pool import Pools, open_pool_file
 from tmemd.poolfile import PoolError
 from tmemd.sdnotify import notify
 from tmemd.settings import DEFAULT_STATE, SettingsStore
-from tmemd.sizes import size_argument
+from tmemd.sizes import format_size, size_argument
 
 _log: Final = logging.getLogger("tmemd")
 _UCRED: Final = struct.Struct("iII")
@@ -101,6 +101,7 @@ class Daemon:
         self._connections: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticks = TickTimes()
+        self._uncontrolled: set[str] = set()
 
     async def run(self, listener: socket.socket, metrics: socket.socket | None = None) -> None:
         """Serve everybody who connects and look after the pools, until cancelled."""
@@ -113,17 +114,19 @@ class Daemon:
 
     async def _look_after(self) -> None:
         """Find pools that others made or removed; the memory of a removed one is only free once we let go of it."""
-        uncontrolled: set[str] = set()
         while True:
-            try:
-                failed = self._administration.adopt()
-            except PoolError as error:
-                _log.warning("%s", error)
-            else:
-                for name in sorted(failed - uncontrolled):
-                    _log.warning("pool %s cannot be controlled: another process does, or it cannot be used", name)
-                uncontrolled = failed
+            self._adopt()
             await asyncio.sleep(_SCAN_INTERVAL)
+
+    def _adopt(self) -> None:
+        try:
+            failed = self._administration.adopt()
+        except PoolError as error:
+            _log.warning("%s", error)
+            return
+        for name in sorted(failed - self._uncontrolled):
+            _log.warning("pool %s cannot be controlled: another process does, or it cannot be used", name)
+        self._uncontrolled = failed
 
     async def _govern(self) -> None:
         """Set targets tick by tick. Whatever goes wrong in one, devices go on with the targets they have."""
@@ -213,7 +216,7 @@ class Daemon:
             return self._governor.status
         answer = self._administration.perform(request)
         if not isinstance(answer, protocol.Listed):
-            _log.info("user %d: %s", uid, request)
+            _log.info("user %d %s", uid, protocol.in_words(request))
             return answer
         seen = [status for status in answer.pools if self._access.may_see(status, uid)]
         if isinstance(request, protocol.Show) and not seen:
@@ -230,7 +233,7 @@ class Daemon:
                 socket.send_fds(sock, [protocol.encode(protocol.Attached(str(found.path)))], [fd])
             finally:
                 os.close(fd)
-        _log.info("user %d, process %d: attached %s", peer.uid, peer.pid, request.name)
+        _log.info("user %d, process %d, attached pool %s", peer.uid, peer.pid, request.name)
 
     async def snapshot(self) -> Snapshot:
         """What Prometheus is told. Everybody else has a turn after each pool. Raises PoolError."""
@@ -252,14 +255,17 @@ class Daemon:
         before = self._administration.config.metrics
         try:
             config = read_config(path)
-            self._administration.configure(config)
-            self._governor.configure(config)
         except PoolError as error:
             _log.error("%s; the configuration stays as it was", error)
-        else:
-            _log.info("configuration read again")
-            if self._administration.config.metrics != before:
-                _log.warning("metrics.listen only changes when tmemd is restarted")
+            return
+        self._administration.configure(config)
+        self._governor.configure(config)
+        self._adopt()
+        _log.info("configuration read again")
+        if config.metrics != before:
+            _log.warning("metrics.listen only changes when tmemd is restarted")
+        with suppress(PoolError):
+            warn_of_small_tmpfs(self._administration.pools, config)
 
 
 def total_memory() -> int:
@@ -343,6 +349,16 @@ def prepare_directory(path: Path, size: str | None) -> None:
         raise PoolError(f"{path}: {error.strerror or error}") from None
 
 
+def warn_of_small_tmpfs(pools: Pools, config: DaemonConfig) -> None:
+    """Say so where pools get less than the configuration promises, for their tmpfs holds no more. Raises PoolError."""
+    maximum, capacity = config.budget.maximum.of(total_memory()), pools.capacity()
+    if capacity < maximum:
+        _log.warning(
+            "%s holds %s, so pools get no more, although budget.maximum is %s: see --tmpfs-size",
+            pools.directory, format_size(capacity), format_size(maximum),
+        )  # fmt: skip
+
+
 def _check_safe(path: Path) -> None:
     """Raise PoolError where other users could put what they like in the place of pools."""
     status = path.stat()
@@ -377,6 +393,7 @@ def _start(arguments: argparse.Namespace) -> None:
         store = resources.enter_context(closing(SettingsStore(arguments.state)))
         administration = Administration(pools, store, config, total_memory())
         administration.adopt()
+        warn_of_small_tmpfs(pools, config)
         governor = Governor(pools, administration.settings, config)
         access = Access(frozenset(arguments.allow_user))
         daemon = Daemon(administration, governor, access, timeout=arguments.timeout)

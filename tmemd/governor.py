@@ -6,10 +6,11 @@ write to backing files. Here the host and the pools are looked at, and pools are
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -25,11 +26,15 @@ from tmemd.sample import PoolSample
 from tmemd.settings import PoolSettings
 from tmemd.writes import WriteAllowance, Writer, granted
 
+_log: Final = logging.getLogger("tmemd")
+
 TICK: Final = 0.5  # seconds
 # With more of RAM free than this, or than the reserve, whoever waits for memory is held back by a limit of his own.
 _FREE_ENOUGH: Final = 1 / 10
 # A frozen pool keeps what it takes, and this much more so that nothing has to be demoted to keep within the target.
 _FROZEN_ROOM: Final = 4 << 20
+
+_T = TypeVar("_T")
 
 
 class Governor:
@@ -60,6 +65,7 @@ class Governor:
         self._writes: WriteAllowance | None = None
         self._status: HostStatus | None = None
         self._promised = 0  # bytes given to those who attached since the last tick
+        self._unwritable: set[str] = set()
         self.configure(config)
 
     def configure(self, config: DaemonConfig) -> None:
@@ -144,7 +150,8 @@ class Governor:
     def _step(self, moment: Moment) -> int:
         total = min(memory.total for memory in self._memory)
         asked = self._config.budget
-        maximum = min(asked.maximum.of(total), total)
+        # Targets that the pools' tmpfs cannot hold would be kept by nobody: who puts first would have it all.
+        maximum = min(asked.maximum.of(total), total, self._pools.capacity())
         limits = Limits(minimum=min(asked.minimum.of(total), maximum), maximum=maximum, pressure=asked.pressure / 100)
         if self._budget is None:
             # What targets add up to already: a tmemd that comes back changes nothing at once.
@@ -163,7 +170,7 @@ class Governor:
         targets |= held_back(demands, targets, owed)
         for name, seen in self._seen.items():
             if seen.sample and seen.control and targets[name] != seen.control.target:
-                poolfile.write_target(seen.pool.fd, targets[name])
+                self._write(seen, poolfile.write_target, targets[name])
                 seen.sample = msgspec.structs.replace(seen.sample, target_bytes=targets[name])
 
     def _allow_writes(self, seconds: float, *, short: bool) -> None:
@@ -181,7 +188,18 @@ class Governor:
             bounds = bounds if short else self._writes.share(writers)
         for seen, writer, bound in zip(writing, writers, bounds, strict=True):
             if bound != writer.bound:
-                poolfile.write_demotion_writes(seen.pool.fd, bound)
+                self._write(seen, poolfile.write_demotion_writes, bound)
+
+    def _write(self, seen: Seen, write: Callable[[int, _T], None], value: _T) -> None:
+        """One that cannot be written, such as one whose owner made a hole of it in a full tmpfs, holds no other up."""
+        try:
+            write(seen.pool.fd, value)
+        except OSError as error:
+            if seen.pool.name not in self._unwritable:
+                _log.warning("pool %s cannot be told its target: %s", seen.pool.name, error.strerror)
+            self._unwritable.add(seen.pool.name)
+        else:
+            self._unwritable.discard(seen.pool.name)
 
 
 def held_back(demands: Sequence[Demand], targets: Mapping[str, int], owed: int) -> dict[str, int]:
@@ -201,10 +219,11 @@ def _fixed(seen: Seen) -> int | None:
     """What the pool keeps whatever a policy would say, in bytes; None: that is the policy's to say."""
     if seen.sample is None:
         return seen.taken
-    if seen.settings.target is not None:
-        return min(seen.settings.target, seen.sample.counters.limit_bytes)
+    if seen.settings.pinned is not None:
+        return min(seen.settings.pinned, seen.sample.counters.limit_bytes)
     if seen.sample.frozen:
-        return max(seen.taken, min(seen.sample.target_bytes, seen.taken + seen.taken // 8 + _FROZEN_ROOM))
+        keeps = max(seen.taken, min(seen.sample.target_bytes, seen.taken + seen.taken // 8 + _FROZEN_ROOM))
+        return keeps if seen.settings.cap is None else min(keeps, seen.settings.cap)
     return None
 
 

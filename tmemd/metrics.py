@@ -101,7 +101,7 @@ _HOST_GAUGES: Final[Mapping[str, tuple[str, Callable[[HostStatus], float | None]
     "host_memory_total_bytes": ("RAM of the host, or of the cgroup that tmemd runs in.", lambda host: host.total_bytes),
     "host_memory_available_bytes": ("RAM that is available on the host.", lambda host: host.available_bytes),
     "host_memory_reserve_bytes": ("RAM that is to stay available on the host.", lambda host: host.reserve_bytes),
-    "demotion_writes_left_bytes": ("What demotion may write in the rest of this hour; absent without a bound.",
+    "demotion_writes_left_bytes": ("What demotion may write now; absent without a bound.",
                                    lambda host: host.writes_left_bytes),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -255,6 +256,14 @@ class Pools:
         while self._kept:
             self._kept.popitem()[1].close()
 
+    def capacity(self) -> int:
+        """How many bytes all pools together can take where they are, whatever the host can spare. Raises PoolError."""
+        try:
+            status = os.statvfs(self.directory)
+        except OSError as error:
+            raise PoolError(f"{self.directory}: {error.strerror}") from None
+        return status.f_blocks * status.f_frsize or sys.maxsize  # a tmpfs of size=0 has no bound
+
     def names(self) -> list[str]:
         """The pools there are now. Raises PoolError when the directory cannot be read."""
         try:
@@ -379,9 +388,7 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
         case protocol.Set():
             _set(pools, request)
         case protocol.Freeze(name, frozen):
-            for each in [name] if name else pools.names():
-                with pools.pool(each, control=True) as pool:
-                    pool.set_frozen(frozen)
+            _freeze(pools, name, frozen)
         case protocol.Ask(name, work, nbytes, min_age, raw_only):
             with pools.pool(name, control=True) as pool:
                 return protocol.Asked(pool.ask(work, nbytes, Choice(min_age, raw_only)))
@@ -392,6 +399,14 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
         case protocol.Host():
             raise PoolError("only tmemd looks after the host's memory")
     return protocol.Done()
+
+
+def _freeze(pools: Pools, name: str | None, frozen: bool) -> None:
+    if name is not None:
+        with pools.pool(name, control=True) as pool:
+            pool.set_frozen(frozen)
+    elif failed := pools.adopt_all(lambda pool: pool.set_frozen(frozen)):
+        raise PoolError(f"all pools were {'frozen' if frozen else 'thawed'} but {', '.join(sorted(failed))}")
 
 
 def _set(pools: Pools, request: protocol.Set) -> None:

@@ -15,6 +15,7 @@ import msgspec
 
 from tmemd.poolfile import GENERATIONS, NAME_PATTERN, NAME_RULE, Ages, Counters, Latencies, PoolError, is_name
 from tmemd.settings import MAX_WEIGHT, PoolSettings
+from tmemd.sizes import format_size
 
 DEFAULT_SOCKET: Final = Path("/run/tmemd/tmemd.sock")
 DEFAULT_POOLS: Final = Path("/run/tmemd/pools")
@@ -119,7 +120,7 @@ class HostStatus(_Message, frozen=True, kw_only=True, tag="hoststatus"):
     reserve_bytes: int  # what is to stay available
     pressure_some: float | None  # share of the last tick in which some task waited for memory; None: not known here
     pressure_full: float | None  # and in which all did
-    writes_left_bytes: int | None  # what demotion may write in the rest of this hour; None: no bound
+    writes_left_bytes: int | None  # what demotion may write now; more comes in bit by bit; None: no bound
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,6 +224,32 @@ def decode_answer(line: bytes) -> Answer:
         return _answers.decode(line)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"bad answer from tmemd: {error}") from None
+
+
+def in_words(request: Request) -> str:
+    """What somebody did who made this request, for a log: 'set weight=300 cap=4.00G of pool web'."""
+    match request:
+        case Set(name=name):
+            given = {field: getattr(request, field) for field in ("target", "weight", "cap", "minimum", "compression")}
+            words = [f"{key}={_value(key, value)}" for key, value in given.items() if value is not msgspec.UNSET]
+            words += [f"{field}=default" for field in sorted(request.forget)]
+            return f"set {' '.join(words) or 'nothing'} of pool {name}"
+        case Freeze(name, frozen):
+            return f"{'froze' if frozen else 'thawed'} {'all pools' if name is None else f'pool {name}'}"
+        case Ask(name, work):
+            return f"asked pool {name} to {work}" + (f" {format_size(request.nbytes)}" if work == "demote" else "")
+        case Destroy(name):
+            return f"destroyed pool {name}"
+        case _:
+            return f"asked for {type(request).__name__}"
+
+
+def _value(field: str, value: object) -> str:
+    if value is None:
+        return "auto" if field == "target" else "none"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return format_size(value) if isinstance(value, int) and field != "weight" else str(value)
 
 
 def check_name(name: str) -> str:

@@ -35,9 +35,14 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     frozen: bool = False
 
     @property
+    def pinned(self) -> int | None:
+        """The target that holds, in bytes; None: the policy finds it. A cap that came later goes before it."""
+        return self.target if self.target is None or self.cap is None else min(self.target, self.cap)
+
+    @property
     def promised(self) -> int:
         """Bytes of RAM that no policy may give to another pool."""
-        return self.minimum if self.target is None else self.target
+        return self.minimum if self.pinned is None else self.pinned
 
 
 class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

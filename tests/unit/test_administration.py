@@ -112,6 +112,27 @@ def test_a_pool_that_is_adopted_gets_what_is_kept(base: Path) -> None:
         assert page(base) == (50 * MIB, True, False)
 
 
+def test_a_cap_that_came_later_goes_before_a_pinned_target(base: Path) -> None:
+    with administration(base) as made:
+        attach(made, "web")
+        made.perform(Set(name="web", target=50 * MIB))
+    with administration(base, '[pools.web]\ncap = "20M"') as made:
+        assert page(base)[0] == 20 * MIB
+        made.perform(Set(name="web", weight=7))
+        with made.attach(protocol.Attach("web", 64 * MIB, True), os.geteuid(), os.getegid(), bounded=False):
+            assert page(base)[0] == 20 * MIB
+
+
+def test_a_target_that_a_plugin_comes_back_to_is_within_the_cap(base: Path) -> None:
+    with administration(base) as made:
+        attach(made, "web")
+        with made.pools.pool("web", control=True) as found:
+            poolfile.write_target(found.fd, 50 * MIB)
+    with administration(base, '[pools.web]\ncap = "20M"') as made:
+        attach(made, "web")
+        assert page(base)[0] == 20 * MIB
+
+
 def test_a_pool_frozen_without_tmemd_stays_frozen_until_somebody_thaws_it(base: Path) -> None:
     with fakes.pool(base / "pools", "web") as fd:
         poolfile.write_frozen(fd, True)
@@ -129,6 +150,7 @@ def test_another_configuration_holds_for_what_was_not_set(base: Path) -> None:
         assert not page(base)[2]
         made.perform(Set(name="web", weight=8))
         made.configure(parse_config('[pools.web]\nweight = 9\nminimum = "3M"'))
+        made.adopt()
         assert status(made).settings == PoolSettings(weight=8, minimum=3 * MIB)
         assert page(base)[2]
 

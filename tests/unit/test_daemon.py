@@ -332,6 +332,31 @@ def test_sighup_reads_the_configuration_again_and_a_bad_one_changes_nothing(base
         assert "No such file" in line_with(running, "the configuration stays as it was")
 
 
+def test_sighup_while_pools_cannot_be_looked_at_is_carried_out_whole(base: Path) -> None:
+    config = base / "config"
+    config.write_text("[pools.web]\nweight = 7\n")
+    with fakes.tmemd(base, f"--config={config}") as running, fakes.pool(running.directory, "web") as fd:
+        config.write_text('policy = "static"\n[pools.web]\nweight = 8\ncompression = false\n')
+        away = running.directory.rename(base / "away")
+        running.process.send_signal(signal.SIGHUP)
+        line_with(running, "configuration read again")
+        away.rename(running.directory)
+        assert running.client.pool("web").settings.weight == 8
+        wait_until(lambda: running.client.host().policy == "static", "the governor to go by it")
+        running.process.send_signal(signal.SIGHUP)
+        line_with(running, "configuration read again")
+        assert not poolfile.read_compression(fd)
+
+
+def test_what_was_done_is_logged_in_words(base: Path) -> None:
+    with fakes.tmemd(base) as running, fakes.pool(running.directory, "web"):
+        running.client.set("web", weight=300, cap=100 * MIB, target=None, forget=frozenset({"compression"}))
+        words = "set target=auto weight=300 cap=100M compression=default of pool web"
+        assert line_with(running, "weight") == f"tmemd: user {os.geteuid()} {words}\n"
+        running.client.set_frozen(None, True)
+        assert "froze all pools" in line_with(running, "user")
+
+
 @pytest.mark.parametrize("bad", ["weight = 1", '[budget]\nminimum = "99%"', None])
 def test_a_bad_configuration_at_the_start_is_one_line(base: Path, bad: str | None) -> None:
     config = base / "config"

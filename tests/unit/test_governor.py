@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.unit import fakes
 from tests.unit.test_host import tree
+from tests.unit.test_tmpfs import mountable
 from tmemd import poolfile
 from tmemd.daemonconfig import DaemonConfig, parse_config
 from tmemd.governor import Governor, held_back
@@ -19,6 +21,7 @@ from tmemd.policy import Demand
 from tmemd.pool import Pools
 from tmemd.poolfile import PAGE
 from tmemd.settings import PoolSettings
+from tmemd.tmpfs import mount_tmpfs
 
 MIB, GIB = 1 << 20, 1 << 30
 MEMINFO = """\
@@ -46,7 +49,7 @@ class Host:
     def __init__(self, base: Path, held: ExitStack, config: str = CONFIG) -> None:
         self.root = base / "root"
         self.directory = base / "pools"
-        self.directory.mkdir()
+        self.directory.mkdir(exist_ok=True)
         self._held = held
         self._fds: dict[str, int] = {}
         self.time = 0.0
@@ -183,6 +186,53 @@ def test_frozen_pools_keep_what_they_take_and_no_more_is_kept_for_them(host: Hos
     host.memory(available=0)
     host.tick(40)
     assert taken <= (host.target("a") or 0) <= frozen
+
+
+def test_a_cap_goes_before_a_frozen_pool_s_use_and_a_pinned_target(host: Host) -> None:
+    host.pool("frozen", 60, limit_bytes=GIB)
+    host.pool("pinned", 60, limit_bytes=GIB)
+    poolfile.write_frozen(host.pools.controlled()[0].fd, True)
+    host.set("pinned", target=100 * MIB)
+    host.tick()
+    for name in ("frozen", "pinned"):
+        host.set(name, cap=20 * MIB)
+    host.tick()
+    assert (host.target("frozen"), host.target("pinned")) == (20 * MIB, 20 * MIB)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Host]:
+    """A host whose pools have a tmpfs of 80 MiB."""
+    with mountable(tmp_path / "pools") as directory, ExitStack() as held:
+        mount_tmpfs(directory, str(80 * MIB))
+        yield Host(tmp_path, held)
+
+
+def test_targets_are_no_more_than_the_tmpfs_holds(small: Host) -> None:
+    for name in "ab":
+        small.pool(name, limit_bytes=GIB)
+    small.tick(40)
+    assert small.governor.status.budget_bytes == 80 * MIB
+    assert (small.target("a"), small.target("b")) == (40 * MIB, 40 * MIB)
+
+
+def test_a_control_page_that_cannot_be_written_holds_nobody_else_up(
+    small: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    fd = small.pool("a", limit_bytes=GIB)
+    small.pool("b", 40, limit_bytes=GIB)
+    small.tick(40)
+    where = ["-o", str(poolfile.CONTROL_OFFSET), "-l", str(PAGE), str(small.directory / "a.pool")]
+    subprocess.run(["fallocate", "--punch-hole", *where], check=True)
+    with open(small.directory / "full", "wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(PAGE)):
+            pass
+    small.set("b", cap=20 * MIB)
+    small.tick(2)
+    assert poolfile.read_target(fd) is None
+    assert small.target("b") == 20 * MIB
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == "pool a cannot be told its target: No space left on device"
 
 
 def test_a_pool_nobody_serves_counts_with_what_it_takes(host: Host) -> None:

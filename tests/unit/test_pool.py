@@ -60,6 +60,14 @@ def test_freeze_and_thaw(directory: Path) -> None:
             assert poolfile.read_frozen(fd) == frozen == client.pool("web").frozen
 
 
+def test_one_pool_that_cannot_be_frozen_leaves_the_others_frozen(directory: Path) -> None:
+    (directory / "a.pool").touch()
+    with fakes.pool(directory, "b") as fd:
+        with pytest.raises(PoolError, match="all pools were frozen but a"):
+            Client.of_directory(directory).set_frozen(None, True)
+        assert poolfile.read_frozen(fd)
+
+
 def test_changes_need_the_control_lock_and_reading_does_not(directory: Path) -> None:
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web") as fd:
