@@ -45,6 +45,7 @@ _UCRED: Final = struct.Struct("iII")
 _CONNECTIONS_PER_USER: Final = 64
 _TOO_MANY: Final = protocol.Failed("too many connections of yours are open")
 _BACKLOG: Final = 128
+_NEARLY: Final = 0.99  # the kernel's 50 % of RAM are a few pages less than ours
 _SCAN_INTERVAL: Final = 5.0  # seconds between two looks at the directory
 
 
@@ -340,8 +341,8 @@ def prepare_directory(path: Path, size: str | None) -> None:
     """Make *path* a place for pools: on a tmpfs of its own when *size* is given. Raises PoolError."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o711)
-        if size is not None and not tmpfs.mount_tmpfs(path, size):
-            _log.warning("%s: this kernel cannot keep a tmpfs out of swap (noswap, Linux 6.4)", path)
+        if size is not None:
+            _mount(path, size)
         if not tmpfs.is_tmpfs(path):
             raise PoolError(f"{path} is not on tmpfs: mount one there, or say --tmpfs-size")
         _check_safe(path)
@@ -349,10 +350,21 @@ def prepare_directory(path: Path, size: str | None) -> None:
         raise PoolError(f"{path}: {error.strerror or error}") from None
 
 
+def _mount(path: Path, size: str) -> None:
+    try:
+        if not tmpfs.mount_tmpfs(path, size):
+            _log.warning("%s: this kernel cannot keep a tmpfs out of swap (noswap, Linux 6.4)", path)
+    except OSError as error:
+        # One that is in use beyond the new size, say: without tmemd its pools would never become smaller.
+        if not path.is_mount():
+            raise
+        _log.warning("%s stays as large as it is: %s", path, str(error).partition("\n")[0])
+
+
 def warn_of_small_tmpfs(pools: Pools, config: DaemonConfig) -> None:
     """Say so where pools get less than the configuration promises, for their tmpfs holds no more. Raises PoolError."""
     maximum, capacity = config.budget.maximum.of(total_memory()), pools.capacity()
-    if capacity < maximum:
+    if capacity < maximum * _NEARLY:
         _log.warning(
             "%s holds %s, so pools get no more, although budget.maximum is %s: see --tmpfs-size",
             pools.directory, format_size(capacity), format_size(maximum),

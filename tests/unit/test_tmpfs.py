@@ -66,6 +66,16 @@ def test_pools_survive_the_tmemd_that_mounted_their_tmpfs(tmp_path: Path) -> Non
             assert capacity(path) == 9 << 20
 
 
+def test_a_tmpfs_that_cannot_be_made_smaller_keeps_its_size(tmp_path: Path) -> None:
+    with mountable(tmp_path / "pools") as path:
+        with fakes.tmemd(tmp_path, "--tmpfs-size=8M") as first:
+            first.stop()
+        (path / "web.pool").write_bytes(bytes(4 << 20))
+        with fakes.tmemd(tmp_path, "--tmpfs-size=1M") as second:
+            assert second.client.pools() == []
+            assert capacity(path) == 8 << 20
+
+
 @pytest.mark.parametrize("size", ["0", "0%", "101%", "%", "-1", "50 %", "lots"])
 def test_bad_tmpfs_sizes_are_usage_errors(size: str) -> None:
     with pytest.raises(SystemExit) as usage:
