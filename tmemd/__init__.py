@@ -7,6 +7,16 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 
+def version() -> str:
+    """Of the installed package; 'unknown' in a source tree that was never installed."""
+    from importlib import metadata  # noqa: PLC0415 - each nbdkit imports this module, and has no use for it
+
+    try:
+        return metadata.version("tmemd")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def plugin_path() -> Path:
     """The plugin to give to ``nbdkit python``: inside the installed package, or beside it in the source tree.
 

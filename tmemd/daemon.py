@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd import metricserver, protocol, tmpfs
+from tmemd import metricserver, protocol, tmpfs, version
 from tmemd.administration import Administration
 from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
 from tmemd.daemonconfig import Address, DaemonConfig, load_config
@@ -463,6 +463,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--metrics", type=_address, metavar="HOST:PORT", help="where to serve Prometheus (nowhere, if not configured)")
     add("--timeout", type=float, default=protocol.TIMEOUT, metavar="SECONDS", help=argparse.SUPPRESS)
     add("--verbose", action="store_true", help="log more")
+    add("--version", action="version", version=f"tmemd {version()}")
     return parser
 
 

@@ -97,8 +97,9 @@ class Governor:
             pressure=self._pressure(before, seconds),
         )
         budget = self._step(moment)
-        self._set_targets(budget)
-        self._allow_writes(seconds, short=moment.spare < 0)
+        short = moment.spare < 0
+        self._set_targets(budget, short=short)
+        self._allow_writes(seconds, short=short)
         some, full = _stalled(before[0], self._memory[0], seconds)
         self._promised = 0
         self._status = HostStatus(
@@ -160,8 +161,8 @@ class Governor:
         self._budget.limits = limits
         return self._budget.step(moment)
 
-    def _set_targets(self, budget: int) -> None:
-        fixed = {name: aim for name, seen in self._seen.items() if (aim := _fixed(seen)) is not None}
+    def _set_targets(self, budget: int, *, short: bool) -> None:
+        fixed = {name: aim for name, seen in self._seen.items() if (aim := _fixed(seen, short=short)) is not None}
         demands = [
             demand(seen.before, seen.sample) for name, seen in self._seen.items() if seen.sample and name not in fixed
         ]
@@ -215,13 +216,16 @@ def held_back(demands: Sequence[Demand], targets: Mapping[str, int], owed: int) 
     }
 
 
-def _fixed(seen: Seen) -> int | None:
-    """What the pool keeps whatever a policy would say, in bytes; None: that is the policy's to say."""
+def _fixed(seen: Seen, *, short: bool) -> int | None:
+    """What the pool keeps whatever a policy would say, in bytes; None: that is the policy's to say.
+
+    Being frozen keeps new pages out and old ones in, except while the host is *short* of its reserve.
+    """
     if seen.sample is None:
         return seen.taken
     if seen.settings.pinned is not None:
         return min(seen.settings.pinned, seen.sample.counters.limit_bytes)
-    if seen.sample.frozen:
+    if seen.sample.frozen and not short:
         keeps = max(seen.taken, min(seen.sample.target_bytes, seen.taken + seen.taken // 8 + _FROZEN_ROOM))
         return keeps if seen.settings.cap is None else min(keeps, seen.settings.cap)
     return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import accumulate
 from typing import Final
 
@@ -23,6 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from tmemd import version
 from tmemd.poolfile import LATENCY_BOUNDS_NS, Histogram, Latencies
 from tmemd.protocol import HostStatus, PoolStatus
 
@@ -120,20 +120,13 @@ class _Collected(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the snapshot."""
-        yield InfoMetricFamily("tmemd_build", "Which tmemd this is.", {"version": _version()})
+        yield InfoMetricFamily("tmemd_build", "Which tmemd this is.", {"version": version()})
         if self._snapshot.host:
             yield from _of_host(self._snapshot.host)
         if self._snapshot.ticks:
             yield from _without_creation(self._snapshot.ticks.collect())
         yield _gauge("tmemd_pools", "Pools there are.", len(self._snapshot.pools))
         yield from _of_pools(self._snapshot.pools)
-
-
-def _version() -> str:
-    try:
-        return version("tmemd")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"
 
 
 def _of_host(host: HostStatus) -> Iterator[Metric]:

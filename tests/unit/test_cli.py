@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit import fakes
-from tmemd import poolfile
+from tmemd import daemon, poolfile, version
 from tmemd.cli import COMMANDS, main
 
 MIB = fakes.MIB
@@ -462,3 +462,11 @@ def test_demote_of_nothing_in_particular_is_a_usage_error(directory: Path, optio
     with pytest.raises(SystemExit) as usage:
         ctl(directory, "demote", "web", *options)
     assert usage.value.code == 2
+
+
+def test_every_program_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for program in (main, daemon.main):
+        with pytest.raises(SystemExit) as ended:
+            program(["--version"])
+        assert ended.value.code == 0
+    assert capsys.readouterr().out == f"tmemctl {version()}\ntmemd {version()}\n"

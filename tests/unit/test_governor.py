@@ -183,9 +183,15 @@ def test_frozen_pools_keep_what_they_take_and_no_more_is_kept_for_them(host: Hos
     frozen, taken = host.target("a") or 0, host.taken("a")
     assert taken < frozen < taken * 1.2 + 4 * MIB
     assert host.target("b") == 500 * MIB - frozen
-    host.memory(available=0)
+    host.memory(available=150)
     host.tick(40)
     assert taken <= (host.target("a") or 0) <= frozen
+    host.memory(available=60)
+    host.tick()
+    assert (host.target("a") or 0) < taken - 35 * MIB, "the host's reserve goes before it"
+    host.memory(available=101)
+    host.tick()
+    assert host.target("a") == taken
 
 
 def test_a_cap_goes_before_a_frozen_pool_s_use_and_a_pinned_target(host: Host) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from tmemd import version
 from tmemd.cli import common
 from tmemd.client import UnreachableError
 from tmemd.poolfile import PoolError
@@ -37,6 +38,7 @@ COMMANDS: Final = (
 def build_parser() -> argparse.ArgumentParser:
     """The command line of tmemctl."""
     parser = argparse.ArgumentParser(prog="tmemctl", description="Look at the pools of swap devices and change them.")
+    parser.add_argument("--version", action="version", version=f"tmemctl {version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         module = importlib.import_module(f"tmemd.cli.{command.replace('-', '_')}")
