@@ -80,7 +80,8 @@ def _format_exception(kind: type[BaseException], error: BaseException, trace: Tr
     return [str(error)] if isinstance(error, RefusedError) else format_exception(kind, error, trace)
 
 
-# nbdkit calls it by this name for whatever a callback raises (plugins/python/errors.c).
+# nbdkit looks it up by this name for whatever a callback raises, and logs what it returns (plugins/python/errors.c). It
+# offers no other way to its log: a line of our own on standard error would not reach syslog.
 traceback.format_exception = _format_exception  # type: ignore[assignment]
 
 

@@ -266,7 +266,7 @@ class Daemon:
         if config.metrics != before:
             _log.warning("metrics.listen only changes when tmemd is restarted")
         with suppress(PoolError):
-            warn_of_small_tmpfs(self._administration.pools, config)
+            tell_of_small_tmpfs(self._administration.pools, config)
 
 
 def total_memory() -> int:
@@ -361,13 +361,13 @@ def _mount(path: Path, size: str) -> None:
         _log.warning("%s stays as large as it is: %s", path, str(error).partition("\n")[0])
 
 
-def warn_of_small_tmpfs(pools: Pools, config: DaemonConfig) -> None:
-    """Say so where pools get less than the configuration promises, for their tmpfs holds no more. Raises PoolError."""
+def tell_of_small_tmpfs(pools: Pools, config: DaemonConfig) -> None:
+    """Log it where pools get less than the configuration allows, for their tmpfs holds no more. Raises PoolError."""
     maximum, capacity = config.budget.maximum.of(total_memory()), pools.capacity()
     if capacity < maximum * _NEARLY:
-        _log.warning(
-            "%s holds %s, so pools get no more, although budget.maximum is %s: see --tmpfs-size",
-            pools.directory, format_size(capacity), format_size(maximum),
+        _log.info(
+            "pools get at most %s, which is what %s holds (--tmpfs-size), and not budget.maximum, %s",
+            format_size(capacity), pools.directory, format_size(maximum),
         )  # fmt: skip
 
 
@@ -405,7 +405,7 @@ def _start(arguments: argparse.Namespace) -> None:
         store = resources.enter_context(closing(SettingsStore(arguments.state)))
         administration = Administration(pools, store, config, total_memory())
         administration.adopt()
-        warn_of_small_tmpfs(pools, config)
+        tell_of_small_tmpfs(pools, config)
         governor = Governor(pools, administration.settings, config)
         access = Access(frozenset(arguments.allow_user))
         daemon = Daemon(administration, governor, access, timeout=arguments.timeout)
