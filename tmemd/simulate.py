@@ -111,6 +111,7 @@ class _Pool:
 
     def __init__(self, first: PoolMoment) -> None:
         self.now = first
+        self._first = first.sample.counters
         self.target = first.sample.target_bytes
         self.store = Store(_pages_of(first.sample))
         self._page = _page_bytes(first.sample, PAGE // 3)
@@ -149,8 +150,8 @@ class _Pool:
             pages_in_tmem=int(store.in_ram),
             pages_in_file=int(store.in_file),
             puts_refused=int(counts.spills),
-            gets=int(counts.gets),
-            file_reads=int(counts.file_reads),
+            gets=self._first.gets + int(counts.gets),
+            file_reads=self._first.file_reads + int(counts.file_reads),
             spills=int(counts.spills),
             demotions=int(counts.demotions),
             demotion_writes=int(counts.demotion_writes),

@@ -265,7 +265,7 @@ def test_a_pool_without_a_file_has_room_to_grow(make: MakeHost) -> None:
 def test_raises_wait_for_what_others_have_to_give_back_first() -> None:
     def pool(name: str, target: int, minimum: int = 0) -> Demand:
         values = dict.fromkeys(Demand.__struct_fields__, 0) | {
-            "name": name, "target": target, "minimum": minimum, "heat": (), "active": True,
+            "name": name, "target": target, "minimum": minimum, "heat": (),
         }  # fmt: skip
         return Demand(**values)  # type: ignore[arg-type]
 

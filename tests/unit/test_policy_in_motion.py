@@ -52,7 +52,8 @@ class Guest:
         return Demand(
             name=self.name, weight=self.weight, minimum=self.minimum, cap=self.cap, used=self.used,
             target=self.target, overhead=0, page_bytes=PAGE, live=sum(everywhere), heat=tuple(everywhere),
-            active=puts > 0, puts=puts - last[0], refused=refused - last[1], gets=0, file_reads=reads - last[2],
+            put=puts, read=int(counts.gets) + reads,
+            puts=puts - last[0], refused=refused - last[1], gets=0, file_reads=reads - last[2],
         )  # fmt: skip
 
 

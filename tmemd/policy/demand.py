@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from tmemd.poolfile import PAGE
+from tmemd.poolfile import PAGE, Counters
 from tmemd.sample import PoolSample
 
 # Before a pool has stored anything to measure it by: what LZ4 makes of a page of a live process.
-_FIRST_PAGE_BYTES = PAGE // 3
+_FIRST_PAGE_BYTES: Final = PAGE // 3
+_ENOUGH: Final = 1000  # pages
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,7 +27,8 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     page_bytes: int  # of RAM that one page takes, on average
     live: int  # what it would use if every page the guest keeps on the device were in tmem
     heat: tuple[int, ...]  # of `live`, by age in generations: the bytes of the pages last used then
-    active: bool  # whether it was ever put to
+    put: int  # pages, of more than zeros, since the pool was made
+    read: int  # pages, wherever they were, since the pool was made
     puts: int
     refused: int
     gets: int
@@ -37,7 +41,7 @@ def demand(before: PoolSample | None, now: PoolSample) -> Demand:
     earlier = before.counters if before else counters
     overhead = counters.used_bytes - sum(now.ages.stored_bytes) if now.ages.surveys else counters.index_bytes
     overhead = min(max(overhead, counters.index_bytes), counters.used_bytes)
-    page = _page_bytes(counters.used_bytes - overhead, counters.pages_in_tmem)
+    page = _page_bytes(counters)
     cap = min(counters.limit_bytes, now.cap_bytes if now.cap_bytes is not None else counters.limit_bytes)
     # What nobody could demote stays; and no device works below its own minimum.
     stuck = 0 if now.has_file and now.served else counters.used_bytes
@@ -53,7 +57,8 @@ def demand(before: PoolSample | None, now: PoolSample) -> Demand:
         page_bytes=page,
         live=counters.used_bytes + counters.pages_in_file * page,
         heat=tuple(map(lambda stored, filed: stored + filed * page, now.ages.stored_bytes, now.ages.filed_pages)),
-        active=counters.puts > 0,
+        put=counters.puts - counters.puts_zero,
+        read=counters.gets + counters.file_reads,
         puts=counters.puts - earlier.puts,
         refused=counters.puts_refused - earlier.puts_refused,
         gets=counters.gets - earlier.gets,
@@ -61,5 +66,8 @@ def demand(before: PoolSample | None, now: PoolSample) -> Demand:
     )
 
 
-def _page_bytes(stored: int, pages: int) -> int:
-    return max(1, stored // pages) if pages else _FIRST_PAGE_BYTES
+def _page_bytes(counters: Counters) -> int:
+    # Not from the survey, which a guest that starts again after it freed everything is ahead of.
+    if counters.pages_in_tmem < _ENOUGH:
+        return _FIRST_PAGE_BYTES
+    return max(1, (counters.used_bytes - counters.index_bytes) // counters.pages_in_tmem)

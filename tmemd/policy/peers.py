@@ -36,7 +36,7 @@ def static(demands: Sequence[Demand], budget: int) -> dict[str, int]:
 
 def reconf_static(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     """Everybody who ever put has a share by weight; the others have their minimum."""
-    ceilings = [demand.cap if demand.active else demand.minimum for demand in demands]
+    ceilings = [demand.cap if demand.put else demand.minimum for demand in demands]
     return _targets(demands, _by_weight(demands, budget, ceilings))
 
 
