@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from tests.unit import fakes
-from tmemd import daemon, poolfile, version
-from tmemd.cli import COMMANDS, main
+from tmemd import daemon, poolfile, protocol, version
+from tmemd.cli import COMMANDS, main, work
+from tmemd.client import Client, UnreachableError
+from tmemd.pool import Pools, perform
 
 MIB = fakes.MIB
 Output = pytest.CaptureFixture[str]
@@ -185,6 +187,20 @@ def test_demote_hands_on_its_size_and_the_plugins_error(directory: Path, capsys:
         assert ctl(directory, "demote", "web", "3M") == 1
     assert plugin.asked == (1, poolfile.Request.DEMOTE, 3 * MIB)
     assert "No space left" in capsys.readouterr().err
+
+
+def test_waiting_goes_on_while_tmemd_is_away(directory: Path) -> None:
+    pools, asked = Pools(directory), list[protocol.Request]()
+
+    def transport(request: protocol.Request) -> protocol.Answer:
+        asked.append(request)
+        if isinstance(request, protocol.Show) and len(asked) in (2, 3):
+            raise UnreachableError("tmemd hung up")
+        return perform(pools, request)
+
+    with fakes.pool(directory, "web"), Plugin(directory, "web", 0):
+        assert work.do(Client(transport), "web", "settle").counters.done_request == 1
+    assert len(asked) >= 4
 
 
 def test_a_plugin_that_dies_ends_the_waiting(directory: Path, capsys: Output) -> None:

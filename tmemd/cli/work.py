@@ -12,11 +12,12 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from tmemd.client import Client
+from tmemd.client import Client, UnreachableError
 from tmemd.poolfile import ANY_PAGE, Choice, PoolError
 from tmemd.protocol import PoolStatus, Work
 
 _INTERVAL: Final = 0.1  # seconds
+_PATIENCE: Final = 30.0  # seconds that tmemd may be away while the plugin works on
 
 
 def do(
@@ -36,7 +37,7 @@ def do(
     number = client.ask(name, work, nbytes, choice)
     with bar(f"{work} {name}", total) as advance:
         while True:
-            status = client.pool(name)
+            status = _status(client, name)
             advance(done(status))
             if status.counters.done_request >= number:
                 break
@@ -46,6 +47,17 @@ def do(
     if status.counters.done_request == number and status.counters.done_error:
         raise PoolError(f"{work} of {name} failed: {os.strerror(status.counters.done_error)}")
     return status
+
+
+def _status(client: Client, name: str) -> PoolStatus:
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return client.pool(name)
+        except UnreachableError:
+            if time.monotonic() >= give_up:
+                raise
+        time.sleep(_INTERVAL)
 
 
 @contextmanager
