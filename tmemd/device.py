@@ -6,6 +6,7 @@ What decides is here: when to demote, to compact, to age, and what a request of 
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ TICK: Final = 0.1  # seconds between two looks at the control page
 # After cold pages had to make room. With TICK as many reads are from RAM, but a working set that moves in takes 1.1 to
 # 1.4 times as long (docs/decisions/0004-cold-pages-make-room.md).
 TICK_UNDER_LOAD: Final = 0.01
+TICK_AFTER_FAILURE: Final = 1.0
 # Generations: pages this old were not used for at least one whole one, and make room for others. With 1 uniform use of
 # everything writes 0.65 pages to the disk for each page written, with 2 0.53, without any room made 0.49.
 OLDER: Final = 2
@@ -70,6 +72,7 @@ class ServedDevice:
         self._aged = time.monotonic()
         self._surveyed: tuple[float, ...] | None = None  # what the counters said at the last survey
         self._last_survey = -SURVEY_EVERY
+        self._failure = ""  # of the last round of upkeep
 
     def start(self) -> None:
         """Begin the upkeep, in a thread of this process (call it after any fork)."""
@@ -92,7 +95,18 @@ class ServedDevice:
     def _run(self) -> None:
         pause = TICK
         while not self._stop.wait(pause):
-            pause = self.tick()
+            try:
+                pause = self.tick()
+                self._failure = ""
+            except Exception as error:
+                pause = TICK_AFTER_FAILURE
+                self._report(repr(error))
+
+    def _report(self, failure: str) -> None:
+        """Say it once, however often it comes."""
+        if failure != self._failure:
+            print(f"tmem: {self.config.name}: upkeep failed: {failure}", file=sys.stderr, flush=True)
+        self._failure = failure
 
     def tick(self) -> float:
         """One round of upkeep: what the control page asks for, the target, density, age.
@@ -172,7 +186,7 @@ class ServedDevice:
         try:
             demoted = self.core.demote(min(over, DEMOTE_STEP), min_age=min_age, raw_only=raw_only, bounded=bounded)
         except OSError:
-            return 0  # counted as an I/O error; tried again at the next tick
+            demoted = 0  # counted as an I/O error; tried again at the next tick
         self.core.settle(MOVES_STEP)
         return demoted
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,34 @@ def test_many_threads_demote_what_is_asked_for_and_memory_returns(rig: Rig) -> N
     assert wrong(rig, pages) == []
     rig.reattach(clean=False)
     assert wrong(rig, pages) == []
+
+
+def test_what_cannot_be_written_does_not_keep_other_pages_from_going(rig: Rig) -> None:
+    last, others = range(3 * 512, 4 * 512), range(FIRST, FIRST + 100)
+    put(rig, last)
+    rig.device.demote(PAGE)  # demotion goes on there next time
+    put(rig, others)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (last.start * PAGE, before[1]))
+    try:
+        for _ in range(10):
+            with suppress(OSError):
+                rig.device.demote(10 * PAGE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert rig.counters().io_errors > 0
+    assert filed(rig, others)
+    assert wrong(rig, last) == wrong(rig, others) == []
+
+
+def test_demotion_keeps_no_buffers(rig: Rig) -> None:
+    pages = range(FIRST, 2 * PAGES)
+    put(rig, pages)
+
+    def anonymous() -> int:
+        rows = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(row.split()[1]) for row in rows if row.startswith("Anonymous:"))
+
+    before = anonymous()
+    rig.device.demote(ALL)
+    assert anonymous() - before < 512, "KiB"  # each of eight threads had 256

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.content import PAGE, compressible
-from tests.harness import MIB, taken
+from tests.harness import MIB, taken, wait_until
 from tests.model.index import Kind, kinds
 from tmemd import poolfile
 from tmemd.config import DeviceConfig
@@ -233,3 +233,29 @@ def test_a_generation_lasts_its_time_however_many_rounds_there_are(
     monkeypatch.setattr("tmemd.device.GENERATION_SECONDS", 0.0)
     rounds(served, 1)
     assert generation() == before + 1
+
+
+def test_the_upkeep_survives_what_goes_wrong_in_it(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tmemd.device.TICK_AFTER_FAILURE", 0.01)
+    served = opened()
+    ticks, failing = 0, True
+    tick = served.tick
+
+    def faulty() -> float:
+        nonlocal ticks
+        ticks += 1
+        if failing:
+            raise RuntimeError("no luck")
+        return tick()
+
+    write(served, range(1100, 1500))
+    monkeypatch.setattr(served, "tick", faulty)
+    served.start()
+    wait_until(lambda: ticks > 3, "rounds after one that failed")
+    failing = False
+    with served.pool_path.open("r+b") as pool:
+        poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, LIMIT)
+    wait_until(lambda: in_tmem(served, range(1100, 1500)) == 0, "a demotion")
+    assert capsys.readouterr().err.count("tmem: x: upkeep failed: RuntimeError('no luck')") == 1

@@ -9,6 +9,11 @@
  * helpers, 5.3 and 28 with one, 3.0 and 16 with three, 2.8 to 3.0 and 12 to 14 with seven. */
 enum { HELPER_BYTES = 512 << 10, HELPERS = 7, HELPER_STACK = 256 << 10 };
 
+/* Helpers of all devices that this process serves, and the most there may be: where many shrink at once the disk has enough
+ * to do, and each takes a bounce buffer. */
+static _Atomic unsigned all_helpers;
+enum { ALL_HELPERS = 16 };
+
 /* What is demoted, and how far it is; its threads share it. */
 struct demotion {
     struct tm_device *device;
@@ -171,6 +176,16 @@ static void *work(void *argument)
     return NULL;
 }
 
+/* Start one more helper, if there may be one. */
+static bool start_helper(struct demotion *demotion, const pthread_attr_t *attributes, pthread_t *helper)
+{
+    bool started = atomic_fetch_add(&all_helpers, 1) < ALL_HELPERS &&
+                   pthread_create(helper, attributes, work, demotion) == 0;
+    if (!started)
+        atomic_fetch_sub(&all_helpers, 1);
+    return started;
+}
+
 static unsigned start_helpers(struct demotion *demotion, pthread_t *helpers)
 {
     uint64_t wanted = demotion->bytes / HELPER_BYTES;
@@ -178,10 +193,24 @@ static unsigned start_helpers(struct demotion *demotion, pthread_t *helpers)
     unsigned n = 0;
     pthread_attr_init(&small);
     pthread_attr_setstacksize(&small, HELPER_STACK);
-    while (n < HELPERS && n < wanted && pthread_create(&helpers[n], &small, work, demotion) == 0)
+    while (n < HELPERS && n < wanted && start_helper(demotion, &small, &helpers[n]))
         n++;
     pthread_attr_destroy(&small);
     return n;
+}
+
+static void join_helpers(const pthread_t *helpers, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        pthread_join(helpers[i], NULL);
+    atomic_fetch_sub(&all_helpers, n);
+}
+
+/* Where the next demotion begins: the blocks that were begun last may have more, unless one of them cannot be written. */
+static uint64_t next_hand(const struct demotion *demotion, unsigned helpers)
+{
+    uint64_t begun = atomic_load(&demotion->begun), back = atomic_load(&demotion->error) ? 0 : helpers + 1;
+    return (demotion->hand + (begun > back ? begun - back : 0)) % demotion->device->layout.blocks;
 }
 
 /* Under clean_lock, which also its helpers rely on. */
@@ -194,11 +223,9 @@ static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice cho
         return 0;
     unsigned n = start_helpers(&demotion, helpers);
     work(&demotion);
-    for (unsigned i = 0; i < n; i++)
-        pthread_join(helpers[i], NULL);
-    /* The blocks that were begun last may have more. */
-    uint64_t begun = atomic_load(&demotion.begun);
-    device->hand = (device->hand + (begun > n ? begun - n - 1 : 0)) % device->layout.blocks;
+    join_helpers(helpers, n);
+    tm_bounces_release(&device->file); /* whole runs went through them */
+    device->hand = next_hand(&demotion, n);
     *freed = atomic_load(&demotion.freed);
     return atomic_load(&demotion.error);
 }

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 /* Without O_DIRECT: drop the page cache after this many bytes written. */
@@ -18,25 +19,36 @@ void tm_file_init(struct tm_file *file, int fd, uint64_t bytes, bool direct)
 
 void tm_file_destroy(struct tm_file *file)
 {
-    while (file->spare) {
-        struct tm_bounce *bounce = file->spare;
-        file->spare = bounce->next;
-        free(bounce->pages);
-        free(bounce);
-    }
+    tm_bounces_release(file);
     pthread_mutex_destroy(&file->lock);
 }
 
+/* Mapped, not allocated: where it comes from the heap, what is freed may stay with the process. */
 static struct tm_bounce *new_bounce(void)
 {
     struct tm_bounce *bounce = malloc(sizeof *bounce);
     if (!bounce)
         return NULL;
-    bounce->pages = aligned_alloc(TM_PAGE, (size_t)TM_RUN_MAX * TM_PAGE);
-    if (bounce->pages)
+    void *pages = mmap(NULL, TM_RUN_MAX * TM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    bounce->pages = pages;
+    if (pages != MAP_FAILED)
         return bounce;
     free(bounce);
     return NULL;
+}
+
+void tm_bounces_release(struct tm_file *file)
+{
+    pthread_mutex_lock(&file->lock);
+    struct tm_bounce *bounce = file->spare;
+    file->spare = NULL;
+    pthread_mutex_unlock(&file->lock);
+    while (bounce) {
+        struct tm_bounce *next = bounce->next;
+        munmap(bounce->pages, TM_RUN_MAX * TM_PAGE);
+        free(bounce);
+        bounce = next;
+    }
 }
 
 struct tm_bounce *tm_bounce_get(struct tm_file *file)

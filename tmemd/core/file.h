@@ -33,6 +33,8 @@ void tm_file_destroy(struct tm_file *file);
 /* A buffer of TM_RUN_MAX pages; NULL when memory is short. */
 struct tm_bounce *tm_bounce_get(struct tm_file *file);
 void tm_bounce_put(struct tm_file *file, struct tm_bounce *bounce);
+/* Give back the memory of all buffers that nobody uses. */
+void tm_bounces_release(struct tm_file *file);
 
 /* Whole pages between an aligned buffer and the file; 0 or an errno. What lies beyond the file's end reads as zeros. */
 int tm_file_read(struct tm_file *file, uint64_t page, uint32_t n, uint8_t *buffer);
