@@ -37,9 +37,9 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
 
 def demand(before: PoolSample | None, now: PoolSample) -> Demand:
     """What a policy is told of a pool, from its last two samples (None: there is only one)."""
-    counters = now.counters
+    counters, ages = now.counters, now.ages
     earlier = before.counters if before else counters
-    overhead = counters.used_bytes - sum(now.ages.stored_bytes) if now.ages.surveys else counters.index_bytes
+    overhead = counters.used_bytes - sum(ages.stored_bytes) if ages.surveys else counters.index_bytes
     overhead = min(max(overhead, counters.index_bytes), counters.used_bytes)
     page = _page_bytes(counters)
     cap = min(counters.limit_bytes, now.cap_bytes if now.cap_bytes is not None else counters.limit_bytes)
@@ -56,7 +56,7 @@ def demand(before: PoolSample | None, now: PoolSample) -> Demand:
         overhead=overhead,
         page_bytes=page,
         live=counters.used_bytes + counters.pages_in_file * page,
-        heat=tuple(map(lambda stored, filed: stored + filed * page, now.ages.stored_bytes, now.ages.filed_pages)),
+        heat=tuple([stored + filed * page for stored, filed in zip(ages.stored_bytes, ages.filed_pages, strict=True)]),
         put=counters.puts - counters.puts_zero,
         read=counters.gets + counters.file_reads,
         puts=counters.puts - earlier.puts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -57,15 +57,17 @@ def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     return {demand.name: target for demand, target in zip(demands, targets, strict=True)}
 
 
-def _wants(demand: Demand, start: int, reach: float) -> list[int]:
-    """The bytes a pool wants for each tier, and at last its cap.
+def _wants(demand: Demand, start: int, reach: float) -> Iterator[int]:
+    """The bytes a pool wants for each tier, and at last its cap. Most are never asked for.
 
     It wants no more than it can fill until the next targets: what others would demote for more than that is lost.
     """
     more = start + (demand.puts + demand.file_reads) * _TICKS_AHEAD * demand.page_bytes
     warm = list(accumulate(demand.heat, initial=demand.overhead))
-    tiers = [_warmer(warm, generations * reach) for generations in range(_HOT, GENERATIONS)]
-    return [min(pages, demand.used) + more for pages in [*tiers, demand.used]] + [demand.cap]
+    for generations in range(_HOT, GENERATIONS):
+        yield min(_warmer(warm, generations * reach), demand.used) + more
+    yield demand.used + more
+    yield demand.cap
 
 
 def _reuse(demand: Demand) -> float:
