@@ -82,13 +82,14 @@ class Observer:
         seen.identity = seen.identity or seen.pool.identity()
         if seen.identity is None:
             return
-        fd, where = seen.pool.fd, seen.pool.path
-        counters = believed(poolfile.read_counters(fd, where), seen.taken, seen.identity)
+        now = poolfile.Snapshot(seen.pool.fd, seen.pool.path)
+        counters = believed(now.counters(), seen.taken, seen.identity)
         # What policies go by only changes with a survey, and surveys are rarer than ticks.
-        ages = seen.before.ages if seen.before else _NO_AGES
-        if not seen.before or poolfile.read_surveys(fd, where) != ages.surveys:
-            ages = believed_ages(poolfile.read_ages(fd, where), seen.identity)
-        seen.control = poolfile.read_control(fd)
+        known = seen.before.ages if seen.before else None
+        ages = now.ages(known)
+        if ages is not known:
+            ages = believed_ages(ages, seen.identity)
+        seen.control = now.control()
         seen.sample = _sample(seen, counters, ages, seen.control)
         if seen.before and not _goes_on(seen.before.counters, counters):
             seen.before = None

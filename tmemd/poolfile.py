@@ -224,6 +224,7 @@ _COMPRESSION: Final = CONTROL_OFFSET + 80
 _REQUEST_CHOICE: Final = CONTROL_OFFSET + 96
 _RAW_ONLY: Final = 1 << 8
 _CONTROL_WORDS: Final = struct.Struct("<10Q")  # up to and with demotion writes
+_SNAPSHOT_BYTES: Final = _AGES_OFFSET + _AGE_WORDS.size - COUNTERS_OFFSET
 
 
 def lock(fd: int, *, control: bool) -> bool:
@@ -258,16 +259,36 @@ def read_latencies(fd: int, where: str | Path) -> Latencies:
 
 def read_ages(fd: int, where: str | Path) -> Ages:
     """A snapshot of what is known by age. Raises PoolError."""
-    words = _AGE_WORDS.unpack(_read_whole(fd, _AGE_WORDS.size, _AGES_OFFSET, where))
+    return _ages(_AGE_WORDS.unpack(_read_whole(fd, _AGE_WORDS.size, _AGES_OFFSET, where)))
+
+
+def _ages(words: tuple[int, ...]) -> Ages:
     gets, file_reads, freed, stored, raw, filed = [
         words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
     ]
     return Ages(gets, file_reads, freed, stored, raw, filed, *words[6 * GENERATIONS :])
 
 
-def read_surveys(fd: int, where: str | Path) -> int:
-    """How many surveys there were, without the rest of the ages. Raises PoolError."""
-    return int(_WORD.unpack(_read_whole(fd, _WORD.size, _SURVEYS, where))[0])
+class Snapshot:
+    """Counters, control and ages of a pool, in one read; each is only looked at when it is asked for."""
+
+    def __init__(self, fd: int, where: str | Path) -> None:
+        """Read them. Raises PoolError."""
+        self._data = _read_whole(fd, _SNAPSHOT_BYTES, COUNTERS_OFFSET, where)
+
+    def counters(self) -> Counters:
+        """As `read_counters`."""
+        return Counters(*_COUNTERS.unpack_from(self._data))
+
+    def control(self) -> Control:
+        """As `read_control`."""
+        return _control(_CONTROL_WORDS.unpack_from(self._data, CONTROL_OFFSET - COUNTERS_OFFSET))
+
+    def ages(self, known: Ages | None) -> Ages:
+        """As `read_ages`; *known* itself where there was no survey since."""
+        if known and _WORD.unpack_from(self._data, _SURVEYS - COUNTERS_OFFSET)[0] == known.surveys:
+            return known
+        return _ages(_AGE_WORDS.unpack_from(self._data, _AGES_OFFSET - COUNTERS_OFFSET))
 
 
 def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
@@ -297,9 +318,13 @@ class Control(msgspec.Struct, frozen=True):
 
 def read_control(fd: int) -> Control:
     """All that holds for a pool until it is written again, in one read."""
-    target, no_target, frozen, no_frozen, _, _, _, _, writes, no_writes = _CONTROL_WORDS.unpack(
-        os.pread(fd, _CONTROL_WORDS.size, CONTROL_OFFSET).ljust(_CONTROL_WORDS.size, b"\0")
+    return _control(
+        _CONTROL_WORDS.unpack(os.pread(fd, _CONTROL_WORDS.size, CONTROL_OFFSET).ljust(_CONTROL_WORDS.size, b"\0"))
     )
+
+
+def _control(words: tuple[int, ...]) -> Control:
+    target, no_target, frozen, no_frozen, _, _, _, _, writes, no_writes = words
     return Control(
         target if target ^ no_target == _ALL_ONES else None,
         frozen ^ no_frozen == _ALL_ONES and frozen != 0,

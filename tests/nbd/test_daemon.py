@@ -214,7 +214,7 @@ def test_sigkill_of_tmemd_under_load_fails_no_request_and_loses_no_setting(
         sockets = {name: serve(managed(pools, tmp_path / name, name=name)).socket for name in ("a", "b", "c")}
         expected = {name: PoolSettings() for name in sockets}
         with writing(sockets) as ledgers:
-            for _ in range(60):
+            for _ in range(40):
                 busy = rng.choice(list(ledgers.values()))
                 killer = threading.Thread(target=kill_after, args=(tmemd, busy, rng.randrange(30)))
                 killer.start()
