@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from tmemd.latency import difference, quantile
-from tmemd.poolfile import PAGE
+from tmemd.poolfile import Histogram
 from tmemd.protocol import PoolStatus
 
 
@@ -16,6 +16,11 @@ class Latency(msgspec.Struct, frozen=True):
 
     median: float | None = None
     p99: float | None = None
+
+    @classmethod
+    def of(cls, histogram: Histogram) -> Latency:
+        """What a histogram says."""
+        return cls(quantile(histogram, 0.5), quantile(histogram, 0.99))
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +58,6 @@ def activity(before: PoolStatus | None, now: PoolStatus, seconds: float) -> Acti
     counters = now.counters
     interval = _Interval(before, now, seconds)
     gets, file_reads = interval.rate("gets"), interval.rate("file_reads")
-    stored = counters.pages_in_tmem * PAGE
     return Activity(
         name=now.name,
         weight=now.settings.weight,
@@ -62,7 +66,7 @@ def activity(before: PoolStatus | None, now: PoolStatus, seconds: float) -> Acti
         used_bytes=counters.used_bytes,
         pages_in_tmem=counters.pages_in_tmem,
         pages_in_file=counters.pages_in_file,
-        compression=stored / counters.payload_bytes if stored and counters.payload_bytes else None,
+        compression=counters.compression,
         hit_share=gets / (gets + file_reads) if gets + file_reads else None,
         gets=gets,
         puts=interval.rate("puts"),
@@ -115,7 +119,7 @@ class _Interval:
         if self._before is None or self._before.latencies is None or self._now.latencies is None:
             return Latency()
         histogram = difference(getattr(self._before.latencies, operation), getattr(self._now.latencies, operation))
-        return Latency(quantile(histogram, 0.5), quantile(histogram, 0.99))
+        return Latency.of(histogram)
 
 
 def _is_another(before: PoolStatus, now: PoolStatus) -> bool:

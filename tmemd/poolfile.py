@@ -162,6 +162,11 @@ class Counters(msgspec.Struct, frozen=True):
     demotion_writes: int = 0  # pages that demotion wrote to the file; one that was there already is not written
     promotions: int = 0  # pages put again when they were read from the file
 
+    @property
+    def compression(self) -> float | None:
+        """Bytes of the pages in tmem for each byte that they take compressed; None: there are none."""
+        return self.pages_in_tmem * PAGE / self.payload_bytes if self.pages_in_tmem and self.payload_bytes else None
+
 
 _COUNTERS: Final = struct.Struct(f"<{len(Counters.__struct_fields__)}Q")
 
@@ -281,8 +286,15 @@ class Snapshot:
         return Counters(*_COUNTERS.unpack_from(self._data))
 
     def control(self) -> Control:
-        """As `read_control`."""
-        return _control(_CONTROL_WORDS.unpack_from(self._data, CONTROL_OFFSET - COUNTERS_OFFSET))
+        """What holds for the pool until it is written again."""
+        target, no_target, frozen, no_frozen, _, _, _, _, writes, no_writes = _CONTROL_WORDS.unpack_from(
+            self._data, CONTROL_OFFSET - COUNTERS_OFFSET
+        )
+        return Control(
+            target if target ^ no_target == _ALL_ONES else None,
+            frozen ^ no_frozen == _ALL_ONES and frozen != 0,
+            writes if writes ^ no_writes == _ALL_ONES else None,
+        )
 
     def ages(self, known: Ages | None) -> Ages:
         """As `read_ages`; *known* itself where there was no survey since."""
@@ -314,22 +326,6 @@ class Control(msgspec.Struct, frozen=True):
     target: int | None  # bytes
     frozen: bool
     demotion_writes: int | None  # pages
-
-
-def read_control(fd: int) -> Control:
-    """All that holds for a pool until it is written again, in one read."""
-    return _control(
-        _CONTROL_WORDS.unpack(os.pread(fd, _CONTROL_WORDS.size, CONTROL_OFFSET).ljust(_CONTROL_WORDS.size, b"\0"))
-    )
-
-
-def _control(words: tuple[int, ...]) -> Control:
-    target, no_target, frozen, no_frozen, _, _, _, _, writes, no_writes = words
-    return Control(
-        target if target ^ no_target == _ALL_ONES else None,
-        frozen ^ no_frozen == _ALL_ONES and frozen != 0,
-        writes if writes ^ no_writes == _ALL_ONES else None,
-    )
 
 
 def read_target(fd: int) -> int | None:

@@ -15,7 +15,7 @@ import msgspec
 
 from tmemd.governor import held_back
 from tmemd.policy import Demand, Policy, demand
-from tmemd.poolfile import GENERATIONS, PAGE, Ages
+from tmemd.poolfile import GENERATION_SECONDS, GENERATIONS, PAGE, Ages
 from tmemd.recording import Moment, PoolMoment, Recording
 from tmemd.sample import PoolSample
 from tmemd.storemodel import Counts, Flow, Space, Store
@@ -26,7 +26,6 @@ DEFAULT_WRITE_SECONDS: Final = 50e-6
 _ENOUGH: Final = 1000  # pages
 _TICK: Final = 0.1  # seconds between two rounds of a device's upkeep
 _STEPS: Final = 20  # in one interval, at most
-_AGE_SECONDS: Final = 5.0
 
 
 class Times(msgspec.Struct, frozen=True):
@@ -196,7 +195,7 @@ def _generations(before: PoolSample, now: PoolSample, at: float, seconds: float)
     """How many ended meanwhile; where the device keeps none, the clock says."""
     if now.ages.generation and before.ages.generation:
         return (now.ages.generation - before.ages.generation) % (GENERATIONS - 1)
-    return int(at // _AGE_SECONDS - (at - seconds) // _AGE_SECONDS)
+    return int(at // GENERATION_SECONDS - (at - seconds) // GENERATION_SECONDS)
 
 
 def _page_bytes(sample: PoolSample, otherwise: float) -> float:

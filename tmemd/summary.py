@@ -8,8 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from tmemd.activity import Latency
-from tmemd.latency import quantile
-from tmemd.poolfile import GENERATION_SECONDS, GENERATIONS, PAGE, Histogram
+from tmemd.poolfile import GENERATION_SECONDS, GENERATIONS, Histogram
 from tmemd.protocol import PoolStatus
 
 # Up to which age, in generations, memory is added up: a few steps are enough to see what is idle.
@@ -43,7 +42,7 @@ def summary(status: PoolStatus) -> Summary:
     read = counters.gets + counters.file_reads
     return Summary(
         hit_share=counters.gets / read if read else None,
-        compression_ratio=counters.pages_in_tmem * PAGE / counters.payload_bytes if counters.payload_bytes else None,
+        compression_ratio=counters.compression,
         put_seconds=_latency(latencies.put if latencies else None),
         get_seconds=_latency(latencies.get if latencies else None),
         spill_seconds=_latency(latencies.spill if latencies else None),
@@ -59,7 +58,7 @@ def long_form(status: PoolStatus) -> dict[str, Any]:
 
 
 def _latency(histogram: Histogram | None) -> Latency:
-    return Latency(quantile(histogram, 0.5), quantile(histogram, 0.99)) if histogram else Latency()
+    return Latency.of(histogram) if histogram else Latency()
 
 
 def _by_age(stored: tuple[int, ...]) -> list[Age]:

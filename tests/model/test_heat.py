@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.content import PAGE, compressible
-from tests.harness import MIB
 from tests.model.index import Kind, words
 from tests.model.rig import Rig
 from tmemd.poolfile import GENERATIONS
 
-PAGES = 1024
 ANCIENT = GENERATIONS - 1
-
-
-@pytest.fixture
-def rig(pools: Path, disk: Path) -> Iterator[Rig]:
-    """A device with room for all its pages."""
-    rig = Rig(pools, disk, PAGES * PAGE, 16 * MIB)
-    yield rig
-    rig.close()
 
 
 def write(rig: Rig, pages: range, version: int = 1) -> None:

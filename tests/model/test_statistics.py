@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,16 +16,7 @@ from tmemd import poolfile
 from tmemd.core import _core
 from tmemd.poolfile import GENERATIONS, LATENCY_BOUNDS_NS, Ages, Histogram, Latencies
 
-PAGES = 1024
 ANCIENT = GENERATIONS - 1
-
-
-@pytest.fixture
-def rig(pools: Path, disk: Path) -> Iterator[Rig]:
-    """A device with room for all its pages."""
-    rig = Rig(pools, disk, PAGES * PAGE, 16 * MIB)
-    yield rig
-    rig.close()
 
 
 def latencies(rig: Rig) -> Latencies:

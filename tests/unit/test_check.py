@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import lz4.block
@@ -18,12 +18,6 @@ MIB = fakes.MIB
 TEXT = (b"All work and no play makes Jack a dull boy. " * 100)[:4096]
 NOISE = random.Random(1).randbytes(4096)
 SAME = b"\xaa" * 4096
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
 
 
 def fill(filler: fakes.Filler) -> None:

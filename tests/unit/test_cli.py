@@ -22,12 +22,6 @@ MIB = fakes.MIB
 Output = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
-
-
 def ctl(directory: Path, *command: str) -> int:
     return main([*command, f"--pools={directory}"])
 

@@ -24,12 +24,6 @@ MIB = fakes.MIB
 
 
 @pytest.fixture
-def base() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
-
-
-@pytest.fixture
 def tmemd(base: Path) -> Iterator[fakes.Tmemd]:
     with fakes.tmemd(base, "--timeout=1") as running:
         yield running

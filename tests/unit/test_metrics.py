@@ -28,12 +28,6 @@ MIB = fakes.MIB
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-@pytest.fixture
-def base() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
-
-
 def parsed(text: bytes) -> dict[str, Metric]:
     return {family.name: family for family in text_string_to_metric_families(text.decode())}
 

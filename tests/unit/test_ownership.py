@@ -31,12 +31,6 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become 
 
 
 @pytest.fixture
-def base() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
-
-
-@pytest.fixture
 def tmemd(base: Path) -> Iterator[fakes.Tmemd]:
     """A tmemd that trusts two users, with its directory as it makes it itself."""
     group = 65534

@@ -28,7 +28,6 @@ def pool(name: str = "a", **values: Any) -> Demand:
     known |= values
     known["heat"] = (*known["heat"], *[0] * (16 - len(known["heat"])))
     known["used"] = values.get("used", known["overhead"] + sum(known["heat"]))
-    known["live"] = values.get("live", max(known["used"], known["overhead"] + sum(known["heat"])))
     return Demand(**known)
 
 

@@ -51,9 +51,9 @@ class Guest:
         everywhere = [int(sum(row[age] for row in self.store.pages) * PAGE) for age in range(GENERATIONS)]
         return Demand(
             name=self.name, weight=self.weight, minimum=self.minimum, cap=self.cap, used=self.used,
-            target=self.target, overhead=0, page_bytes=PAGE, live=sum(everywhere), heat=tuple(everywhere),
+            target=self.target, overhead=0, page_bytes=PAGE, heat=tuple(everywhere),
             put=puts, read=int(counts.gets) + reads,
-            puts=puts - last[0], refused=refused - last[1], gets=0, file_reads=reads - last[2],
+            puts=puts - last[0], refused=refused - last[1], file_reads=reads - last[2],
         )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import fcntl
 import os
 import signal
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -17,12 +16,6 @@ from tmemd.pool import Pool, Pools
 from tmemd.poolfile import PoolError
 
 MIB = fakes.MIB
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
 
 
 def test_a_target_stays_between_minimum_and_limit(directory: Path) -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,12 +12,6 @@ from tmemd.poolfile import Identity, PoolError
 from tmemd.poolindex import Kind
 
 MIB = fakes.MIB
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
 
 
 def kinds(filler: fakes.Filler) -> list[Kind]:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,12 +131,6 @@ def test_damaged_compression_is_refused(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(b"x" * 10_000)[:40] + b"\xff" * 40)
     with pytest.raises(RecordingError, match=r"r\.gz"):
         read(path)
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
 
 
 def test_record_samples_the_pools_of_a_directory(

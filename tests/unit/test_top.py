@@ -38,12 +38,6 @@ GIB = 1 << 30
 Output = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    with fakes.on_tmpfs() as path:
-        yield path
-
-
 def status(name: str = "web", *, error: str | None = None, put: int = 0, **counters: int) -> PoolStatus:
     """One whose puts took 768 to 1024 ns each."""
     none = fakes.histogram()

@@ -25,13 +25,11 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     target: int  # what holds now
     overhead: int  # of `used`, what no demotion gives back: the index above all
     page_bytes: int  # of RAM that one page takes, on average
-    live: int  # what it would use if every page the guest keeps on the device were in tmem
-    heat: tuple[int, ...]  # of `live`, by age in generations: the bytes of the pages last used then
+    heat: tuple[int, ...]  # by age in generations: what the pages last used then take, or would if they were in tmem
     put: int  # pages, of more than zeros, since the pool was made
     read: int  # pages, wherever they were, since the pool was made
     puts: int
     refused: int
-    gets: int
     file_reads: int
 
 
@@ -55,13 +53,11 @@ def demand(before: PoolSample | None, now: PoolSample) -> Demand:
         target=now.target_bytes,
         overhead=overhead,
         page_bytes=page,
-        live=counters.used_bytes + counters.pages_in_file * page,
         heat=tuple([stored + filed * page for stored, filed in zip(ages.stored_bytes, ages.filed_pages, strict=True)]),
         put=counters.puts - counters.puts_zero,
         read=counters.gets + counters.file_reads,
         puts=counters.puts - earlier.puts,
         refused=counters.puts_refused - earlier.puts_refused,
-        gets=counters.gets - earlier.gets,
         file_reads=counters.file_reads - earlier.file_reads,
     )
 

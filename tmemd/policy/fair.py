@@ -14,7 +14,7 @@ from tmemd.poolfile import GENERATIONS
 # the disk's time with these constants.
 #
 # The hottest tier is of the pages used in so many generations, the last of which has only begun: 10 to 15 seconds.
-# In it weights alone decide. With 2 or 4 nothing changes by more than 0.1.
+# In it weights alone decide. With 2 or 4 nothing changes by more than 0.2.
 _HOT: Final = 3
 # Room for what is put, or read from the file and put again, in so many ticks of 0.5 s: there is a new survey after two,
 # and a new target after one more. With 2: 9.1, 10.9, 4.0, 18.6, 14.5; with 4: 8.7, 11.1, 4.4, 19.1, 15.2.

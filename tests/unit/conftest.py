@@ -1,0 +1,24 @@
+"""Fixtures of the unit tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit import fakes
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """A directory on tmpfs that other users can reach."""
+    with fakes.on_tmpfs() as path:
+        yield path
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """The same, for pools themselves."""
+    with fakes.on_tmpfs() as path:
+        yield path
