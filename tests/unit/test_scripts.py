@@ -57,6 +57,15 @@ def test_a_machine_does_not_swap_onto_its_own_server(host: str) -> None:
 
 
 @needs_root
+def test_attach_says_that_the_network_is_not_up() -> None:
+    alone = ["unshare", "--net", str(ROOT / "scripts/attach"), "nbd://192.0.2.1:10809/x"]
+    done = subprocess.run(alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("attach: no route to 192.0.2.1 ")
+    assert done.stderr.endswith("is the network up?\n")
+
+
+@needs_root
 def test_attach_wants_a_block_device(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run("attach", [str(tmp_path / "file")])
