@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.workloads import RECORDINGS, TUNED, UNTUNED
-from tmemd import recording, simulate
 from tmemd.cli.simulate import POLICIES
 from tmemd.policy import by_name
-from tmemd.recording import Recording
+from tmemd.simulation import recording, simulate
+from tmemd.simulation.recording import Recording
 
 OURS: Final = "fair"
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 from tests.content import PAGE, content
 from tests.harness import MIB, Server, device, wait_until
 from tests.unit import fakes
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 WEIGHTS: Final = {"light": 100, "middle": 200, "heavy": 400}
 BUDGET: Final = 64 * MIB

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import peers, trace, zram
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 PAGE = 4096
 STILL = 3.0  # seconds without any change, after which background work is taken to be done

@@ -21,11 +21,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.unit import fakes
-from tmemd import poolfile
 from tmemd.daemonconfig import parse_config
-from tmemd.governor import TICK, Governor
-from tmemd.pool import Pools
+from tmemd.governor.governor import TICK, Governor
 from tmemd.settings import PoolSettings
+from tmemd.store import poolfile
+from tmemd.store.pool import Pools
 
 MIB = 1 << 20
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pages, peers
-from tmemd import poolfile
-from tmemd.poolfile import Counters
+from tmemd.store import poolfile
+from tmemd.store.poolfile import Counters
 
 HERE: Final = Path(__file__).resolve().parent
 TMPFS: Final = "/dev/shm"

@@ -23,7 +23,7 @@ from tests.content import PAGE, incompressible
 from tests.harness import Server, connect, device, taken
 from tests.memoryhog import MemoryHog
 from tests.unit import fakes
-from tmemd.host import Stalls, read_memory
+from tmemd.governor.host import Stalls, read_memory
 
 MIB = 1 << 20
 RUN = 64  # pages of a request

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pages
-from tmemd import poolfile
-from tmemd.config import DeviceConfig
 from tmemd.core import _core
-from tmemd.device import ServedDevice, open_device
+from tmemd.device.config import DeviceConfig
+from tmemd.device.served import ServedDevice, open_device
+from tmemd.store import poolfile
 
 PAGE: Final = pages.PAGE
 FIRST: Final = 2048

@@ -24,12 +24,13 @@ import nbd
 
 from benchmarks import pages, peers
 from tests import harness
-from tmemd import protocol, recording
+from tmemd import protocol
 from tmemd.daemonconfig import parse_config
-from tmemd.governor import TICK, Governor
+from tmemd.governor.governor import TICK, Governor
 from tmemd.policy import DEFAULT
-from tmemd.pool import Pools, perform
 from tmemd.settings import PoolSettings
+from tmemd.simulation import recording
+from tmemd.store.pool import Pools, perform
 
 PAGE: Final = 4096
 BUDGET: Final = 96 << 20

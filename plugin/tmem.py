@@ -37,9 +37,9 @@ from typing import NoReturn
 import nbdkit
 
 try:
-    from tmemd.config import HEADROOM_PERCENT
     from tmemd.core import _core
-    from tmemd.device import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices
+    from tmemd.device.config import HEADROOM_PERCENT
+    from tmemd.device.served import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices
     from tmemd.sizes import parse_size
 except ModuleNotFoundError as error:
     hint = "put the bin directory of the virtual environment that tmemd is installed in first on PATH"

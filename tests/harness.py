@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbd
 
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "plugin" / "tmem.py"

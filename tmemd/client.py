@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from tmemd import protocol
-from tmemd.poolfile import ANY_PAGE, Choice, PoolError
 from tmemd.protocol import PoolStatus
+from tmemd.store.poolfile import ANY_PAGE, Choice, PoolError
 
 _Answer = TypeVar("_Answer", bound=protocol.Answer)
 Transport = Callable[[protocol.Request], protocol.Answer]
@@ -60,7 +60,7 @@ class Client:
     @classmethod
     def of_directory(cls, directory: Path) -> Client:
         """Work on the pools of a directory that no tmemd controls."""
-        from tmemd.pool import Pools, perform  # noqa: PLC0415 - what attaches through a tmemd needs none of it
+        from tmemd.store.pool import Pools, perform  # noqa: PLC0415 - what attaches through a tmemd needs none of it
 
         pools = Pools(directory)
         return cls(lambda request: perform(pools, request))

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from tmemd.policy import DEFAULT, by_name
-from tmemd.poolfile import NAME_RULE, PoolError, is_name
 from tmemd.settings import MAX_WEIGHT
 from tmemd.sizes import format_size, parse_size
+from tmemd.store.poolfile import NAME_RULE, PoolError, is_name
 
 DEFAULT_PATH: Final = Path("/etc/tmemd/tmemd.toml")
 _PERCENT: Final = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)%", re.ASCII)

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from tmemd.poolfile import GENERATIONS, NAME_PATTERN, NAME_RULE, Ages, Counters, Latencies, PoolError, is_name
 from tmemd.settings import MAX_WEIGHT, PoolSettings
 from tmemd.sizes import format_size
+from tmemd.store.poolfile import GENERATIONS, NAME_PATTERN, NAME_RULE, Ages, Counters, Latencies, PoolError, is_name
 
 DEFAULT_SOCKET: Final = Path("/run/tmemd/tmemd.sock")
 DEFAULT_POOLS: Final = Path("/run/tmemd/pools")

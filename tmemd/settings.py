@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
-from tmemd.poolfile import NAME_PATTERN, PoolError
+from tmemd.store.poolfile import NAME_PATTERN, PoolError
 
 DEFAULT_STATE: Final = Path("/var/lib/tmemd/settings.json")
 MAX_WEIGHT: Final = 10_000  # as cgroup v2's cpu.weight

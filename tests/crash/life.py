@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.crash.history import SIZE, Act, Step, history
 from tests.harness import MIB, Control
 from tmemd.core import _core
-from tmemd.device import DeviceConfig, ServedDevice, open_device
+from tmemd.device.served import DeviceConfig, ServedDevice, open_device
 
 
 def open_life(

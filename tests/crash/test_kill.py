@@ -16,7 +16,7 @@ from tests.content import PAGE, content
 from tests.crash.writers import Ledger, Writers, pages
 from tests.harness import MIB, Control, Server, counters, device, environment, nbdkit_command, taken
 from tests.model.index import Kind, kinds
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 PAGES = 2048
 CYCLES = 55

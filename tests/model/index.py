@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 BLOCK = 512
 RECORD_HEADER = 12

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.content import PAGE
 from tests.harness import MIB
-from tmemd import poolfile
 from tmemd.core import _core
+from tmemd.store import poolfile
 
 GRANULE = 16 * MIB
 _MAP = struct.Struct("<8sIIQQ16s16sQ")

@@ -13,8 +13,8 @@ from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB, taken
 from tests.model.index import Kind, kinds
 from tests.model.rig import Rig
-from tmemd import poolfile
 from tmemd.core import _core
+from tmemd.store import poolfile
 
 PAGES = 4096
 ALL = 1 << 40

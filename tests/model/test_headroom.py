@@ -12,10 +12,10 @@ import pytest
 from tests.content import PAGE, compressible
 from tests.harness import MIB, taken, wait_until
 from tests.model.index import Kind, kinds
-from tmemd import poolfile
-from tmemd.config import DeviceConfig
 from tmemd.core import _core
-from tmemd.device import ServedDevice, open_device
+from tmemd.device.config import DeviceConfig
+from tmemd.device.served import ServedDevice, open_device
+from tmemd.store import poolfile
 
 LIMIT = 3 * MIB
 COLD = range(1100, 4096)  # more than the limit has room for
@@ -27,7 +27,7 @@ Open = Callable[..., ServedDevice]
 @pytest.fixture
 def opened(pools: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Opens devices whose upkeep the test does: opened(headroom=..., backing=...). They do not age by themselves."""
-    monkeypatch.setattr("tmemd.device.GENERATION_SECONDS", math.inf)
+    monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", math.inf)
     with ExitStack() as stack:
 
         def opened(backing: Path | None = disk, headroom: int = 10) -> ServedDevice:
@@ -199,7 +199,7 @@ def test_a_request_says_which_pages_go(opened: Open) -> None:
 
 
 def test_the_index_is_surveyed_when_something_changed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmemd.device.SURVEY_EVERY", 0.0)
+    monkeypatch.setattr("tmemd.device.served.SURVEY_EVERY", 0.0)
     served = opened()
 
     def surveys() -> int:
@@ -227,10 +227,10 @@ def test_a_generation_lasts_its_time_however_many_rounds_there_are(
 
     grow_old(served, 1)
     before = generation()
-    monkeypatch.setattr("tmemd.device.GENERATION_SECONDS", 3600.0)
+    monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", 3600.0)
     rounds(served, 200)
     assert generation() == before
-    monkeypatch.setattr("tmemd.device.GENERATION_SECONDS", 0.0)
+    monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", 0.0)
     rounds(served, 1)
     assert generation() == before + 1
 
@@ -238,7 +238,7 @@ def test_a_generation_lasts_its_time_however_many_rounds_there_are(
 def test_the_upkeep_survives_what_goes_wrong_in_it(
     opened: Open, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tmemd.device.TICK_AFTER_FAILURE", 0.01)
+    monkeypatch.setattr("tmemd.device.served.TICK_AFTER_FAILURE", 0.01)
     served = opened()
     ticks, failing = 0, True
     tick = served.tick

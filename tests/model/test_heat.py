@@ -7,7 +7,7 @@ import pytest
 from tests.content import PAGE, compressible
 from tests.model.index import Kind, words
 from tests.model.rig import Rig
-from tmemd.poolfile import GENERATIONS
+from tmemd.store.poolfile import GENERATIONS
 
 ANCIENT = GENERATIONS - 1
 

@@ -12,8 +12,8 @@ from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB, taken
 from tests.model.index import Kind, kinds, record_offset
 from tests.model.rig import Rig
-from tmemd import poolfile
 from tmemd.core import _core
+from tmemd.store import poolfile
 
 PAGES = 1024
 

@@ -17,9 +17,9 @@ from tests.harness import KIB, MIB, taken
 from tests.model.index import Kind, kinds, words
 from tests.model.reference import Reference
 from tests.model.rig import Rig
-from tmemd import poolfile
-from tmemd.check import check_pool
 from tmemd.core import _core
+from tmemd.store import poolfile
+from tmemd.store.check import check_pool
 
 # Two blocks of the index, the second one short, and a last page that is partly beyond the device's end.
 PAGES = 540

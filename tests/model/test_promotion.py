@@ -12,10 +12,10 @@ from tests.content import PAGE, compressible
 from tests.harness import MIB
 from tests.model.index import Kind, kinds, words
 from tests.model.rig import Rig
-from tmemd import poolfile
-from tmemd.check import check_pool
 from tmemd.core import _core
-from tmemd.poolindex import State
+from tmemd.store import poolfile
+from tmemd.store.check import check_pool
+from tmemd.store.poolindex import State
 
 PAGES = 4096
 PROMOTE_AGE = 6

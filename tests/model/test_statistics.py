@@ -12,9 +12,9 @@ from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB, taken
 from tests.model.index import Kind, words
 from tests.model.rig import Rig
-from tmemd import poolfile
 from tmemd.core import _core
-from tmemd.poolfile import GENERATIONS, LATENCY_BOUNDS_NS, Ages, Histogram, Latencies
+from tmemd.store import poolfile
+from tmemd.store.poolfile import GENERATIONS, LATENCY_BOUNDS_NS, Ages, Histogram, Latencies
 
 ANCIENT = GENERATIONS - 1
 

@@ -13,8 +13,8 @@ from tests.conftest import Serve
 from tests.content import PAGE, content
 from tests.crash.writers import Ledger, Writers
 from tests.harness import MIB, Control, Server, counters, device, taken
-from tmemd.check import Report, check_pool
-from tmemd.poolfile import Request, read_identity
+from tmemd.store.check import Report, check_pool
+from tmemd.store.poolfile import Request, read_identity
 
 PAGES = 4096
 

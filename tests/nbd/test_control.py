@@ -15,7 +15,7 @@ from tests.conftest import Serve
 from tests.content import PAGE
 from tests.crash.writers import Ledger, Writers
 from tests.harness import MIB, Control, Server, counters, device, wait_until
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 LIMIT = 8 * MIB
 

@@ -13,7 +13,7 @@ from tests.conftest import Serve
 from tests.content import PAGE, compressible, incompressible
 from tests.harness import Control, Server, counters, device
 from tests.model.index import RECORD_HEADER, record_offset
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 PAGES = 256
 VICTIM = 77

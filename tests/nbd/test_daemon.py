@@ -26,8 +26,8 @@ from tests.harness import MIB, ROOT, Server, connect, device, environment, nbdki
 from tests.unit import fakes
 from tmemd.cli import main
 from tmemd.client import Client, UnreachableError
-from tmemd.poolfile import PoolError
 from tmemd.settings import PoolSettings
+from tmemd.store.poolfile import PoolError
 
 PAGES = 2048
 LIMIT = 8 * MIB

@@ -15,8 +15,8 @@ from tests.content import PAGE, compressible
 from tests.harness import MIB, device, wait_until
 from tests.unit import fakes
 from tests.unit.test_metrics import free_port, get
-from tmemd import poolfile
 from tmemd.client import attach_pool
+from tmemd.store import poolfile
 
 SERVED = [f"served{n}" for n in range(64)]
 IDLE = [f"idle{n}" for n in range(192)]

@@ -15,7 +15,7 @@ from tests.conftest import Serve
 from tests.content import PAGE, incompressible
 from tests.crash.writers import pages
 from tests.harness import MIB, Server, counters, device
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and making cgroups needs root")
 

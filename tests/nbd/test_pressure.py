@@ -18,8 +18,8 @@ from tests.harness import MIB, Server, device, taken, wait_until
 from tests.memoryhog import MemoryHog
 from tests.nbd.test_memory_limits import Cgroup
 from tests.unit import fakes
-from tmemd import poolfile
-from tmemd.host import read_memory
+from tmemd.governor.host import read_memory
+from tmemd.store import poolfile
 
 GUESTS = ("a", "b", "c")
 PAGES = 40 * MIB // PAGE

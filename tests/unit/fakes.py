@@ -17,9 +17,10 @@ from pathlib import Path
 import lz4.block
 import msgspec
 
-from tmemd import poolfile, protocol
+from tmemd import protocol
 from tmemd.client import Client
-from tmemd.poolfile import Counters, Identity
+from tmemd.store import poolfile
+from tmemd.store.poolfile import Counters, Identity
 
 MIB = 1 << 20
 LIMIT = 256 * MIB

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from tests.unit import fakes
-from tmemd import poolfile, protocol
-from tmemd.administration import Administration
+from tmemd import protocol
+from tmemd.daemon.administration import Administration
 from tmemd.daemonconfig import parse_config
-from tmemd.pool import Pools
-from tmemd.poolfile import PoolError
 from tmemd.protocol import Destroy, Freeze, Set
 from tmemd.settings import Overrides, PoolSettings, SettingsStore
+from tmemd.store import poolfile
+from tmemd.store.pool import Pools
+from tmemd.store.poolfile import PoolError
 
 MIB = fakes.MIB
 TOTAL = 1024 * MIB

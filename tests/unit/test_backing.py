@@ -8,8 +8,8 @@ import pytest
 
 from tests.content import PAGE
 from tests.harness import MIB
-from tmemd import backing
-from tmemd.backing import BackingError
+from tmemd.device import backing
+from tmemd.device.backing import BackingError
 
 LENGTH, SIZE = 96 * MIB, 64 * MIB  # of the block device, and of the part of it that is used
 

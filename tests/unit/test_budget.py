@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemd.budget import BAND, CUT, GROWTH, HOLD_MAX, HOLD_MIN, Budget, Limits, Moment
+from tmemd.governor.budget import BAND, CUT, GROWTH, HOLD_MAX, HOLD_MIN, Budget, Limits, Moment
 
 MIB, GIB = 1 << 20, 1 << 30
 TOTAL = 16 * GIB

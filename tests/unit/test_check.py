@@ -9,10 +9,10 @@ import lz4.block
 import pytest
 
 from tests.unit import fakes
-from tmemd import poolfile
-from tmemd.check import Report, check_pool
 from tmemd.cli import main
-from tmemd.poolfile import PoolError
+from tmemd.store import poolfile
+from tmemd.store.check import Report, check_pool
+from tmemd.store.poolfile import PoolError
 
 MIB = fakes.MIB
 TEXT = (b"All work and no play makes Jack a dull boy. " * 100)[:4096]

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from tests.unit import fakes
-from tmemd import daemon, poolfile, protocol, version
+from tmemd import protocol, version
 from tmemd.cli import COMMANDS, main, work
 from tmemd.client import Client, UnreachableError
-from tmemd.pool import Pools, perform
+from tmemd.daemon import daemon
+from tmemd.store import poolfile
+from tmemd.store.pool import Pools, perform
 
 MIB = fakes.MIB
 Output = pytest.CaptureFixture[str]

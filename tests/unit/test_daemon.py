@@ -15,10 +15,11 @@ import pytest
 
 from tests.harness import wait_until
 from tests.unit import fakes
-from tmemd import poolfile, protocol
+from tmemd import protocol
 from tmemd.client import attach_pool
-from tmemd.poolfile import PoolError
-from tmemd.sdnotify import notify
+from tmemd.daemon.sdnotify import notify
+from tmemd.store import poolfile
+from tmemd.store.poolfile import PoolError
 
 MIB = fakes.MIB
 
@@ -234,7 +235,8 @@ AS_NOBODY = """
 import json, os, sys
 from pathlib import Path
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
-from tmemd import client, poolfile, protocol
+from tmemd import client, protocol
+from tmemd.store import poolfile
 path = Path(sys.argv[1])
 seen = {}
 def attempt(name, call):

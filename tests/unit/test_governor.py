@@ -13,15 +13,15 @@ import pytest
 from tests.unit import fakes
 from tests.unit.test_host import tree
 from tests.unit.test_tmpfs import mountable
-from tmemd import poolfile
 from tmemd.daemonconfig import DaemonConfig, parse_config
-from tmemd.governor import Governor, held_back
-from tmemd.observe import Observer
+from tmemd.governor.governor import Governor, held_back
+from tmemd.governor.observe import Observer
 from tmemd.policy import Demand
-from tmemd.pool import Pools
-from tmemd.poolfile import PAGE
 from tmemd.settings import PoolSettings
-from tmemd.tmpfs import mount_tmpfs
+from tmemd.store import poolfile
+from tmemd.store.pool import Pools
+from tmemd.store.poolfile import PAGE
+from tmemd.system.tmpfs import mount_tmpfs
 
 MIB, GIB = 1 << 20, 1 << 30
 MEMINFO = """\

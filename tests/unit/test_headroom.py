@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tests.unit import fakes
-from tmemd.headroom import Headroom
-from tmemd.poolfile import Counters
+from tmemd.device.headroom import Headroom
+from tmemd.store.poolfile import Counters
 
 MIB = 1 << 20
 TARGET = 100 * MIB

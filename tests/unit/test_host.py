@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tmemd.host import Memory, Stalls, read_memory
-from tmemd.poolfile import PoolError
+from tmemd.governor.host import Memory, Stalls, read_memory
+from tmemd.store.poolfile import PoolError
 
 RECORDED = Path(__file__).parent / "data/host"  # Linux 6.18, cgroups of version 1 without limits
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30

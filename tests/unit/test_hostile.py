@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from tests.harness import wait_until
 from tests.unit import fakes
 from tmemd import protocol
-from tmemd.poolfile import PoolError
+from tmemd.store.poolfile import PoolError
 
 MIB = fakes.MIB
 LONG_ANSWERS = 256  # pools; a long list of them is a megabyte, more than a socket takes

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import histogram
-from tmemd.latency import difference, quantile
-from tmemd.poolfile import LATENCIES, LATENCY_BOUNDS_NS, Histogram
+from tmemd.store.latency import difference, quantile
+from tmemd.store.poolfile import LATENCIES, LATENCY_BOUNDS_NS, Histogram
 
 LAST = LATENCIES - 1
 

@@ -16,13 +16,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.harness import wait_until
 from tests.unit import fakes
 from tests.unit.test_top import HOST, status
-from tmemd import metricserver, poolfile
-from tmemd.daemon import main
+from tmemd.daemon import metricserver
+from tmemd.daemon.daemon import main
+from tmemd.daemon.metrics import Snapshot, exposition
+from tmemd.daemon.metricserver import MetricsServer
 from tmemd.daemonconfig import Address
-from tmemd.metrics import Snapshot, exposition
-from tmemd.metricserver import MetricsServer
-from tmemd.poolfile import Counters, Latencies
 from tmemd.settings import PoolSettings
+from tmemd.store import poolfile
+from tmemd.store.poolfile import Counters, Latencies
 
 MIB = fakes.MIB
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

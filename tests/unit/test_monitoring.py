@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.harness import ROOT
 from tests.unit.test_top import HOST, status
-from tmemd.metrics import Snapshot, TickTimes, exposition
+from tmemd.daemon.metrics import Snapshot, TickTimes, exposition
 from tmemd.settings import PoolSettings
 
 DASHBOARD = ROOT / "scripts" / "monitoring" / "dashboard.json"

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tests.conftest import Serve
 from tests.harness import device
 from tests.unit import fakes
-from tmemd import poolfile
 from tmemd.client import attach_pool
-from tmemd.daemon import prepare_directory
-from tmemd.poolfile import PoolError
+from tmemd.daemon.daemon import prepare_directory
+from tmemd.store import poolfile
+from tmemd.store.poolfile import PoolError
 
 MIB = fakes.MIB
 NOBODY, OTHER = 65534, 65533
@@ -46,7 +46,8 @@ import json, os, sys
 from pathlib import Path
 uid = int(sys.argv[1])
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(uid, uid, uid)
-from tmemd import client, poolfile, protocol
+from tmemd import client, protocol
+from tmemd.store import poolfile
 seen = {}
 def attempt(name, call):
     try:

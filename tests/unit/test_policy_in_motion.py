@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.unit.test_policy import MIB
-from tmemd.governor import TICK, held_back
+from tmemd.governor.governor import TICK, held_back
 from tmemd.policy import Demand, by_name
-from tmemd.poolfile import GENERATIONS
-from tmemd.storemodel import Flow, Space, Store
+from tmemd.simulation.storemodel import Flow, Space, Store
+from tmemd.store.poolfile import GENERATIONS
 
 PAGE = 1500
 BUDGET = 100 * MIB

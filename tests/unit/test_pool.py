@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.unit import fakes
-from tmemd import poolfile, protocol
+from tmemd import protocol
 from tmemd.client import Client
-from tmemd.pool import Pool, Pools
-from tmemd.poolfile import PoolError
+from tmemd.store import poolfile
+from tmemd.store.pool import Pool, Pools
+from tmemd.store.poolfile import PoolError
 
 MIB = fakes.MIB
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit import fakes
-from tmemd import poolindex
-from tmemd.poolfile import Identity, PoolError
-from tmemd.poolindex import Kind
+from tmemd.store import poolindex
+from tmemd.store.poolfile import Identity, PoolError
+from tmemd.store.poolindex import Kind
 
 MIB = fakes.MIB
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_budget import turns
-from tmemd.budget import BAND, Budget, Limits, Moment
-from tmemd.host import Memory, Stalls
+from tmemd.governor.budget import BAND, Budget, Limits, Moment
+from tmemd.governor.host import Memory, Stalls
 
 MIB = 1 << 20
 TRACE = Path(__file__).parent / "data/pressure.csv"

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit import fakes
 from tmemd import protocol
-from tmemd.poolfile import PoolError
+from tmemd.store.poolfile import PoolError
 
 REQUESTS = [
     protocol.Attach("web", 1 << 30, True, 1 << 20),

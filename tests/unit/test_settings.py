@@ -7,8 +7,8 @@ import msgspec
 import pytest
 
 from tmemd.daemonconfig import parse_config
-from tmemd.poolfile import PoolError
 from tmemd.settings import Overrides, PoolSettings, SettingsStore, changed, merge
+from tmemd.store.poolfile import PoolError
 
 MIB = 1 << 20
 

@@ -15,10 +15,10 @@ from tests.unit.test_recording import HEADER, moment, pool
 from tmemd.cli import main
 from tmemd.cli.simulate import POLICIES
 from tmemd.policy import by_name
-from tmemd.poolfile import GENERATIONS, Ages, Counters
-from tmemd.recording import Moment, PoolMoment, Recording, Writer, check, read
-from tmemd.simulate import Outcome, outcome, recorded, simulate, times
-from tmemd.storemodel import DEMOTIONS_PER_SECOND, PROMOTE_AGE, Counts, Flow, Space, Store
+from tmemd.simulation.recording import Moment, PoolMoment, Recording, Writer, check, read
+from tmemd.simulation.simulate import Outcome, outcome, recorded, simulate, times
+from tmemd.simulation.storemodel import DEMOTIONS_PER_SECOND, PROMOTE_AGE, Counts, Flow, Space, Store
+from tmemd.store.poolfile import GENERATIONS, Ages, Counters
 
 MIB = 1 << 20
 NAMES = ("fair", "greedy", "static", "reconf-static", "smart-alloc:4")

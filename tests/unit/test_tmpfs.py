@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit import fakes
-from tmemd import tmpfs
-from tmemd.daemon import main
+from tmemd.daemon.daemon import main
+from tmemd.system import tmpfs
 
 
 def capacity(path: Path) -> int:

@@ -25,13 +25,13 @@ from rich.console import Console
 
 from tests.harness import DEADLINE, ROOT
 from tests.unit import fakes
-from tmemd.activity import Activity, activity
 from tmemd.cli import main
+from tmemd.cli.activity import Activity, activity
 from tmemd.cli.screen import SORTS, View, draw, format_count, format_seconds
 from tmemd.cli.watch import Frame
 from tmemd.client import Client
-from tmemd.poolfile import Latencies
 from tmemd.protocol import HostStatus, PoolStatus
+from tmemd.store.poolfile import Latencies
 
 MIB = fakes.MIB
 GIB = 1 << 30

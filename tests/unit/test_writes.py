@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemd.poolfile import PAGE
-from tmemd.writes import BURST, WriteAllowance, Writer, granted
+from tmemd.governor.writes import BURST, WriteAllowance, Writer, granted
+from tmemd.store.poolfile import PAGE
 
 HOUR = 3600
 PER_HOUR = 3600 * PAGE  # a page a second

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from tmemd.client import Client
-from tmemd.poolfile import PAGE, PoolError
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
+from tmemd.store.poolfile import PAGE, PoolError
 
 BAR = 32
 TERMINAL_SECONDS, LOG_SECONDS = 0.5, 5.0

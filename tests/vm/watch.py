@@ -10,7 +10,7 @@ import time
 
 import msgspec
 
-from tmemd import poolfile
+from tmemd.store import poolfile
 
 INTERVAL_SECONDS = 0.2
 

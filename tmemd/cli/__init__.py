@@ -12,7 +12,7 @@ from typing import Final
 from tmemd import version
 from tmemd.cli import common
 from tmemd.client import UnreachableError
-from tmemd.poolfile import PoolError
+from tmemd.store.poolfile import PoolError
 
 COMMANDS: Final = (
     "list",

@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tmemd import check
 from tmemd.cli import common
-from tmemd.poolfile import PoolError
+from tmemd.store import check
+from tmemd.store.poolfile import PoolError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

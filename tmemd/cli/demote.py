@@ -10,8 +10,8 @@ import math
 from typing import Final
 
 from tmemd.cli import common, work
-from tmemd.poolfile import GENERATION_SECONDS, GENERATIONS, Choice
 from tmemd.sizes import size_argument
+from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Choice
 
 # A page of age n was last used n - 1 to n + 1 generations ago.
 _LONGEST: Final = (GENERATIONS - 2) * GENERATION_SECONDS

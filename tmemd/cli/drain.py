@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tmemd.cli import common, work
 from tmemd.client import Client
-from tmemd.poolfile import PoolError
 from tmemd.protocol import PoolStatus
+from tmemd.store.poolfile import PoolError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +56,7 @@ def _drain_idle(client: Client, before: PoolStatus) -> PoolStatus:
 
 def _drain_here(path: Path) -> None:
     # The page path is loaded only here: every other command works where it was never built.
-    from tmemd.device import ConfigError, DeviceErrors, drain_offline  # noqa: PLC0415
+    from tmemd.device.served import ConfigError, DeviceErrors, drain_offline  # noqa: PLC0415
 
     try:
         drain_offline(path)

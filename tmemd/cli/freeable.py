@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from tmemd.cli import common
-from tmemd.poolfile import PoolError
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
+from tmemd.store.poolfile import PoolError
 
 
 class Freeable(msgspec.Struct, frozen=True):

@@ -9,12 +9,12 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from tmemd.activity import Latency
 from tmemd.cli import common
+from tmemd.cli.activity import Latency
 from tmemd.cli.screen import format_seconds
+from tmemd.cli.summary import AGES_SECONDS, long_form, summary
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
-from tmemd.summary import AGES_SECONDS, long_form, summary
 
 _PIPE_WIDTH: Final = 200  # a pipe has no width to fit
 

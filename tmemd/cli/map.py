@@ -12,12 +12,12 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from tmemd import poolindex
 from tmemd.cli import common
-from tmemd.pool import open_pool_file
-from tmemd.poolfile import PAGE, Identity, PoolError, read_identity
-from tmemd.poolindex import Kind, Run
 from tmemd.sizes import format_size
+from tmemd.store import poolindex
+from tmemd.store.pool import open_pool_file
+from tmemd.store.poolfile import PAGE, Identity, PoolError, read_identity
+from tmemd.store.poolindex import Kind, Run
 
 _LINES: Final = 16
 _COLUMNS: Final = 64

@@ -6,7 +6,7 @@ import argparse
 
 from tmemd import plugin_path
 from tmemd.cli import common
-from tmemd.poolfile import PoolError
+from tmemd.store.poolfile import PoolError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

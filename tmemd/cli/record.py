@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tmemd.cli import common
 from tmemd.client import Client, UnreachableError
-from tmemd.recording import Moment, Writer, new_header, pool_moment
+from tmemd.simulation.recording import Moment, Writer, new_header, pool_moment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tmemd.activity import Activity, Latency
+from tmemd.cli.activity import Activity, Latency
 from tmemd.cli.common import printable
 from tmemd.cli.watch import Frame
-from tmemd.poolfile import PAGE
 from tmemd.protocol import HostStatus
 from tmemd.sizes import format_size
+from tmemd.store.poolfile import PAGE
 
 _GAP: Final = 2
 _BAR: Final = (10, 28)  # cells, at least and at most

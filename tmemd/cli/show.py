@@ -7,8 +7,8 @@ from typing import Any
 
 from tmemd.cli import common
 from tmemd.cli.screen import format_seconds
+from tmemd.cli.summary import long_form
 from tmemd.sizes import format_size
-from tmemd.summary import long_form
 
 _SIZES = {"size", "cap", "minimum", "target"}
 

@@ -10,11 +10,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from tmemd import recording, simulate
 from tmemd.cli import common, work
 from tmemd.policy import by_name
+from tmemd.simulation import recording, simulate
+from tmemd.simulation.storemodel import Counts
 from tmemd.sizes import size_argument
-from tmemd.storemodel import Counts
 
 POLICIES: Final = (
     "fair",

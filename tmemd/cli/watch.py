@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from tmemd.activity import Activity, activity
+from tmemd.cli.activity import Activity, activity
 from tmemd.client import Client, UnreachableError
-from tmemd.poolfile import PoolError
 from tmemd.protocol import HostStatus, PoolStatus
+from tmemd.store.poolfile import PoolError
 
 
 @dataclass(frozen=True)

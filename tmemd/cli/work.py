@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from tmemd.client import Client, UnreachableError
-from tmemd.poolfile import ANY_PAGE, Choice, PoolError
 from tmemd.protocol import PoolStatus, Work
+from tmemd.store.poolfile import ANY_PAGE, Choice, PoolError
 
 _INTERVAL: Final = 0.1  # seconds
 _PATIENCE: Final = 30.0  # seconds that tmemd may be away while the plugin works on

@@ -94,7 +94,7 @@ struct tm_record {
     uint8_t payload[];
 };
 
-/* The counters page; tmemd.poolfile.Counters names the same fields in the same order. Writer: the serving process. */
+/* The counters page; tmemd.store.poolfile.Counters names the same fields in the same order. Writer: the serving process. */
 struct tm_counters {
     _Atomic uint64_t used, limit, minimum;
     _Atomic uint64_t pages_in_tmem, pages_in_file, pages_lost;
@@ -114,7 +114,7 @@ struct tm_histogram {
     _Atomic uint64_t sum_ns, counts[TM_LATENCIES];
 };
 
-/* The statistics page; tmemd.poolfile.Statistics names the same fields. Writer: the serving process. What is 'by age' is
+/* The statistics page; tmemd.store.poolfile.Statistics names the same fields. Writer: the serving process. What is 'by age' is
  * indexed by how many generations ago the page was last put or read; the last entry is of all that are older. */
 struct tm_statistics {
     struct tm_histogram put, get, spill, file_read;

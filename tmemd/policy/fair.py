@@ -8,7 +8,7 @@ from typing import Final
 
 from tmemd.policy.demand import Demand
 from tmemd.policy.share import share
-from tmemd.poolfile import GENERATIONS
+from tmemd.store.poolfile import GENERATIONS
 
 # Tuned on the recorded phased, skewed, idle-giant, batch and leak, which cost 8.7, 11.0, 4.1, 19.0 and 14.9 seconds of
 # the disk's time with these constants.

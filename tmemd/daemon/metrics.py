@@ -23,8 +23,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tmemd import version
-from tmemd.poolfile import LATENCY_BOUNDS_NS, Histogram, Latencies
 from tmemd.protocol import HostStatus, PoolStatus
+from tmemd.store.poolfile import LATENCY_BOUNDS_NS, Histogram, Latencies
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 

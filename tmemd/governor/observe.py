@@ -14,11 +14,11 @@ from typing import Final
 
 import msgspec
 
-from tmemd import poolfile
-from tmemd.pool import Pool
-from tmemd.poolfile import Ages, Control, Counters, Identity, PoolError
-from tmemd.sample import PoolSample
+from tmemd.governor.sample import PoolSample
 from tmemd.settings import PoolSettings
+from tmemd.store import poolfile
+from tmemd.store.pool import Pool
+from tmemd.store.poolfile import Ages, Control, Counters, Identity, PoolError
 
 _log: Final = logging.getLogger("tmemd")
 

@@ -14,13 +14,14 @@ from typing import Final
 import msgspec
 from msgspec import UNSET
 
-from tmemd import pool, poolfile, protocol
+from tmemd import protocol
 from tmemd.daemonconfig import DaemonConfig, PoolConfig
-from tmemd.pool import Pool, Pools
-from tmemd.poolfile import PoolError
 from tmemd.protocol import PoolStatus
 from tmemd.settings import Overrides, PoolSettings, SettingsStore, changed, merge
 from tmemd.sizes import format_size
+from tmemd.store import pool, poolfile
+from tmemd.store.pool import Pool, Pools
+from tmemd.store.poolfile import PoolError
 
 _NO_CONFIG: Final = PoolConfig()
 

@@ -14,17 +14,18 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from tmemd import policy, poolfile
-from tmemd.budget import Budget, Limits, Moment
+from tmemd import policy
 from tmemd.daemonconfig import DaemonConfig
-from tmemd.host import Memory, read_memory
-from tmemd.observe import Observer, Seen
+from tmemd.governor.budget import Budget, Limits, Moment
+from tmemd.governor.host import Memory, read_memory
+from tmemd.governor.observe import Observer, Seen
+from tmemd.governor.sample import PoolSample
+from tmemd.governor.writes import WriteAllowance, Writer, granted
 from tmemd.policy import Demand, Policy, demand
-from tmemd.pool import Pools
 from tmemd.protocol import HostStatus
-from tmemd.sample import PoolSample
 from tmemd.settings import PoolSettings
-from tmemd.writes import WriteAllowance, Writer, granted
+from tmemd.store import poolfile
+from tmemd.store.pool import Pools
 
 _log: Final = logging.getLogger("tmemd")
 

@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
-from tmemd.latency import difference, quantile
-from tmemd.poolfile import Histogram
 from tmemd.protocol import PoolStatus
+from tmemd.store.latency import difference, quantile
+from tmemd.store.poolfile import Histogram
 
 
 class Latency(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd.poolfile import BLOCK_PAGES, PAGE, STATES_OFFSET, Identity, PoolError
+from tmemd.store.poolfile import BLOCK_PAGES, PAGE, STATES_OFFSET, Identity, PoolError
 
 BLOCK_BYTES: Final = BLOCK_PAGES * PAGE  # of the device
 SPAN: Final = 256 * 1024  # bytes of memory whose records are of one size class

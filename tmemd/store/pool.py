@@ -17,11 +17,12 @@ from typing import Final
 
 import msgspec
 
-from tmemd import poolfile, protocol
-from tmemd.poolfile import Ages, Choice, Counters, Identity, Latencies, PoolError
+from tmemd import protocol
 from tmemd.protocol import PoolStatus
 from tmemd.settings import PoolSettings
 from tmemd.sizes import format_size
+from tmemd.store import poolfile
+from tmemd.store.poolfile import Ages, Choice, Counters, Identity, Latencies, PoolError
 
 _OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WORK: Final[dict[protocol.Work, poolfile.Request]] = {

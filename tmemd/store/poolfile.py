@@ -20,7 +20,7 @@ from uuid import UUID
 import google_crc32c
 import msgspec
 
-from tmemd import locks
+from tmemd.system import locks
 
 PAGE: Final = 4096
 MAGIC: Final = b"TMEMPOOL"

@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from tmemd.poolfile import PAGE
+from tmemd.store.poolfile import PAGE
 
 # Of an hour's writes, what may be saved up. The rest comes in evenly, so that no hour sees more than is allowed.
 BURST: Final = 1 / 4

@@ -22,9 +22,9 @@ from typing import Final, NamedTuple
 import google_crc32c
 import lz4.block
 
-from tmemd import pool, poolfile, poolindex
-from tmemd.poolfile import CONTROL_OFFSET, PAGE, Identity, PoolError
-from tmemd.poolindex import SPAN, Kind, State
+from tmemd.store import pool, poolfile, poolindex
+from tmemd.store.poolfile import CONTROL_OFFSET, PAGE, Identity, PoolError
+from tmemd.store.poolindex import SPAN, Kind, State
 
 _RECORD: Final = struct.Struct("<IIHH")  # page, CRC, payload length, encoding
 _SEALED: Final = struct.Struct("<IHH")  # what of it the CRC covers, before the payload

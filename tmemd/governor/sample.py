@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from tmemd.poolfile import Ages, Counters
+from tmemd.store.poolfile import Ages, Counters
 
 
 class PoolSample(msgspec.Struct, frozen=True, kw_only=True):

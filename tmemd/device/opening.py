@@ -8,15 +8,16 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tmemd import backing as backings
-from tmemd import cgroup, mapfile, poolfile
-from tmemd.backing import Backing
-from tmemd.config import DeviceConfig, default_pools
 from tmemd.core import _core
-from tmemd.mapfile import MapHeader
-from tmemd.poolfile import Identity, PoolError
-from tmemd.poolindex import BLOCK_BYTES, State, block_count
-from tmemd.tmpfs import is_tmpfs
+from tmemd.device import backing as backings
+from tmemd.device.backing import Backing
+from tmemd.device.config import DeviceConfig, default_pools
+from tmemd.store import mapfile, poolfile
+from tmemd.store.mapfile import MapHeader
+from tmemd.store.poolfile import Identity, PoolError
+from tmemd.store.poolindex import BLOCK_BYTES, State, block_count
+from tmemd.system import cgroup
+from tmemd.system.tmpfs import is_tmpfs
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd import locks, mapfile
-from tmemd.mapfile import MapError, MapHeader
-from tmemd.poolfile import PAGE
-from tmemd.tmpfs import is_tmpfs
+from tmemd.store import mapfile
+from tmemd.store.mapfile import MapError, MapHeader
+from tmemd.store.poolfile import PAGE
+from tmemd.system import locks
+from tmemd.system.tmpfs import is_tmpfs
 
 _BLKGETSIZE64: Final = 0x80081272
 _PROBE: Final = 8 << 20  # how much of a block device's start and end must be zeros for it to count as empty

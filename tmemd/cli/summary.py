@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from tmemd.activity import Latency
-from tmemd.poolfile import GENERATION_SECONDS, GENERATIONS, Histogram
+from tmemd.cli.activity import Latency
 from tmemd.protocol import PoolStatus
+from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Histogram
 
 # Up to which age, in generations, memory is added up: a few steps are enough to see what is idle.
 _AGES: Final = (1, 3, 7, GENERATIONS - 2)

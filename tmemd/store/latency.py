@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Final
 
-from tmemd.poolfile import LATENCY_BOUNDS_NS, Histogram
+from tmemd.store.poolfile import LATENCY_BOUNDS_NS, Histogram
 
 _NS: Final = 1e-9
 

@@ -1,7 +1,7 @@
-"""What a pool would do under a target: a model of the store, in pages by age, for `tmemd.simulate`.
+"""What a pool would do under a target: a model of the store, in pages by age, for `tmemd.simulation.simulate`.
 
-It follows the device's own rules (tmemd/device.py; demote.c and read.c in tmemd/core) in expected values: pages of the
-same age are alike, so that a read of one meets RAM as often as pages of that age are there.
+It follows the device's own rules (tmemd/device/served.py; demote.c and read.c in tmemd/core) in expected values: pages
+of the same age are alike, so that a read of one meets RAM as often as pages of that age are there.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Final
 
 import msgspec
 
-from tmemd.config import HEADROOM_PERCENT
-from tmemd.headroom import Headroom
-from tmemd.poolfile import GENERATIONS, Counters
+from tmemd.device.config import HEADROOM_PERCENT
+from tmemd.device.headroom import Headroom
+from tmemd.store.poolfile import GENERATIONS, Counters
 
 # Pages a second that one pool moves: the most seen while the requests of three guests went to the same virtual disk.
 DEMOTIONS_PER_SECOND: Final = 8000
 # As in read.c and budget.c: older pages are not put again when they are read, nor any while less of the target is free.
 PROMOTE_AGE: Final = 6
 PROMOTE_ROOM: Final = 1 / 32
-# As in device.py: room for pages to come is made of pages that are not of the youngest generations.
+# As in served.py: room for pages to come is made of pages that are not of the youngest generations.
 HEADROOM_AGE: Final = 2
 
 _DIRTY, _CLEAN, _FILE = range(3)

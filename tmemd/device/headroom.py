@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tmemd.poolfile import Counters
+from tmemd.store.poolfile import Counters
 
 # Of what is to be free: with less room than this, cold pages are demoted. With the default of 5 % it stays above the
 # thirty-second of the target that promotion leaves to writes.

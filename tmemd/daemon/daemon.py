@@ -25,19 +25,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd import metricserver, protocol, tmpfs, version
-from tmemd.administration import Administration
+from tmemd import protocol, version
+from tmemd.daemon import metricserver
+from tmemd.daemon.administration import Administration
+from tmemd.daemon.metrics import Snapshot, TickTimes
+from tmemd.daemon.metricserver import MetricsServer
+from tmemd.daemon.sdnotify import notify
 from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
 from tmemd.daemonconfig import Address, DaemonConfig, load_config
-from tmemd.governor import TICK, Governor
-from tmemd.host import read_memory
-from tmemd.metrics import Snapshot, TickTimes
-from tmemd.metricserver import MetricsServer
-from tmemd.pool import Pools, open_pool_file
-from tmemd.poolfile import PoolError
-from tmemd.sdnotify import notify
+from tmemd.governor.governor import TICK, Governor
+from tmemd.governor.host import read_memory
 from tmemd.settings import DEFAULT_STATE, SettingsStore
 from tmemd.sizes import format_size, size_argument
+from tmemd.store.pool import Pools, open_pool_file
+from tmemd.store.poolfile import PoolError
+from tmemd.system import tmpfs
 
 _log: Final = logging.getLogger("tmemd")
 _UCRED: Final = struct.Struct("iII")

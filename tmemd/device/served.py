@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from tmemd import poolfile
-from tmemd.backing import BackingError
-from tmemd.config import ConfigError, DeviceConfig
 from tmemd.core import _core
-from tmemd.headroom import Headroom
-from tmemd.mapfile import MapError
-from tmemd.opening import Opening, open_parts
-from tmemd.poolfile import GENERATION_SECONDS, Choice, Counters, PoolError, Request
+from tmemd.device.backing import BackingError
+from tmemd.device.config import ConfigError, DeviceConfig
+from tmemd.device.headroom import Headroom
+from tmemd.device.opening import Opening, open_parts
+from tmemd.store import poolfile
+from tmemd.store.mapfile import MapError
+from tmemd.store.poolfile import GENERATION_SECONDS, Choice, Counters, PoolError, Request
 
 __all__ = [
     "ConfigError",

@@ -13,8 +13,8 @@ from typing import Final
 import msgspec
 import psutil
 
-from tmemd import cgroup
-from tmemd.poolfile import PoolError
+from tmemd.store.poolfile import PoolError
+from tmemd.system import cgroup
 
 _ROOT: Final = Path("/")
 # Of a cgroup's memory.stat: what the kernel can take back without swapping. Version 1 counts descendants apart.

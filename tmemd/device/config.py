@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd import poolfile
 from tmemd.core import _core
 from tmemd.sizes import format_size
+from tmemd.store import poolfile
 
 SECTOR: Final = 512
 HEADROOM_PERCENT: Final = 5  # measured in docs/decisions/0004-cold-pages-make-room.md

@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from typing import Final
 
+from tmemd.daemon.metrics import CONTENT_TYPE, Snapshot, exposition
 from tmemd.daemonconfig import Address
-from tmemd.metrics import CONTENT_TYPE, Snapshot, exposition
-from tmemd.poolfile import PoolError
+from tmemd.store.poolfile import PoolError
 
 _log: Final = logging.getLogger("tmemd")
 _CONNECTIONS: Final = 32

@@ -1,0 +1,7 @@
+"""``python -m tmemd.daemon`` is tmemd."""
+
+import sys
+
+from tmemd.daemon.daemon import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What gives each pool its target: what the host can spare, shared out by a policy."""

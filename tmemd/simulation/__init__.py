@@ -1,0 +1,1 @@
+"""Recordings of what pools did, and their replay through policies."""

@@ -1,0 +1,1 @@
+"""The files of a pool and of a map: their formats, and what other processes may read and write of them."""
