@@ -17,6 +17,11 @@ bad_usage() {
     exit 2
 }
 
+# For an option that takes a value: wants_value "$@"
+wants_value() {
+    [[ ${2-} ]] || bad_usage "$1 wants a value"
+}
+
 require_root() {
     ((EUID == 0)) || die "needs root"
 }

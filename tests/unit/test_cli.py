@@ -65,6 +65,22 @@ def test_list_prints_a_table(directory: Path, capsys: Output) -> None:
     assert "not a tmem pool" in output.err
 
 
+def test_names_are_never_cut_off(directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    names = ["a" * 62 + end for end in "12"]
+    with fakes.pool(directory, names[0]), fakes.pool(directory, names[1]):
+        for command in (["list"], ["list", "--long"], ["freeable"]):
+            assert ctl(directory, *command) == 0
+            shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("aaa")]
+            assert set(shown) == set(names)
+
+
+def test_a_name_given_twice_counts_once(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web"):
+        assert ctl(directory, "freeable", "web", "web", "--json") == 0
+        assert len(parsed(capsys)["pools"]) == 1
+
+
 def test_show_prints_every_field(directory: Path, capsys: Output) -> None:
     with fakes.pool(directory, "web", puts=17):
         assert ctl(directory, "show", "web", "--json") == 0
@@ -227,7 +243,7 @@ def test_a_pool_without_a_file_cannot_be_drained(directory: Path, capsys: Output
 def test_no_tmemd_is_a_clear_error(directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMEMD_SOCKET", f"{directory}/nobody")
     assert main(["list"]) == 1
-    reason = "No such file or directory; --pools DIR works without a tmemd"
+    reason = "No such file or directory: is it running? (--pools DIR works without)"
     assert capsys.readouterr().err == f"tmemctl: tmemd ({directory}/nobody): {reason}\n"
 
 

@@ -147,6 +147,12 @@ def test_record_samples_the_pools_of_a_directory(
     assert known.moments[0].budget_bytes == one.sample.target_bytes == fakes.LIMIT
 
 
+def test_a_recording_lasts_as_long_as_was_said(directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    assert main(["record", str(path), f"--pools={directory}", "--interval=0.2", "--duration=0.2"]) == 0
+    assert read(path).seconds >= 0.2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_recording_that_is_interrupted_is_whole(directory: Path, tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "r.jsonl"

@@ -37,6 +37,7 @@ def test_help(script: str) -> None:
         ("attach", ["--surprise", "/dev/null"]),
         ("detach", []),
         ("serve", []),
+        ("serve", ["--socket"]),
         ("boot-guest", ["--attach", "pigeon", "nbd://127.0.0.1/x", "true"]),
         ("boot-guest", ["--attach", "nbd", "nbd://192.0.2.1/x", "true"]),
         ("guest-session", []),

@@ -12,7 +12,14 @@ def test_sizes_are_read_as_nbdkit_reads_them(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5G", "G", "1GB", "0x10", "1 G", "9999999T", "٣", "1e3"])
+@pytest.mark.parametrize("text", ["1.50G", "25.0K", "9.99M", "9216T", "999"])
+def test_sizes_are_read_as_they_are_printed(text: str) -> None:
+    assert format_size(parse_size(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1.5", "1.5s", "1.G", ".5G", "G", "1GB", "0x10", "1 G", "9999999T", "٣", "1e3"]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="size"):
         parse_size(text)

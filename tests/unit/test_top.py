@@ -160,6 +160,13 @@ def test_a_wide_terminal_shows_every_column_and_a_narrow_one_what_matters() -> N
     assert "WEIGHT" not in narrow
 
 
+def test_long_names_can_still_be_told_apart() -> None:
+    pools = (activity(None, status("a-name-that-is-rather-long-" + end), 1.0) for end in ("one", "two"))
+    shown = "\n".join(lines(frame(*pools), View(80, 24)))
+    assert "one " in shown
+    assert "two " in shown
+
+
 def test_numbers_stay_in_their_place_from_frame_to_frame() -> None:
     def heading(*pools: Activity) -> str:
         return next(line for line in lines(frame(*pools), View(160, 24)) if line.startswith("GUEST"))
@@ -298,7 +305,7 @@ def test_a_closed_pipe_ends_it_quietly(directory: Path) -> None:
 class Terminal:
     """`tmemctl top` in a terminal of its own."""
 
-    def __init__(self, *options: str, rows: int = 24, columns: int = 100) -> None:
+    def __init__(self, *options: str, rows: int = 24, columns: int = 100, kind: str = "xterm-256color") -> None:
         self.master, self.slave = pty.openpty()
         self.resize(rows, columns)
         self.before = termios.tcgetattr(self.slave)
@@ -306,7 +313,7 @@ class Terminal:
         environment = {key: value for key, value in os.environ.items() if key not in {"COLUMNS", "LINES", "NO_COLOR"}}
         self.process = top(
             *options, stdin=self.slave, stdout=self.slave, stderr=self.slave,
-            env=environment | {"TERM": "xterm-256color"},
+            env=environment | {"TERM": kind},
         )  # fmt: skip
 
     def resize(self, rows: int, columns: int) -> None:
@@ -389,6 +396,16 @@ def test_signals_leave_the_terminal_in_order(terminal: Terminal, number: signal.
     terminal.process.send_signal(number)
     assert terminal.process.wait(DEADLINE) == code
     assert_in_order(terminal)
+
+
+def test_a_terminal_that_can_only_print_gets_tables(directory: Path) -> None:
+    with fakes.pool(directory, "web"):
+        terminal = Terminal(f"--pools={directory}", kind="dumb")
+        try:
+            terminal.until("web(.|\n)*web")
+        finally:
+            terminal.close()
+    assert "\x1b" not in terminal.output
 
 
 def test_people_see_that_tmemd_is_away(directory: Path) -> None:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except UnreachableError as error:
-        print(f"tmemctl: {error}; --pools DIR works without a tmemd", file=sys.stderr)
+        print(f"tmemctl: {error}: is it running? (--pools DIR works without)", file=sys.stderr)
         return 1
     except PoolError as error:
         print(f"tmemctl: {error}", file=sys.stderr)

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check them all."""
-    paths = [_path(arguments, pool) for pool in arguments.names]
+    paths = [_path(arguments, pool) for pool in dict.fromkeys(arguments.names)]
     with _bar() as progress:
         reports = [check.check_pool(path, progress) for path in paths]
     if arguments.json:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+from rich.console import Console
+from rich.table import Table
 
 from tmemd.client import Client
 from tmemd.protocol import DEFAULT_SOCKET, PoolStatus
 from tmemd.sizes import format_size
+
+_WIDEST: Final = 1000  # of a table
+_SOCKET_HELP: Final = f"where tmemd listens ($TMEMD_SOCKET, or {DEFAULT_SOCKET})"
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -23,13 +29,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_where(parser: argparse.ArgumentParser) -> None:
     """--socket and --pools: a tmemd to ask, or a directory to work on without one."""
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--socket", type=Path, metavar="PATH", help=f"tmemd's ($TMEMD_SOCKET, or {DEFAULT_SOCKET})")
+    where.add_argument("--socket", type=Path, metavar="PATH", help=_SOCKET_HELP)
     where.add_argument("--pools", type=Path, metavar="DIR", help="work without tmemd on the pools of this directory")
 
 
 def add_socket(parser: argparse.ArgumentParser) -> None:
     """--socket, for what only a tmemd knows."""
-    parser.add_argument("--socket", type=Path, metavar="PATH", help=f"tmemd's ($TMEMD_SOCKET, or {DEFAULT_SOCKET})")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help=_SOCKET_HELP)
     parser.set_defaults(pools=None)
 
 
@@ -57,6 +63,19 @@ def client(arguments: argparse.Namespace) -> Client:
 def print_json(value: Any) -> None:
     """Print one JSON value, indented for people."""
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def table(*columns: str, left: Sequence[str] = ()) -> Table:
+    """An empty table whose columns are numbers, but for the first and those named in *left*."""
+    made = Table(box=None, pad_edge=False)
+    for column in columns:
+        made.add_column(column, justify="left" if column in (columns[0], *left) else "right", no_wrap=True)
+    return made
+
+
+def print_table(made: Table) -> None:
+    """Print it as wide as it is: a terminal may break its lines, but a name that is cut off is of no use."""
+    Console(width=_WIDEST, highlight=False).print(made)
 
 
 def print_changed(arguments: argparse.Namespace) -> None:

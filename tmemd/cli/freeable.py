@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from tmemd.cli import common
 from tmemd.protocol import PoolStatus
@@ -39,13 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         common.print_json({"freeable_bytes": total, "pools": pools})
         return 0
-    table = Table(box=None, pad_edge=False)
-    table.add_column("NAME", no_wrap=True)
-    for column in ("FREEABLE", "IDLE", "INCOMPRESSIBLE"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = common.table("NAME", "FREEABLE", "IDLE", "INCOMPRESSIBLE")
     for pool in pools:
         table.add_row(pool.name, *map(_size, (pool.freeable_bytes, pool.idle_bytes, pool.incompressible_bytes)))
-    Console(highlight=False).print(table)
+    common.print_table(table)
     print(f"{format_size(total)} in all")
     return 0
 
@@ -55,7 +50,7 @@ def _chosen(arguments: argparse.Namespace) -> list[PoolStatus]:
     for name in arguments.names:
         if name not in pools:
             raise PoolError(f"there is no pool {common.printable(name)}")
-    return [pools[name] for name in arguments.names or pools]
+    return [pools[name] for name in dict.fromkeys(arguments.names or pools)]
 
 
 def _freeable(status: PoolStatus) -> Freeable:

@@ -1,13 +1,13 @@
-"""List the pools."""
+"""List the pools.
+
+TARGET is the RAM that a pool may take, USED what it takes. TMEM, FILE and LOST are pages of 4 KiB by where they are,
+PUTS and REFUSED those that were offered to tmem, and not taken, since the pool was made.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Sequence
-from typing import Final
-
-from rich.console import Console
-from rich.table import Table
 
 from tmemd.cli import common
 from tmemd.cli.activity import Latency
@@ -15,8 +15,6 @@ from tmemd.cli.screen import format_seconds
 from tmemd.cli.summary import AGES_SECONDS, long_form, summary
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
-
-_PIPE_WIDTH: Final = 200  # a pipe has no width to fit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,13 +47,10 @@ def _print_long(pools: Sequence[PoolStatus]) -> None:
 
 
 def _print(columns: Sequence[str], rows: Iterable[list[str]]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("NAME", *columns):
-        table.add_column(column, justify="left" if column in ("NAME", "STATE") else "right", no_wrap=True)
+    table = common.table("NAME", *columns, left=["STATE"])
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table) if console.is_terminal else Console(width=_PIPE_WIDTH, highlight=False).print(table)
+    common.print_table(table)
 
 
 def _row(status: PoolStatus) -> list[str]:

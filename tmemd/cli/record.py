@@ -73,8 +73,8 @@ def _stopped() -> Iterator[threading.Event]:
 def _times(interval: float, duration: float | None, stop: threading.Event) -> Iterator[float]:
     """Seconds since now, when it is time for a sample; those that are missed are left out."""
     start = time.monotonic()
-    at = 0.0
-    while duration is None or at <= duration:
+    at = due = 0.0
+    while duration is None or due <= duration:
         yield at
         due = (math.floor(at / interval) + 1) * interval
         if stop.wait(max(0.0, start + due - time.monotonic())):

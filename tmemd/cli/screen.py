@@ -222,7 +222,7 @@ def _fitting(shown: Sequence[Activity], pools: Sequence[Activity], view: View) -
 
 def _columns(name: int, scale: _Scale, state: int) -> list[_Column]:
     return [
-        _Column("GUEST", "", name, 0, lambda pool: Text(pool.name), left=True),
+        _Column("GUEST", "", name, 0, lambda pool: Text(_shortened(pool.name, name)), left=True),
         _Column("WEIGHT", "", 6, 10, lambda pool: Text(str(pool.weight))),
         _Column("RAM", "of target", scale.width, 3, lambda pool: _bar(pool, scale), left=True),
         _Column("USED", "", 5, 1, lambda pool: Text(format_size(pool.used_bytes))),
@@ -242,6 +242,12 @@ def _columns(name: int, scale: _Scale, state: int) -> list[_Column]:
         _Column("FILE READ", "median   p99", 12, 12, lambda pool: _latency(pool.file_read_seconds)),
         _Column("STATE", "", state, 3, _state, left=True),
     ]
+
+
+def _shortened(name: str, width: int) -> str:
+    """What guests' names differ in is often at their end."""
+    end = (width - 1) // 2
+    return name if len(name) <= width else f"{name[: width - 1 - end]}…{name[-end:]}"
 
 
 def _bar(pool: Activity, scale: _Scale) -> Text:

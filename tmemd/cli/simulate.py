@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from tmemd.cli import common, work
 from tmemd.policy import by_name
@@ -78,15 +76,11 @@ def _json(
 
 def _print(replayed: recording.Recording, times: simulate.Times, outcomes: dict[str, simulate.Outcome]) -> None:
     best = min(outcome.cost_seconds for name, outcome in outcomes.items() if name != AS_RECORDED)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("POLICY", no_wrap=True)
-    for column in ("COST", "OF BEST", "FROM RAM", "FILE READS", "SPILLS", "DEMOTION WRITES"):
-        table.add_column(column, justify="right", no_wrap=True)
+    table = common.table("POLICY", "COST", "OF BEST", "FROM RAM", "FILE READS", "SPILLS", "DEMOTION WRITES")
     for name, outcome in outcomes.items():
         label = f"({name}, {replayed.header.policy or 'no tmemd'})" if name == AS_RECORDED else name
         table.add_row(label, *_row(outcome, best))
-    console = Console(highlight=False)
-    console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
+    common.print_table(table)
     print(
         f"{replayed.seconds:.0f} s; a page read from the file takes {_time(times.read, times.read_measured)},"
         f" one written {_time(times.write, times.write_measured)}"

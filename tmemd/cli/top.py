@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     watch = Watch(common.client(arguments))
     frame = watch.look()
     console = Console(highlight=False)
-    if arguments.json or arguments.batch or not console.is_terminal:
+    if arguments.json or arguments.batch or not console.is_terminal or console.is_dumb_terminal:
         _print(watch, arguments, console)
     else:
         _live(watch, frame, arguments, console)
