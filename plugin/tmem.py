@@ -73,10 +73,13 @@ def _stop(message: object) -> NoReturn:
 
 
 class RefusedError(Exception):
-    """What a client is refused for: no fault of ours, so its message alone goes into the log."""
+    """What a client is refused for."""
 
 
 def _format_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> list[str]:
+    """One line for what is no fault of ours: clients that are refused, and requests that fail."""
+    if isinstance(error, OSError):
+        return [error.strerror or str(error)]
     return [str(error)] if isinstance(error, RefusedError) else format_exception(kind, error, trace)
 
 

@@ -22,7 +22,11 @@ _TIMEOUT: Final = struct.pack("ll", 10, 0)  # seconds and microseconds, for each
 
 
 class UnreachableError(PoolError):
-    """tmemd does not answer; it may be away for a moment."""
+    """tmemd does not answer; it may be away for a moment. *reason* is what the system said."""
+
+    def __init__(self, message: str, reason: OSError | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 def attach_pool(socket_path: Path | str, request: protocol.Attach) -> tuple[int, str]:
@@ -134,7 +138,7 @@ def _exchange(path: Path, request: protocol.Request) -> tuple[protocol.Answer, l
     except OSError as error:
         _close_all(fds)
         reason = "no answer" if isinstance(error, BlockingIOError) else error.strerror or error
-        raise UnreachableError(f"tmemd ({path}): {reason}") from None
+        raise UnreachableError(f"tmemd ({path}): {reason}", error) from None
 
 
 def _receive_line(sock: socket.socket, fds: list[int]) -> bytes:

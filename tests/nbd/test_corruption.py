@@ -55,6 +55,8 @@ def assert_only_the_victim_is_lost(server: Server, pool: Path) -> None:
             else:
                 assert client.pread(PAGE, number * PAGE) == page(number)
         assert counters(pool).bad_checksums > 0
+        assert f"error: flip: {PAGE} bytes at {VICTIM * PAGE}: Input/output error\n" in server.log()
+        assert "Traceback" not in server.log()
         client.pwrite(page(VICTIM), VICTIM * PAGE)
         assert client.pread(PAGE, VICTIM * PAGE) == page(VICTIM)
 

@@ -127,6 +127,12 @@ def test_invariant_4_a_pool_without_statistics_on_a_full_tmpfs_is_an_error_not_s
         server.start()
 
 
+def test_a_tmpfs_with_no_room_for_a_pool_is_named(serve: Serve, small_tmpfs: Path, disk: Path) -> None:
+    fill(small_tmpfs)
+    with pytest.raises(AssertionError, match=r"error: .*/full\.pool: No space left on device"):
+        serve(device("full", small_tmpfs, PAGES * PAGE, disk, "32M"))
+
+
 def test_invariant_4_ram_only_on_a_full_tmpfs_is_eio_not_sigbus(serve: Serve, small_tmpfs: Path) -> None:
     server = serve(device("full", small_tmpfs, PAGES * PAGE, "none", "32M"))
     fill(small_tmpfs)

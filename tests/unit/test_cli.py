@@ -247,6 +247,26 @@ def test_no_tmemd_is_a_clear_error(directory: Path, capsys: Output, monkeypatch:
     assert capsys.readouterr().err == f"tmemctl: tmemd ({directory}/nobody): {reason}\n"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_who_may_not_ask_is_told_who_may(directory: Path) -> None:
+    with fakes.tmemd(directory) as running:
+        directory.chmod(0o755)
+        command = [sys.executable, "-P", "-m", "tmemd.cli", "list", f"--socket={running.socket}"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[], cwd="/"
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith("Permission denied: only root, tmemd's own user and its --group may ask it\n")
+
+
+def test_ctrl_c_while_it_starts_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tmemd.cli.build_parser", interrupted)
+    assert main(["list"]) == 130
+
+
 def test_the_socket_is_found_by_option_and_environment(
     directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,12 +35,12 @@ COMMANDS: Final = (
 )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of tmemctl."""
+def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The command line of tmemctl, as far as these commands go."""
     parser = argparse.ArgumentParser(prog="tmemctl", description="Look at the pools of swap devices and change them.")
     parser.add_argument("--version", action="version", version=f"tmemctl {version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
+    for command in names:
         module = importlib.import_module(f"tmemd.cli.{command.replace('-', '_')}")
         summary = (module.__doc__ or "").partition("\n")[0]
         subparser = commands.add_parser(command, help=summary[:1].lower() + summary[1:-1], description=module.__doc__)
@@ -52,12 +52,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run tmemctl; returns its exit status: 0, 1 after an error or a problem found, 130 after Ctrl-C."""
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
+        # Loading what all commands need takes three times as long as loading one of them.
+        arguments = build_parser(words[:1] if words and words[0] in COMMANDS else COMMANDS).parse_args(words)
         status: int = arguments.run(arguments)
         sys.stdout.flush()
     except UnreachableError as error:
-        print(f"tmemctl: {error}: is it running? (--pools DIR works without)", file=sys.stderr)
+        print(f"tmemctl: {error}: {_hint(error)}", file=sys.stderr)
         return 1
     except PoolError as error:
         print(f"tmemctl: {error}", file=sys.stderr)
@@ -68,10 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 1
     except OSError as error:
-        print(f"tmemctl: {error.strerror or error}", file=sys.stderr)
+        print(f"tmemctl: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         _discard_output()
         return 1
     return status
+
+
+def _hint(error: UnreachableError) -> str:
+    if isinstance(error.reason, PermissionError):
+        return "only root, tmemd's own user and its --group may ask it"
+    return "is it running? (--pools DIR works without)"
 
 
 def _discard_output() -> None:

@@ -45,6 +45,7 @@ class Device:
         cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
     ) -> None: ...
     size: int  # in bytes
+    name: str
 
     def serve(self) -> None:
         """Note that this process serves the device from now on."""

@@ -131,11 +131,16 @@ cdef int fail(int code) except -1:
     raise OSError(code, os.strerror(code))
 
 
+cdef int fail_at(int code, Device h, uint64_t count, uint64_t offset) except -1:
+    raise OSError(code, f"{h.name}: {count} bytes at {offset}: {os.strerror(code)}")
+
+
 cdef class Device:
     """One device: its pool, its backing file and the map's bits. Every method may be called from any thread."""
 
     cdef tm_device *device
     cdef readonly uint64_t size
+    cdef readonly str name
 
     def __cinit__(
         self, int pool_fd, int file_fd, int map_fd, *, str name, uint64_t size, uint64_t limit, uint64_t granule,
@@ -165,6 +170,7 @@ cdef class Device:
         if code:
             raise OSError(code, (<bytes>error).decode())
         self.size = size
+        self.name = name
 
     def __dealloc__(self):
         if self.device != NULL:
@@ -269,7 +275,7 @@ def pread(Device h not None, buf, uint64_t offset, flags):
     finally:
         PyBuffer_Release(&view)
     if code:
-        fail(code)
+        fail_at(code, h, <uint64_t>len(buf), offset)
 
 
 def pwrite(Device h not None, buf, uint64_t offset, uint32_t flags):
@@ -287,7 +293,7 @@ def pwrite(Device h not None, buf, uint64_t offset, uint32_t flags):
     finally:
         PyBuffer_Release(&view)
     if code:
-        fail(code)
+        fail_at(code, h, <uint64_t>len(buf), offset)
 
 
 def flush(Device h not None, flags):
@@ -299,7 +305,7 @@ def flush(Device h not None, flags):
     with nogil:
         code = tm_flush(device)
     if code:
-        fail(code)
+        fail_at(code, h, h.size, 0)
 
 
 def trim(Device h not None, uint64_t count, uint64_t offset, uint32_t flags):
@@ -311,7 +317,7 @@ def trim(Device h not None, uint64_t count, uint64_t offset, uint32_t flags):
     with nogil:
         code = tm_trim(device, count, offset, flags & FLAG_FUA)
     if code:
-        fail(code)
+        fail_at(code, h, count, offset)
 
 
 def zero(Device h not None, uint64_t count, uint64_t offset, uint32_t flags):
@@ -323,7 +329,7 @@ def zero(Device h not None, uint64_t count, uint64_t offset, uint32_t flags):
     with nogil:
         code = tm_zero(device, count, offset, flags & FLAG_FUA)
     if code:
-        fail(code)
+        fail_at(code, h, count, offset)
 
 
 def cache(Device h not None, uint64_t count, uint64_t offset, flags):
@@ -335,7 +341,7 @@ def cache(Device h not None, uint64_t count, uint64_t offset, flags):
     with nogil:
         code = tm_cache(device, count, offset)
     if code:
-        fail(code)
+        fail_at(code, h, count, offset)
 
 
 def extents(Device h not None, uint64_t count, uint64_t offset, flags):

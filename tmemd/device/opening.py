@@ -82,7 +82,10 @@ class Opening:
             data_bytes=layout.data_bytes, uuid=header.uuid, boot_id=self.boot_id, generation=header.generation,
             has_file=self.backing is not None, backing=backing, map=map_path,
         )  # fmt: skip
-        _format(self.pool_fd, identity, states)
+        try:
+            _format(self.pool_fd, identity, states)
+        except OSError as error:
+            raise PoolError(f"{self.pool_path}: {error.strerror}") from None
 
     def open_core(self, cgroups: list[tuple[int, int]]) -> _core.Device:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
