@@ -134,6 +134,7 @@ def test_damage_is_found(directory: Path, name: str) -> None:
         damage(filler)
         report = check(directory)
         assert message in "\n".join(report.problems)
+        assert report.path not in "\n".join(report.problems)
         assert not report.ok
 
 

@@ -75,6 +75,12 @@ def test_the_alerts_ask_for_metrics_that_exist(known: Known) -> None:
         check(expression, known)
 
 
+def test_every_alert_has_a_test_for_promtool() -> None:
+    cases = ALERTS.with_name("alerts.test.yml").read_text()
+    for name in re.findall(r"- alert: (\w+)", ALERTS.read_text()):
+        assert name in cases
+
+
 def test_the_dashboard_shows_what_it_should() -> None:
     asked = " ".join(expression for _, expression, _ in queries())
     for metric in (

@@ -78,7 +78,7 @@ def test_attach_wants_a_block_device(tmp_path: Path) -> None:
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
     for unit in (ROOT / "scripts/systemd").iterdir():
         # What is not installed here is no fault of the unit's.
-        text = unit.read_text().replace("/usr/local/bin/tmemd", "/bin/true")
+        text = unit.read_text().replace("/opt/tmemd/bin/tmemd", "/bin/true")
         (tmp_path / unit.name.replace("@", "@example")).write_text(text)
     units = sorted(str(path) for path in tmp_path.iterdir())
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)

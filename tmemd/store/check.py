@@ -98,7 +98,8 @@ class Report:
         return not self.problems
 
     def problem(self, text: str) -> None:
-        """Note a problem."""
+        """Note a problem; of errors that name the pool, what they say of it."""
+        text = text.removeprefix(f"{self.path}: ")
         if len(self.problems) < _MANY:
             self.problems.append(text)
         else:
