@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests import leftovers
 from tests.harness import Server
 
 Serve = Callable[..., Server]
+
+# A slow machine is no fault; and what continuous integration finds is to be the change's doing, not chance's.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("tests")
+
+
+def pytest_sessionstart() -> None:
+    # Who is started in the background ignores SIGINT, and so would all programs that the tests interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    leftovers.own_mounts()
+    leftovers.sweep()
 
 
 @pytest.fixture
 def pools() -> Iterator[Path]:
     """An empty directory in tmpfs."""
-    directory = Path(tempfile.mkdtemp(prefix="tmemd-test-", dir="/dev/shm"))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory)
+    with leftovers.directory("/dev/shm") as path:
+        yield path
+
+
+@pytest.fixture
+def disks() -> Iterator[Path]:
+    """A directory on disk."""
+    with leftovers.directory("/var/tmp") as path:
+        yield path
 
 
 @pytest.fixture

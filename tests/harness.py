@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbd
 
+from tests.leftovers import dying_with_us
 from tmemd.store import poolfile
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,7 +83,8 @@ class Server:
             left_over.unlink(missing_ok=True)
         command = nbdkit_command(self.socket, self.parameters, ["-P", str(self._pidfile), *self._options])
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen([*self._wrapper, *command], stderr=log, env=environment())
+            whole = dying_with_us([*self._wrapper, *command])
+            self._process = subprocess.Popen(whole, stderr=log, env=environment())
         wait_until(self._ready_or_ended, "nbdkit to listen")
         assert self._process.poll() is None, f"nbdkit ended at its start:\n{self.log()}"
         return self

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.leftovers import dying_with_us
+
 _PROGRAM = """
 import mmap, sys
 CHUNK = 16 << 20
@@ -26,9 +28,8 @@ class MemoryHog:
     """Use it in a with block; what it holds is gone behind it."""
 
     def __init__(self, wrapper: tuple[str, ...] = ()) -> None:
-        self._process = subprocess.Popen(
-            [*wrapper, sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = dying_with_us([*wrapper, sys.executable, "-c", _PROGRAM])
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         # Should the machine run out of memory, it is to be this process that goes.
         Path(f"/proc/{self._process.pid}/oom_score_adj").write_text("1000")
 

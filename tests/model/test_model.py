@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from tests import leftovers
 from tests.content import PAGE, content
 from tests.harness import KIB, MIB, taken
 from tests.model.index import Kind, kinds, words
@@ -54,10 +52,8 @@ class Machine(RuleBasedStateMachine):
     @initialize(room=st.sampled_from([0, 256 * KIB, MIB, 4 * MIB]))
     def open(self, room: int) -> None:
         """A fresh device, with *room* bytes more than the smallest limit."""
-        pools = Path(tempfile.mkdtemp(prefix="tmemd-model-", dir="/dev/shm"))
-        self._exit.callback(shutil.rmtree, pools)
-        disk = Path(tempfile.mkdtemp(prefix="tmemd-model-"))
-        self._exit.callback(shutil.rmtree, disk)
+        pools = self._exit.enter_context(leftovers.directory("/dev/shm"))
+        disk = self._exit.enter_context(leftovers.directory("/var/tmp"))
         limit = _core.layout(SIZE).minimum_bytes + room
         self.rig = Rig(pools, disk / "backing" if self.backing else None, SIZE, limit, durable=self.durable)
         self._exit.callback(self.rig.close)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests import leftovers
 from tests.conftest import Serve
 from tests.content import PAGE, content
 from tests.crash.writers import Ledger, Writers, pages
@@ -354,12 +354,9 @@ def home() -> Iterator[Path]:
     """A directory of the user nobody, on disk."""
     if os.geteuid():
         pytest.skip("needs root to run a plugin as another user")
-    path = Path(tempfile.mkdtemp(prefix="tmemd-test-", dir="/var/tmp"))
-    shutil.chown(path, "nobody", "nogroup")
-    try:
+    with leftovers.directory("/var/tmp") as path:
+        shutil.chown(path, "nobody", "nogroup")
         yield path
-    finally:
-        shutil.rmtree(path)
 
 
 def test_a_plugin_of_another_user_has_its_pool_and_root_drains_it_as_that_user(pools: Path, home: Path) -> None:

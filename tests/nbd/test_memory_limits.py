@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from tests.conftest import Serve
 from tests.content import PAGE, incompressible
 from tests.crash.writers import pages
 from tests.harness import MIB, Server, counters, device
+from tests.leftovers import make_directory
 from tmemd.store import poolfile
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and making cgroups needs root")
@@ -42,7 +42,7 @@ class Cgroup:
         self._old = (first / "memory.limit_in_bytes").exists()
         if not self._old and "memory" not in (second / "cgroup.subtree_control").read_text().split():
             pytest.skip("no memory cgroup controller")
-        self.path = Path(tempfile.mkdtemp(prefix="tmemd-test-", dir=first if self._old else second))
+        self.path = make_directory(first if self._old else second)
         self.limit = limit
         (self.path / ("memory.limit_in_bytes" if self._old else "memory.max")).write_text(str(limit))
 

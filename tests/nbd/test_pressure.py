@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,16 +41,6 @@ def fill(server: Server, name: str) -> None:
 def wrong(server: Server, name: str) -> list[int]:
     with server.client(name) as client:
         return [page for page, data in enumerate(pages(client, PAGES)) if data != content(page, ord(name))]
-
-
-@pytest.fixture
-def disks() -> Iterator[Path]:
-    """A directory on disk."""
-    path = Path(tempfile.mkdtemp(prefix="tmemd-test-", dir="/var/tmp"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
 
 
 def test_pools_shrink_for_a_process_that_takes_memory_and_grow_again(serve: Serve, pools: Path, disks: Path) -> None:

@@ -7,7 +7,6 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 import lz4.block
 import msgspec
 
+from tests import leftovers
 from tmemd import protocol
 from tmemd.client import Client
 from tmemd.store import poolfile
@@ -91,10 +91,9 @@ def pool(directory: Path, name: str, size: int = 64 * MIB, *, has_file: bool = T
 @contextmanager
 def on_tmpfs() -> Iterator[Path]:
     """A directory on tmpfs."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="tmemd-test-") as name:
-        # Other users' plugins must be able to reach what lies in it.
-        Path(name).chmod(0o755)
-        yield Path(name)
+    with leftovers.directory("/dev/shm") as path:
+        path.chmod(0o755)  # other users' plugins must be able to reach what lies in it
+        yield path
 
 
 @dataclass
@@ -137,7 +136,7 @@ def start_tmemd(base: Path, *options: str, config: str = STEADY, wrapper: Sequen
         (base / "tmemd.toml").write_text(config)
         where.append(f"--config={base}/tmemd.toml")
     command = [*wrapper, sys.executable, "-m", "tmemd.daemon", *where, *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(leftovers.dying_with_us(command), stderr=subprocess.PIPE, text=True)
     assert process.stderr
     lines = []
     while line := process.stderr.readline():

@@ -2,16 +2,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.harness import DEADLINE, wait_until
 from tests.unit import fakes
 from tmemd import protocol, version
 from tmemd.cli import COMMANDS, main, work
@@ -226,12 +227,14 @@ def test_ctrl_c_ends_only_the_waiting(directory: Path) -> None:
         assert poolfile.lock(fd, control=False)
         command = [sys.executable, "-m", "tmemd.cli", "drain", "web", f"--pools={directory}"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-            while not poolfile.read_request(fd)[0]:
-                time.sleep(0.01)
-            process.send_signal(2)
-            assert process.wait(20) == 130
-            assert process.stderr
-            assert process.stderr.read() == ""
+            try:
+                wait_until(lambda: poolfile.read_request(fd)[0] > 0, "the request")
+                process.send_signal(signal.SIGINT)
+                assert process.wait(DEADLINE) == 130
+                assert process.stderr
+                assert process.stderr.read() == ""
+            finally:
+                process.kill()
 
 
 def test_a_pool_without_a_file_cannot_be_drained(directory: Path, capsys: Output) -> None:

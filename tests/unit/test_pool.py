@@ -3,7 +3,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -205,11 +204,9 @@ def test_an_owner_cannot_make_us_wait_with_a_lease(directory: Path) -> None:
         with (directory / "leased.pool").open("r+b") as file:
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             client = Client.of_directory(directory)
-            begin = time.monotonic()
             assert [status.name for status in client.pools()] == ["web"]
             with pytest.raises(PoolError, match="temporarily unavailable"):
-                client.pool("leased")
-            assert time.monotonic() - begin < 5  # the kernel would wait for 45
+                client.pool("leased")  # who waits gets it, when the kernel breaks the lease after 45 seconds
     finally:
         signal.signal(signal.SIGIO, ignored)
 

@@ -141,7 +141,7 @@ def test_record_samples_the_pools_of_a_directory(
         command = ["record", str(path), f"--pools={directory}", "--interval=0.01", "--duration=0.05", "--json"]
         assert main(command) == 0
     known = read(path)
-    assert json.loads(capsys.readouterr().out)["samples"] == len(known.moments) >= 2
+    assert json.loads(capsys.readouterr().out)["samples"] == len(known.moments) >= 1
     (one,) = known.moments[-1].pools
     assert (one.sample.name, one.sample.counters.puts, known.header.policy) == ("web", 7, "")
     assert known.moments[0].budget_bytes == one.sample.target_bytes == fakes.LIMIT
