@@ -455,6 +455,12 @@ def test_a_guest_that_never_trims_is_warned_of(directory: Path, capsys: Output) 
         assert capsys.readouterr().err == ""
 
 
+def test_lost_pages_are_warned_of(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", pages_lost=3):
+        assert ctl(directory, "list") == 0
+    assert capsys.readouterr().err.startswith("tmemctl: web: 3 pages were lost with the host")
+
+
 def test_freeable_says_of_each_and_in_all(directory: Path, capsys: Output) -> None:
     with used_pool(directory) as fd, fakes.pool(directory, "ram", has_file=False, used_bytes=9 * MIB):
         surveyed(fd, {0: MIB, 15: 2 * MIB}, {15: MIB})

@@ -37,7 +37,11 @@ COMMANDS: Final = (
 
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The command line of tmemctl, as far as these commands go."""
-    parser = argparse.ArgumentParser(prog="tmemctl", description="Look at the pools of swap devices and change them.")
+    parser = argparse.ArgumentParser(
+        prog="tmemctl", description="Look at the pools of swap devices and change them.",
+        epilog="Exit status: 0; 1 after an error, or a problem that was found; 2 for a wrong command line; 130 after"
+        " Ctrl-C. 'tmemctl COMMAND --help' says more of each.",
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tmemctl {version()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in names:

@@ -111,6 +111,11 @@ def warn_of(status: PoolStatus) -> None:
     """Lines on standard error about what somebody should do something about."""
     if status.error:
         warn(printable(status.error))
+    if status.counters.pages_lost:
+        warn(
+            f"{status.name}: {status.counters.pages_lost} pages were lost with the host, and read as I/O errors until"
+            " they are written or trimmed, as swapon --discard does"
+        )
     if status.never_trims:
         warn(
             f"{status.name}: its guest swaps and never says which pages are dead, so that they fill tmem:"

@@ -1,6 +1,6 @@
 """Demote a pool's coldest pages: move them to the backing file until so much memory is free.
 
-Without SIZE, all pages that --idle and --incompressible choose.
+Without SIZE, all pages that --idle and --incompressible choose. Ctrl-C ends the waiting, not the plugin's work.
 """
 
 from __future__ import annotations

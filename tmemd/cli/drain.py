@@ -1,7 +1,7 @@
 """Drain a pool: move all its pages to the backing file, so that the file alone holds the device.
 
 With a plugin that serves the pool, or without one. Puts are refused meanwhile, and accepted again afterwards: freeze
-the pool first to keep it empty.
+the pool first to keep it empty. Ctrl-C ends the waiting, not the plugin's work.
 """
 
 from __future__ import annotations

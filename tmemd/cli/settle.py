@@ -1,4 +1,7 @@
-"""Settle a pool: compact its memory and give back what is free."""
+"""Settle a pool: compact its memory and give back what is free.
+
+Ctrl-C ends the waiting, not the plugin's work.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Show all that is known of one pool."""
+"""Show all that is known of one pool.
+
+Sizes are in bytes. 'target' is the one that was set by hand, 'target_bytes' the one that holds; 'minimum' was set,
+'minimum_bytes' is the least that the device works with. What is counted, is counted since the pool was made.
+"""
 
 from __future__ import annotations
 
