@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "tmem.h"
+#include "device.h"
 
 enum { THREADS = 4, REGION = 640, PAGES = 3 * REGION, RUN = 8, GRANULE = 1 << 20 };
 
@@ -266,6 +266,17 @@ static void verify(int pool_fd)
           (unsigned long long)atomic_load(&tm_counters(device)->used), (unsigned long long)status.st_blocks * 512);
 }
 
+/* What is counted by age follows from the index: whoever attaches counts the same. */
+static void reopen(const struct tm_config *config)
+{
+    struct tm_ages ages;
+
+    memcpy(&ages, &device->ages, sizeof ages);
+    tm_close(device);
+    open_device(config);
+    CHECK(memcmp(&ages, &device->ages, sizeof ages) == 0, "the counts by age are not those of the index");
+}
+
 int main(int argc, char **argv)
 {
     CHECK(argc == 4, "usage: stress OPERATIONS SEED file|durable|ram");
@@ -294,8 +305,7 @@ int main(int argc, char **argv)
     CHECK(!has_file || atomic_load(&tm_counters(device)->promotions), "no page was promoted");
     set(&control->frozen, 0);
     verify(pool_fd);
-    tm_close(device);
-    open_device(&config);
+    reopen(&config);
     verify(pool_fd);
     tm_settle(device, UINT64_MAX);
     verify(pool_fd);

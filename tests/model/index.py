@@ -11,6 +11,7 @@ from pathlib import Path
 from tmemd.store import poolfile
 
 BLOCK = 512
+GENERATIONS = 16
 RECORD_HEADER = 12
 
 
@@ -39,6 +40,10 @@ class Word:
     def generation(self) -> int:
         """In which it was last used; 0: long ago."""
         return self.value >> 8 & 15
+
+    def age(self, now: int) -> int:
+        """How many generations before generation *now* it was last used; 15: longer ago."""
+        return (now - self.generation) % (GENERATIONS - 1) if self.generation else GENERATIONS - 1
 
     @property
     def length(self) -> int:

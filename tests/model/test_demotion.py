@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,7 +12,7 @@ import pytest
 
 from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB, taken
-from tests.model.index import Kind, kinds
+from tests.model.index import Kind, kinds, record_offset
 from tests.model.rig import Rig
 from tmemd.core import _core
 from tmemd.store import poolfile
@@ -109,6 +110,45 @@ def test_pages_that_the_file_holds_cost_no_write_and_are_not_bound(pools: Path, 
         assert wrong(rig, range(FIRST, FIRST + 400)) == []
     finally:
         rig.close()
+
+
+def age(rig: Rig, times: int) -> None:
+    """Begin the next generations."""
+    for _ in range(times):
+        rig.device.age()
+
+
+def test_a_page_that_cannot_be_moved_is_looked_at_once_in_a_generation(rig: Rig) -> None:
+    put(rig, range(FIRST, FIRST + 100))
+    os.pwrite(rig.pool_fd, b"damaged", record_offset(rig.pool, FIRST + 50) + 12)
+    age(rig, 2)
+    assert rig.device.demote(ALL, min_age=2, bounded=True) > 0
+    put(rig, range(FIRST + 200, FIRST + 300))
+    for generations in 1, 2:
+        for _ in range(5):
+            assert rig.device.demote(ALL, min_age=2, bounded=True) == 0
+        assert rig.counters().bad_checksums == generations
+        age(rig, 1)
+    assert rig.device.demote(ALL, min_age=2, bounded=True) > 0, "others have grown old meanwhile"
+    age(rig, 1)
+    rig.device.demote(ALL, min_age=2, bounded=True)
+    before = rig.counters().bad_checksums
+    rig.device.demote(ALL, min_age=2)
+    assert rig.counters().bad_checksums == before + 1, "whoever asks for it himself has it looked at"
+
+
+def test_when_the_bound_rises_what_was_in_vain_is_tried_again(rig: Rig) -> None:
+    pages = range(FIRST, FIRST + 400)
+    put(rig, pages)
+    age(rig, 2)
+    for bound in 0, 70, 100:
+        poolfile.write_demotion_writes(rig.pool_fd, bound)
+        for _ in range(2):
+            rig.device.demote(ALL, min_age=1, bounded=True)
+        assert (len(filed(rig, pages)), rig.counters().demotion_writes) == (bound, bound)
+    poolfile.write_demotion_writes(rig.pool_fd, None)
+    rig.device.demote(ALL, min_age=1, bounded=True)
+    assert filed(rig, pages) == list(pages)
 
 
 def test_writes_that_fail_are_not_counted(rig: Rig) -> None:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests import leftovers
 from tests.content import PAGE, content
 from tests.harness import KIB, MIB, taken
-from tests.model.index import Kind, kinds, words
+from tests.model.index import GENERATIONS, Kind, kinds, words
 from tests.model.reference import Reference
 from tests.model.rig import Rig
 from tmemd.core import _core
@@ -200,12 +200,16 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def survey(self) -> None:
-        """A survey finds every page in tmem, and every page of the file whose block is in the index."""
+        """A survey finds every page in tmem, and every page of the file whose block is in the index, at its age."""
         self.rig.device.survey()
         found = poolfile.read_ages(self.rig.pool_fd, self.rig.pool)
         index = words(self.rig.pool)
-        assert sum(found.stored_bytes) == sum(word.slot for word in index if word.kind is Kind.TMEM)
-        assert sum(found.filed_pages) == sum(word.kind is Kind.FILE for word in index)
+        stored, filed = [0] * GENERATIONS, [0] * GENERATIONS
+        for word in index:
+            age = word.age(found.generation or 1)
+            stored[age] += word.slot if word.kind is Kind.TMEM else 0
+            filed[age] += word.kind is Kind.FILE
+        assert (found.stored_bytes, found.filed_pages) == (tuple(stored), tuple(filed))
 
     @rule(clean=st.booleans())
     def reattach(self, clean: bool) -> None:

@@ -119,27 +119,34 @@ static int demote_run(struct demotion *demotion, uint64_t first, uint32_t n)
     return error;
 }
 
-/* Find the age down to which pages must go; false when there is nothing to demote. */
-static bool find_age(struct demotion *demotion)
+/* Bytes of slots of this age, at most, that may be chosen. */
+static uint64_t candidates(const struct demotion *demotion, unsigned age, bool may_write)
 {
-    struct tm_device *device = demotion->device;
-    uint64_t words[TM_BLOCK_PAGES], of_age[TM_GENERATIONS] = {0}, sum = 0;
-    demotion->age = demotion->choice.min_age;
-    for (uint64_t block = 0; block < device->layout.blocks; block++) {
-        if (!tm_copy_words(device, block, words))
-            continue;
-        for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
-            if (is_chosen(demotion, words[i]))
-                of_age[tm_age_of(device, words[i])] += tm_slot_size(tm_length(words[i]));
-    }
-    for (unsigned age = TM_GENERATIONS; age-- > demotion->choice.min_age && sum < demotion->bytes;) {
-        sum += of_age[age];
-        demotion->age = age;
-    }
-    return sum > 0;
+    const struct tm_vain *vain = &demotion->device->vain;
+    const struct tm_ages *ages = &demotion->device->ages;
+    unsigned then = tm_generation_of_age(demotion->device, age);
+    if (demotion->choice.bounded && age >= vain->age && vain->bound == bound_of(demotion))
+        return 0;
+    uint64_t bytes = tm_known(&(demotion->choice.raw_only ? ages->raw : ages->stored)[then]);
+    uint64_t copied = tm_known(&ages->copied[then]);
+    return may_write || bytes < copied ? bytes : copied;
 }
 
-static bool is_done(struct demotion *demotion)
+/* Find the age down to which pages must go; false when there is no need to look for them. Who demotes without a bound was asked
+ * to, or cannot go on without, and does look. */
+static bool find_age(struct demotion *demotion)
+{
+    uint64_t sum = 0;
+    bool may_write = atomic_load(&demotion->device->counters->demotion_writes) < bound_of(demotion);
+    demotion->age = demotion->choice.min_age;
+    for (unsigned age = TM_GENERATIONS; age-- > demotion->choice.min_age && sum < demotion->bytes;) {
+        sum += candidates(demotion, age, may_write);
+        demotion->age = age;
+    }
+    return sum > 0 || !demotion->choice.bounded;
+}
+
+static bool is_done(const struct demotion *demotion)
 {
     return atomic_load(&demotion->freed) >= demotion->bytes || atomic_load(&demotion->error);
 }
@@ -213,11 +220,20 @@ static uint64_t next_hand(const struct demotion *demotion, unsigned helpers)
     return (demotion->hand + (begun > back ? begun - back : 0)) % demotion->device->layout.blocks;
 }
 
+/* Once round, and not done: what is still there cannot go, and need not be looked for again before the next generation. Of age
+ * 0 there may be more at any time. */
+static void note_vain(const struct demotion *demotion, uint64_t bound)
+{
+    if (!is_done(demotion) && demotion->choice.bounded && !demotion->choice.raw_only)
+        demotion->device->vain = (struct tm_vain){.age = demotion->age ? demotion->age : 1, .bound = bound};
+}
+
 /* Under clean_lock, which also its helpers rely on. */
 static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
 {
     struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes, .hand = device->hand};
     pthread_t helpers[HELPERS];
+    uint64_t bound = bound_of(&demotion);
     *freed = 0;
     if (!bytes || !find_age(&demotion))
         return 0;
@@ -226,6 +242,7 @@ static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice cho
     join_helpers(helpers, n);
     tm_bounces_release(&device->file); /* whole runs went through them */
     device->hand = next_hand(&demotion, n);
+    note_vain(&demotion, bound);
     *freed = atomic_load(&demotion.freed);
     return atomic_load(&demotion.error);
 }

@@ -68,7 +68,6 @@ static void init_locks(struct tm_device *device)
 {
     pthread_mutex_init(&device->index_lock, NULL);
     pthread_mutex_init(&device->clean_lock, NULL);
-    pthread_mutex_init(&device->survey_lock, NULL);
     for (size_t i = 0; i < TM_STRIPES; i++) {
         pthread_mutex_init(&device->locks.stripes[i].change, NULL);
         pthread_mutex_init(&device->locks.stripes[i].look, NULL);

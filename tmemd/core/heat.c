@@ -20,6 +20,8 @@ static void forget_page(struct tm_device *device, uint64_t page, unsigned genera
 static void forget_generation(struct tm_device *device, unsigned generation)
 {
     uint64_t words[TM_BLOCK_PAGES];
+    if (!atomic_load(&device->ages.stored[generation]) && !atomic_load(&device->ages.filed[generation]))
+        return; /* so it is after a while without use */
     for (uint64_t block = 0; block < device->layout.blocks; block++) {
         if (!tm_copy_words(device, block, words))
             continue;
@@ -33,6 +35,7 @@ void tm_heat_init(struct tm_device *device)
 {
     uint64_t last = atomic_load(&device->statistics->generation);
     atomic_store(&device->generation, last >= 1 && last <= TM_ANCIENT ? (unsigned)last : 1);
+    device->vain.age = TM_GENERATIONS;
 }
 
 void tm_age(struct tm_device *device)
@@ -42,47 +45,19 @@ void tm_age(struct tm_device *device)
     forget_generation(device, next);
     atomic_store(&device->statistics->generation, next); /* first: whoever attaches must not know pages younger than now */
     atomic_store(&device->generation, next);
+    device->vain.age = TM_GENERATIONS;
     pthread_mutex_unlock(&device->clean_lock);
-}
-
-/* What a survey finds, by age. */
-struct finding {
-    uint64_t stored[TM_GENERATIONS], raw[TM_GENERATIONS], filed[TM_GENERATIONS];
-};
-
-static void look_at(struct tm_device *device, uint64_t word, struct finding *finding)
-{
-    if (tm_kind(word) == TM_TMEM) {
-        unsigned age = tm_age_of(device, word);
-        uint32_t size = tm_slot_size(tm_length(word));
-        finding->stored[age] += size;
-        finding->raw[age] += tm_encoding(word) == TM_RAW ? size : 0;
-    } else if (tm_kind(word) == TM_FILE) {
-        finding->filed[tm_age_of(device, word)]++;
-    }
-}
-
-static void publish(struct tm_statistics *statistics, const struct finding *finding)
-{
-    for (unsigned age = 0; age < TM_GENERATIONS; age++) {
-        atomic_store_explicit(&statistics->stored_by_age[age], finding->stored[age], memory_order_relaxed);
-        atomic_store_explicit(&statistics->raw_by_age[age], finding->raw[age], memory_order_relaxed);
-        atomic_store_explicit(&statistics->filed_by_age[age], finding->filed[age], memory_order_relaxed);
-    }
-    atomic_fetch_add_explicit(&statistics->surveys, 1, memory_order_release);
 }
 
 void tm_survey(struct tm_device *device)
 {
-    uint64_t words[TM_BLOCK_PAGES];
-    struct finding finding = {0};
-    pthread_mutex_lock(&device->survey_lock);
-    for (uint64_t block = 0; block < device->layout.blocks; block++) {
-        if (!tm_copy_words(device, block, words))
-            continue;
-        for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
-            look_at(device, words[i], &finding);
+    struct tm_statistics *statistics = device->statistics;
+    for (unsigned age = 0; age < TM_GENERATIONS; age++) {
+        unsigned then = tm_generation_of_age(device, age);
+        const struct tm_ages *ages = &device->ages;
+        atomic_store_explicit(&statistics->stored_by_age[age], tm_known(&ages->stored[then]), memory_order_relaxed);
+        atomic_store_explicit(&statistics->raw_by_age[age], tm_known(&ages->raw[then]), memory_order_relaxed);
+        atomic_store_explicit(&statistics->filed_by_age[age], tm_known(&ages->filed[then]), memory_order_relaxed);
     }
-    publish(device->statistics, &finding);
-    pthread_mutex_unlock(&device->survey_lock);
+    atomic_fetch_add_explicit(&statistics->surveys, 1, memory_order_release);
 }

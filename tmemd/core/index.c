@@ -85,6 +85,31 @@ static _Atomic uint64_t *pages_counter(struct tm_device *device, uint64_t word)
     }
 }
 
+/* Count a page by age, `times` times; UINT64_MAX: once less. */
+static void count_by_age(struct tm_ages *ages, uint64_t word, uint64_t times)
+{
+    unsigned generation = tm_generation(word);
+    if (tm_kind(word) == TM_TMEM) {
+        uint64_t bytes = times * tm_slot_size(tm_length(word));
+        tm_count(&ages->stored[generation], bytes);
+        if (tm_encoding(word) == TM_RAW)
+            tm_count(&ages->raw[generation], bytes);
+        if (word & TM_WORD_FLAG)
+            tm_count(&ages->copied[generation], bytes);
+    } else if (tm_kind(word) == TM_FILE) {
+        tm_count(&ages->filed[generation], times);
+    }
+}
+
+/* Account by age for a page whose word changes. */
+static void change_age(struct tm_device *device, uint64_t old, uint64_t new)
+{
+    if (tm_same_age(old, new))
+        return;
+    count_by_age(&device->ages, new, 1); /* first: no page may seem to be nowhere */
+    count_by_age(&device->ages, old, UINT64_MAX);
+}
+
 /* Account for a page whose word changes. The counters' cache lines travel between the cores: what is the same is left alone. */
 static void count_change(struct tm_device *device, uint64_t old, uint64_t new)
 {
@@ -95,6 +120,7 @@ static void count_change(struct tm_device *device, uint64_t old, uint64_t new)
         tm_count(to, 1);
     if (payload_bytes(old) != payload_bytes(new))
         tm_count(&device->counters->payload_bytes, payload_bytes(new) - payload_bytes(old));
+    change_age(device, old, new);
 }
 
 /* Account for a page whose content changes. */
@@ -114,8 +140,11 @@ static void free_slot(struct tm_device *device, uint64_t word)
 
 void tm_touch(struct tm_device *device, uint64_t page, uint64_t word)
 {
-    if (tm_in_index(device, page / TM_BLOCK_PAGES))
-        atomic_store_explicit(&device->index[page], word, memory_order_release);
+    if (!tm_in_index(device, page / TM_BLOCK_PAGES))
+        return;
+    uint64_t old = atomic_load_explicit(&device->index[page], memory_order_relaxed);
+    atomic_store_explicit(&device->index[page], word, memory_order_release);
+    change_age(device, old, word);
 }
 
 uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word)
@@ -214,8 +243,11 @@ static int fill_block(struct tm_device *device, uint64_t block)
         return error;
     uint8_t state = atomic_load_explicit(&device->blocks[block], memory_order_relaxed);
     uint64_t first = block * TM_BLOCK_PAGES;
-    for (uint32_t i = 0; state != TM_STATE_INDEX && i < tm_block_pages(device, block); i++)
-        atomic_store_explicit(&device->index[first + i], state_word(device, state, first + i), memory_order_relaxed);
+    for (uint32_t i = 0; state != TM_STATE_INDEX && i < tm_block_pages(device, block); i++) {
+        uint64_t word = state_word(device, state, first + i);
+        atomic_store_explicit(&device->index[first + i], word, memory_order_relaxed);
+        change_age(device, TM_NOWHERE, word);
+    }
     tm_count(&device->counters->index_bytes, TM_PAGE);
     /* Killed before this, the page of the index means nothing yet; after it, it is whole. */
     atomic_store_explicit(&device->states[block], TM_STATE_INDEX, memory_order_release);

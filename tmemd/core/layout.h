@@ -67,6 +67,9 @@ static inline bool tm_same_content(uint64_t one, uint64_t other)
     return tm_with_generation(one, 0) == tm_with_generation(other, 0);
 }
 
+/* Whether two words count the same by age: where the page lies, or its checksum, makes no difference. */
+static inline bool tm_same_age(uint64_t one, uint64_t other) { return ((one ^ other) & 0x1ffff3f) == 0; }
+
 static inline uint64_t tm_with_location(uint64_t word, uint64_t location)
 {
     return (word & ((UINT64_C(1) << 28) - 1)) | location / TM_SLOT_ALIGN << 28;
