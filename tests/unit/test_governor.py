@@ -262,6 +262,19 @@ def test_a_pool_without_a_file_has_room_to_grow(make: MakeHost) -> None:
     assert (host.target("a") or 0) >= host.taken("a") + 250 * MIB
 
 
+def test_what_guests_did_lately_is_remembered(make: MakeHost) -> None:
+    host = make(CONFIG.replace('"static"', '"fair"').replace("50%", "64M"))
+    none = (0,) * poolfile.GENERATIONS
+    old = tuple(40 * MIB * (age == 5) for age in range(poolfile.GENERATIONS))
+    fds = {name: host.pool(name, 40, limit_bytes=GIB) for name in ("dull", "read")}
+    for tick in range(20):
+        for name, fd in fds.items():
+            read = tuple(tick * 1000 * (age == 5 and name == "read") for age in range(poolfile.GENERATIONS))
+            fakes.write_ages(fd, poolfile.Ages(read, none, none, old, none, none, tick, 1))
+        host.tick()
+    assert (host.target("read") or 0) > (host.target("dull") or 0) + 5 * MIB
+
+
 def test_raises_wait_for_what_others_have_to_give_back_first() -> None:
     def pool(name: str, target: int, minimum: int = 0) -> Demand:
         values = dict.fromkeys(Demand.__struct_fields__, 0) | {

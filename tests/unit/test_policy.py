@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tmemd.policy import Demand, by_name
+from tmemd.policy.demand import Use
 from tmemd.policy.share import share
 
 MIB = 1 << 20
@@ -23,7 +24,7 @@ relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def pool(name: str = "a", **values: Any) -> Demand:
     """A pool that wants nothing, of the values given; `heat` may be short."""
     known: dict[str, Any] = dict.fromkeys(Demand.__struct_fields__, 0) | {
-        "name": name, "weight": 100, "cap": 1 << 60, "page_bytes": 1400, "put": 1, "heat": (),
+        "name": name, "weight": 100, "cap": 1 << 60, "page_bytes": 1400, "put": 1, "heat": (), "use": Use(),
     }  # fmt: skip
     known |= values
     known["heat"] = (*known["heat"], *[0] * (16 - len(known["heat"])))
@@ -53,9 +54,10 @@ def demands(draw: st.DrawFn) -> list[Demand]:
                 page_bytes=draw(st.integers(1, 4112)),
                 heat=draw(st.lists(sizes, max_size=16)),
                 put=draw(st.integers(0, 1 << 30)),
-                read=draw(st.integers(0, 1 << 30)),
+                use=Use(**{name: draw(st.floats(0, 1e15)) for name in Use.__struct_fields__}),
                 puts=draw(st.integers(0, 1 << 30)),
                 refused=draw(st.integers(0, 1 << 30)),
+                file_reads=draw(st.integers(0, 1 << 30)),
             )
         )
     return made
@@ -142,6 +144,20 @@ def test_a_pool_gets_no_more_than_it_can_fill_while_others_want_it() -> None:
     assert sum(targets.values()) >= 100 * MIB - 2
 
 
+def test_what_is_read_back_finds_room_below_the_share_only() -> None:
+    """A guest that reads all it has from end to end does not take the RAM of those who read theirs again."""
+    known = [hot("busy", 100 * MIB), hot("reading", 100 * MIB, used=20 * MIB, file_reads=5000)]
+    assert by_name("fair")(known, 100 * MIB)["reading"] >= 36 * MIB
+    known[1] = hot("reading", 100 * MIB, used=40 * MIB, file_reads=5000)
+    assert by_name("fair")(known, 100 * MIB)["reading"] <= 42 * MIB
+
+
+def test_what_nobody_needs_goes_to_those_whose_hot_pages_are_in_the_file() -> None:
+    idle = pool("idle", used=10 * MIB, heat=(0,) * 15 + (200 * MIB,))
+    away = hot("away", 80 * MIB, used=10 * MIB)
+    assert by_name("fair")([idle, away], 100 * MIB)["away"] >= 80 * MIB
+
+
 def test_an_idle_pool_has_room_for_a_start() -> None:
     known = [hot("busy", 200 * MIB), pool("idle")]
     assert by_name("fair")(known, 128 * MIB) == {"busy": 126 * MIB, "idle": 2 * MIB}
@@ -158,16 +174,33 @@ def test_a_pool_that_is_being_filled_gets_room_before_its_pages_are_surveyed() -
     assert by_name("fair")([idle, filling], 100 * MIB)["filling"] >= 10_000 * 1400
 
 
-def test_pages_that_are_hardly_ever_read_back_count_as_older() -> None:
+LONG = 1000.0 * 100 * MIB  # 100 MiB that were not hot for a thousand ticks
+
+
+def test_pages_that_are_seldom_read_count_as_older() -> None:
     heat = (0,) * 5 + (100 * MIB,)
+    dull, server = (
+        pool(name, heat=heat, use=Use(reads=5000.0, puts=1000.0, warm_reads=read, warm_bytes=LONG))
+        for name, read in (("dull", 0.0), ("server", 10_000.0))
+    )
+    targets = by_name("fair")([dull, server], 100 * MIB)
+    assert targets["server"] > 10 * targets["dull"]
+    for unknown in (dull.use, Use(puts=1000.0)):  # nobody's are read, or it has had none so far
+        other = msgspec.structs.replace(dull, name="other", use=unknown)
+        targets = by_name("fair")([dull, other] if unknown is dull.use else [other, server], 100 * MIB)
+        assert max(targets.values()) - min(targets.values()) < 5 * MIB
+
+
+def test_hot_pages_count_as_older_where_the_guest_reads_less_than_it_puts() -> None:
     job, server = (
-        pool(name, heat=heat, put=1_000_000, read=read) for name, read in (("job", 0), ("server", 1_000_000))
+        hot(name, 100 * MIB, use=Use(reads=reads, puts=1000.0, warm_reads=warm, warm_bytes=LONG))
+        for name, reads, warm in (("job", 0.0, 0.0), ("server", 5000.0, 10_000.0))
     )
     targets = by_name("fair")([job, server], 100 * MIB)
-    assert targets["server"] > 10 * targets["job"]
-    new = msgspec.structs.replace(job, put=1000)
-    targets = by_name("fair")([new, server], 100 * MIB)
-    assert abs(targets["server"] - targets["job"]) < 5 * MIB
+    assert targets["server"] > 2 * targets["job"]
+    loop = msgspec.structs.replace(job, name="loop", use=msgspec.structs.replace(job.use, reads=1000.0))
+    targets = by_name("fair")([loop, server], 100 * MIB)
+    assert targets["loop"] == pytest.approx(targets["server"], rel=0.01)
 
 
 def test_an_idle_pool_gives_way_to_one_that_is_used() -> None:

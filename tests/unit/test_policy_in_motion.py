@@ -9,6 +9,7 @@ import pytest
 from tests.unit.test_policy import MIB
 from tmemd.governor.governor import TICK, held_back
 from tmemd.policy import Demand, by_name
+from tmemd.policy.demand import HOT, Use
 from tmemd.simulation.storemodel import Flow, Space, Store
 from tmemd.store.poolfile import GENERATIONS
 
@@ -30,6 +31,7 @@ class Guest:
     target: int = 0
     store: Store = field(default_factory=Store)
     told: tuple[int, int, int] = (0, 0, 0)  # puts, refused puts and file reads of the last tick
+    use: Use = field(default_factory=Use)
 
     @property
     def used(self) -> int:
@@ -40,6 +42,11 @@ class Guest:
         missing = self.pages - sum(by_age)
         parts = [self.rate * TICK * n / max(1.0, self.pages) for n in by_age]
         puts = min(max(0.0, missing), self.rate * TICK) + sum(parts) / 3
+        last, warm = self.use, sum(by_age[HOT:]) * PAGE
+        self.use = Use(
+            puts=last.puts + puts, reads=last.reads + sum(parts),
+            warm_reads=last.warm_reads + sum(parts[HOT:]), warm_bytes=last.warm_bytes + warm,
+        )  # fmt: skip
         space = Space(self.target, 0, PAGE)
         for _ in range(5):
             self.store.apply(Flow(puts / 5, [n / 15 for n in parts], [n / 5 for n in parts]), space)
@@ -52,7 +59,7 @@ class Guest:
         return Demand(
             name=self.name, weight=self.weight, minimum=self.minimum, cap=self.cap, used=self.used,
             target=self.target, overhead=0, page_bytes=PAGE, heat=tuple(everywhere),
-            put=puts, read=int(counts.gets) + reads,
+            put=puts, use=self.use,
             puts=puts - last[0], refused=refused - last[1], file_reads=reads - last[2],
         )  # fmt: skip
 

@@ -62,6 +62,7 @@ class Governor:
         self._memory = read_memory(root)
         self._ticked = clock()
         self._seen: Mapping[str, Seen] = {}
+        self._told: Mapping[str, Demand] = {}  # what the policy was, of each pool
         self._budget: Budget | None = None
         self._writes: WriteAllowance | None = None
         self._status: HostStatus | None = None
@@ -165,8 +166,11 @@ class Governor:
     def _set_targets(self, budget: int, *, short: bool) -> None:
         fixed = {name: aim for name, seen in self._seen.items() if (aim := _fixed(seen, short=short)) is not None}
         demands = [
-            demand(seen.before, seen.sample) for name, seen in self._seen.items() if seen.sample and name not in fixed
+            demand(seen.before, seen.sample, self._told.get(name))
+            for name, seen in self._seen.items()
+            if seen.sample and name not in fixed
         ]
+        self._told = {each.name: each for each in demands}
         targets = self._policy(demands, max(budget - sum(fixed.values()), 0)) | fixed
         owed = sum(max(seen.taken - targets[name], 0) for name, seen in self._seen.items() if seen.sample)
         targets |= held_back(demands, targets, owed)

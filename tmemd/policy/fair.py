@@ -1,52 +1,57 @@
-"""Our policy: what is hot is kept in RAM before what is cold, whoever owns it; within that, weights decide."""
+"""Our policy: pages that are used soon again are kept in RAM, whoever owns them; within that, weights decide."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Final
+from math import fsum
+from typing import Final, NamedTuple
 
-from tmemd.policy.demand import Demand
+from tmemd.policy.demand import HOT, Demand
 from tmemd.policy.share import share
 from tmemd.store.poolfile import GENERATIONS
 
-# Tuned on the recorded phased, skewed, idle-giant, batch and leak, which cost 8.7, 11.0, 4.1, 19.0 and 14.9 seconds of
-# the disk's time with these constants.
+# Behind each constant stands what others cost: seconds of the disk's time on the recorded phased, skewed, idle-giant,
+# batch, leak, builds and scans. With those that hold it is 8.7, 11.0, 4.5, 18.2, 13.2, 13.4 and 20.3.
 #
-# The hottest tier is of the pages used in so many generations, the last of which has only begun: 10 to 15 seconds.
-# In it weights alone decide. With 2 or 4 nothing changes by more than 0.2.
-_HOT: Final = 3
-# Room for what is put, or read from the file and put again, in so many ticks of 0.5 s: there is a new survey after two,
-# and a new target after one more. With 2: 9.1, 10.9, 4.0, 18.6, 14.5; with 4: 8.7, 11.1, 4.4, 19.1, 15.2.
-_TICKS_AHEAD: Final = 3
-# The part of the budget that all pools together have for a start, whether or not they use it. With 16: 8.8, 11.2, 4.3,
-# 19.1, 15.6; with 64: 8.8, 10.9, 4.1, 19.1, 14.2, but RAM does not follow weights where pages are seldom used.
+# Room for what is put in so many ticks of 0.5 s: others have to give it back first. With 2: 9.0, 11.0, 4.5, 18.1, 13.1,
+# 13.2, 20.4; with 4: 8.7, 11.2, 4.7, 18.8, 13.7, 13.7, 20.7.
+_TICKS_AHEAD: Final = 2.5
+# The part of its share by weight that a pool has for a start, whether or not it uses it. With 16: 8.6, 11.3, 4.2, 18.3,
+# 14.3, 13.5, 22.2; with 64: 9.1, 11.3, 6.6, 18.2, 13.2, 13.4, 20.8.
 _START: Final = 32
-# A guest that reads less than it puts, a job or a leak, reaches back less in time, down to this part; but only so far
-# as it has put so many pages, for each begins with writing. Without: 8.6, 11.1, 4.1, 20.2, 14.6.
-_LEAST_REUSE: Final = 0.3
-_PAGES_TO_TELL: Final = 30_000
+# The part of its share below which a pool has room for what it reads back, too. With 0: nothing changes by 1 %, but RAM
+# takes long to come back to a guest that only reads; with 2: 8.8, 11.0, 4.5, 17.9, 13.4, 13.4, 22.5.
+_RETURN: Final = 3 / 4
+# However seldom a pool's pages are read, it reaches back this part of the time that others do. With 0.05 leak costs
+# 13.0; with 0.2 it costs 14.3, and batch 18.4.
+_LEAST: Final = 0.1
+# Pages that are not hot, as bytes times ticks: with much fewer a pool is taken to be as others are. With an eighth of
+# this nothing changes by 1 %; with eight times as much batch costs 18.8 and leak 14.6.
+_TOO_FEW: Final = 8 << 20
+
+
+class Reach(NamedTuple):
+    """How far back in time a pool reaches for a generation of the lightest: among its hot pages, and behind these."""
+
+    hot: float
+    warm: float
 
 
 def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     """Fill tier after tier, each with pages last used longer ago, until the budget does not reach.
 
     In that tier nobody gets less than for the tiers before, nor more than it wants, and what each pool has in all is in
-    proportion to its weight as far as these bounds allow. A pool of twice the weight of the lightest has in each tier
-    pages that were last used twice as long ago, one that seldom reads what it put pages used more lately. The last tier
-    is of what nobody wants now: headroom, up to the caps.
+    proportion to its weight as far as these bounds allow. How long ago a tier reaches is a pool's own: twice as long
+    where its weight is twice that of the lightest, less where its pages are seldom read. The last tier is of what
+    nobody wants now: headroom, up to the caps.
     """
     if not demands:
         return {}
     weights = [demand.weight for demand in demands]
     floors = [demand.minimum for demand in demands]
-    start = budget // (_START * len(demands))
-    reuses = list(map(_reuse, demands))
-    most = min(weights) * max(reuses)
-    reaches = [weight * reuse / most for weight, reuse in zip(weights, reuses, strict=True)]
-    for wants in zip(
-        *(_wants(demand, start, reach) for demand, reach in zip(demands, reaches, strict=True)), strict=True
-    ):
+    rooms = _rooms(demands, budget)
+    for wants in zip(*map(_wants, demands, rooms, _reaches(demands)), strict=True):
         ceilings = [
             max(floor, min(want, demand.cap)) for demand, floor, want in zip(demands, floors, wants, strict=True)
         ]
@@ -57,22 +62,48 @@ def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     return {demand.name: target for demand, target in zip(demands, targets, strict=True)}
 
 
-def _wants(demand: Demand, start: int, reach: float) -> Iterator[int]:
-    """The bytes a pool wants for each tier, and at last its cap. Most are never asked for.
+def _rooms(demands: Sequence[Demand], budget: int) -> list[int]:
+    """The bytes that each can fill until the next targets: what others would demote for more than that is lost.
 
-    It wants no more than it can fill until the next targets: what others would demote for more than that is lost.
+    What is read from the file finds room only as far as the pool has less than its share: a guest that reads all it
+    has, once, would otherwise take the RAM of those who read theirs again.
     """
-    more = start + (demand.puts + demand.file_reads) * _TICKS_AHEAD * demand.page_bytes
+    unit = budget / sum(demand.weight for demand in demands)
+    rooms = []
+    for demand in demands:
+        own, ahead = unit * demand.weight, _TICKS_AHEAD * demand.page_bytes
+        back = min(demand.file_reads * ahead, own * _RETURN - demand.used)
+        rooms.append(int(own / _START + demand.puts * ahead + max(back, 0.0)))
+    return rooms
+
+
+def _wants(demand: Demand, room: int, reach: Reach) -> Iterator[int]:
+    """The bytes a pool wants for each tier, and at last its cap. Most are never asked for."""
     warm = list(accumulate(demand.heat, initial=demand.overhead))
-    for generations in range(_HOT, GENERATIONS):
-        yield min(_warmer(warm, generations * reach), demand.used) + more
-    yield demand.used + more
+    hot = HOT * reach.hot
+    for generations in range(GENERATIONS - HOT):
+        yield min(_warmer(warm, hot + generations * reach.warm), demand.used) + room
+    yield demand.used + room
+    yield _warmer(warm, hot) + room
+    yield warm[-1] + room
     yield demand.cap
 
 
-def _reuse(demand: Demand) -> float:
-    """Pages read for each that was put, from _LEAST_REUSE to 1."""
-    return max(_LEAST_REUSE, min(1.0, (demand.read + _PAGES_TO_TELL) / (demand.put + _PAGES_TO_TELL)))
+def _reaches(demands: Sequence[Demand]) -> list[Reach]:
+    """In proportion to weight, and to how often pages that are not hot are read, a byte, where others' are more often.
+
+    A guest's hot pages count for less only if it also reads less than it puts, as a job or a leak does.
+    """
+    reads = fsum(demand.use.warm_reads for demand in demands)
+    per_read = fsum(demand.use.warm_bytes for demand in demands) / reads if reads else 0.0
+    lightest = min(demand.weight for demand in demands)
+    reaches = []
+    for demand in demands:
+        use, weight = demand.use, demand.weight / lightest
+        warm = (use.warm_reads * per_read + _TOO_FEW) / (use.warm_bytes + _TOO_FEW) if reads else 1.0
+        hot = max(warm, use.reads / use.puts) if use.puts else 1.0
+        reaches.append(Reach(weight * max(_LEAST, min(1.0, hot)), weight * max(_LEAST, min(1.0, warm))))
+    return reaches
 
 
 def _warmer(warm: Sequence[int], generations: float) -> int:

@@ -116,6 +116,7 @@ class _Pool:
         self._page = _page_bytes(first.sample, PAGE // 3)
         self._heat = _survey(first.sample.ages, self.store, self._page)
         self._before: PoolSample | None = None
+        self._told: Demand | None = None
         self._sample = self._modelled()
 
     def advance(self, now: PoolMoment, at: float, seconds: float) -> None:
@@ -137,7 +138,8 @@ class _Pool:
 
     def demand(self) -> Demand:
         """What the policy is told."""
-        return demand(self._before, msgspec.structs.replace(self._sample, target_bytes=self.target))
+        self._told = demand(self._before, msgspec.structs.replace(self._sample, target_bytes=self.target), self._told)
+        return self._told
 
     def _modelled(self) -> PoolSample:
         """The sample that the governor would have taken."""

@@ -1,0 +1,56 @@
+"""What a policy is told of a pool."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.unit.test_recording import pool
+from tmemd.governor.sample import PoolSample
+from tmemd.policy import Demand, demand
+from tmemd.policy.demand import HOT, Use
+from tmemd.store.poolfile import GENERATIONS
+
+MIB = 1 << 20
+
+
+def by_age(**pages: int) -> tuple[int, ...]:
+    return tuple(pages.get(f"a{age}", 0) for age in range(GENERATIONS))
+
+
+def told(*samples: PoolSample) -> Demand:
+    """What is told at the last of these, one tick apart."""
+    known = demand(None, samples[0])
+    for before, now in pairwise(samples):
+        known = demand(before, now, known)
+    return known
+
+
+def sample(**values: Any) -> PoolSample:
+    return pool("web", **{"used_bytes": 9 * MIB, "surveys": 1, "file_reads": (0,) * GENERATIONS, **values}).sample
+
+
+def test_use_is_of_pages_that_are_not_hot_and_fades() -> None:
+    first = sample(stored_bytes=by_age(a0=MIB, a2=2 * MIB, a3=3 * MIB))
+    second = sample(stored_bytes=first.ages.stored_bytes, gets=by_age(a0=7, a2=5, a3=300, a15=100), puts=1000)
+    use = told(first, second).use
+    assert HOT == 3
+    assert (use.puts, use.warm_reads, use.warm_bytes) == (1000, 400, 3 * MIB)
+    later = told(first, second, *[second] * 120).use
+    assert (later.puts, later.warm_reads) == pytest.approx((500, 200))
+    assert later.warm_bytes > 80 * use.warm_bytes
+
+
+def test_use_begins_anew_with_the_pool() -> None:
+    first, second = sample(), sample(gets=by_age(a5=100), puts=10)
+    known = told(first, second)
+    assert known.use.warm_reads == 100
+    assert demand(None, second, known).use == demand(second, second, None).use == Use()
+
+
+def test_counters_that_fall_are_not_believed() -> None:
+    high, low = sample(gets=by_age(a5=100), puts=10), sample()
+    assert min(msgspec.structs.astuple(told(high, low).use)) >= 0
