@@ -25,6 +25,7 @@ class Sample(msgspec.Struct, frozen=True):
     in_tmem: int
     in_file: int
     trims: int
+    requests: int  # reads, writes and trims
 
 
 def sample(fd: int, path: str) -> Sample:
@@ -38,6 +39,7 @@ def sample(fd: int, path: str) -> Sample:
         in_tmem=counters.pages_in_tmem,
         in_file=counters.pages_in_file,
         trims=counters.trims,
+        requests=counters.reads + counters.writes + counters.trims,
     )
 
 
