@@ -3,7 +3,7 @@
   nbdkit [-U SOCKET] python tmem.py name=NAME size=SIZE backing=FILE|none limit=SIZE [KEY=VALUE ...]
 
 Each name= begins a device; the keys after it are that device's. Clients choose one by its name as the NBD export name;
-a server of one device has it as its default export. Sizes are in nbdkit's notation (4096, 512M, 8G).
+a server of one device has it as its default export. Sizes are 4096, 512M, 1.5G (powers of 1024).
 nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
 
   name=NAME         the device's name: 1 to 63 letters, digits, '_', '.' and '-'

@@ -153,6 +153,14 @@ def test_a_recording_lasts_as_long_as_was_said(directory: Path, tmp_path: Path) 
     assert read(path).seconds >= 0.2
 
 
+def test_a_recording_of_nothing_says_so(directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r"
+    with fakes.pool(directory, "web"):
+        assert main(["record", str(path), f"--pools={directory}", "--interval=0.01", "--duration=0.02"]) == 0
+    assert main(["simulate", str(path), "--policy=static"]) == 0
+    assert "nobody swapped while this was recorded" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_recording_that_is_interrupted_is_whole(directory: Path, tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "r.jsonl"

@@ -56,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
             advance(number)
             pools = simulate.simulate(replayed, by_name(name), arguments.budget)
             outcomes[name] = simulate.outcome(pools, times)
+    if not any(outcome.total != Counts() for outcome in outcomes.values()):
+        common.warn("nobody swapped while this was recorded: it says nothing about policies")
     if arguments.json:
         common.print_json(_json(replayed, times, outcomes))
     else:
