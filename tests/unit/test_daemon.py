@@ -215,6 +215,7 @@ def test_readiness_is_told_to_systemd(base: Path) -> None:
             f"--socket={base}/s",
             f"--pools={base}/pools",
             f"--state={base}/state",
+            "--config=/dev/null",
         ]
         environment = os.environ | {"NOTIFY_SOCKET": str(base / "notify")}
         with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
