@@ -74,8 +74,7 @@ def _read_group(limit: Path, usage: Path, host_total: int) -> Memory | None:
     """None where nothing binds. memory.high binds as well: above it every allocation waits (cgroup-v2.rst)."""
     bounds = [_number(limit), _number(limit.with_name("memory.high")) if limit.name == "memory.max" else None]
     total = min((bound for bound in bounds if bound is not None), default=host_total)
-    used = _number(usage)
-    if total >= host_total or used is None:
+    if total >= host_total or (used := _number(usage)) is None:
         return None
     free = max(total - used, 0)
     cache = _reclaimable(limit.with_name("memory.stat"), _RECLAIMABLE[limit.name])

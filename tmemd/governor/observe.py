@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -32,8 +31,7 @@ _NONE: Final = (0,) * poolfile.GENERATIONS
 _NO_AGES: Final = Ages(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, 0)
 
 
-@dataclass(slots=True)
-class Seen:
+class Seen(msgspec.Struct, gc=False):
     """A pool at one tick."""
 
     pool: Pool
@@ -52,6 +50,7 @@ class Observer:
         self._settings = settings
         self._last: dict[str, Seen] = {}
         self._complained: set[str] = set()
+        self._now = poolfile.Snapshot()
 
     def look(self, pools: Iterable[Pool]) -> dict[str, Seen]:
         """Each of them as it is now, by name."""
@@ -82,7 +81,8 @@ class Observer:
         seen.identity = seen.identity or seen.pool.identity()
         if seen.identity is None:
             return
-        now = poolfile.Snapshot(seen.pool.fd, seen.pool.path)
+        now = self._now
+        now.take(seen.pool.fd, seen.pool.path)
         counters = believed(now.counters(), seen.taken, seen.identity)
         # What policies go by only changes with a survey, and surveys are rarer than ticks.
         known = seen.before.ages if seen.before else None

@@ -7,7 +7,7 @@ import msgspec
 from tmemd.store.poolfile import Ages, Counters
 
 
-class PoolSample(msgspec.Struct, frozen=True, kw_only=True):
+class PoolSample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Sizes in bytes. Everything that counts is counted since the pool was made."""
 
     name: str

@@ -17,7 +17,7 @@ BURST: Final = 1 / 4
 _HOUR: Final = 3600.0  # seconds
 
 
-class Writer(msgspec.Struct, frozen=True):
+class Writer(msgspec.Struct, frozen=True, gc=False):
     """A pool that demotion may write for."""
 
     written: int  # pages that demotion has written since the pool was made

@@ -13,6 +13,7 @@ import os
 import re
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -81,7 +82,7 @@ class Identity:
     backing: str = ""  # paths of the backing file and its map when the pool was last opened; '' for none
     map: str = ""
 
-    @property
+    @cached_property
     def pages(self) -> int:
         """Pages of the device; the last one may be partly beyond its end."""
         return -(-self.size // PAGE)
@@ -127,7 +128,7 @@ class Identity:
         return identity
 
 
-class Counters(msgspec.Struct, frozen=True):
+class Counters(msgspec.Struct, frozen=True, gc=False):
     """The counters page, in its order on disk. Sizes in bytes; pages and requests are counts; all only for reading."""
 
     used_bytes: int  # all the RAM the pool takes, index included
@@ -200,7 +201,7 @@ class Latencies(msgspec.Struct, frozen=True):
     file_read: Histogram  # a run of pages read from the file
 
 
-class Ages(msgspec.Struct, frozen=True):
+class Ages(msgspec.Struct, frozen=True, gc=False):
     """Heat: GENERATIONS entries each, by how many generations ago a page was last put or read; the last: or longer."""
 
     gets: tuple[int, ...]  # pages read from tmem, by their age before
@@ -277,9 +278,14 @@ def _ages(words: tuple[int, ...]) -> Ages:
 class Snapshot:
     """Counters, control and ages of a pool, in one read; each is only looked at when it is asked for."""
 
-    def __init__(self, fd: int, where: str | Path) -> None:
-        """Read them. Raises PoolError."""
-        self._data = _read_whole(fd, _SNAPSHOT_BYTES, COUNTERS_OFFSET, where)
+    def __init__(self) -> None:
+        self._data = bytearray(_SNAPSHOT_BYTES)
+        self._buffers = (self._data,)
+
+    def take(self, fd: int, where: str | Path) -> None:
+        """Read those of the pool behind *fd*. Raises PoolError."""
+        if os.preadv(fd, self._buffers, COUNTERS_OFFSET) < _SNAPSHOT_BYTES:
+            raise _truncated(fd, where)
 
     def counters(self) -> Counters:
         """As `read_counters`."""
@@ -306,8 +312,12 @@ class Snapshot:
 def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
     data = os.pread(fd, size, offset)
     if len(data) < size:
-        raise PoolError(f"{where}: the pool file is truncated ({os.fstat(fd).st_size} bytes)")
+        raise _truncated(fd, where)
     return data
+
+
+def _truncated(fd: int, where: str | Path) -> PoolError:
+    return PoolError(f"{where}: the pool file is truncated ({os.fstat(fd).st_size} bytes)")
 
 
 def _read_checked(fd: int, offset: int) -> int | None:
@@ -320,7 +330,7 @@ def _write_checked(fd: int, offset: int, value: int) -> None:
     os.pwrite(fd, _CHECKED.pack(value, value ^ _ALL_ONES), offset)
 
 
-class Control(msgspec.Struct, frozen=True):
+class Control(msgspec.Struct, frozen=True, gc=False):
     """What the control page says; None: nobody said it."""
 
     target: int | None  # bytes

@@ -5,6 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from functools import cache
+from typing import Final
+
+_UNLOCKED: Final = struct.pack("h", fcntl.F_UNLCK)
 
 
 def try_lock(fd: int, start: int = 0, length: int = 0) -> bool:
@@ -19,8 +23,9 @@ def try_lock(fd: int, start: int = 0, length: int = 0) -> bool:
 def is_locked(fd: int, start: int = 0, length: int = 0) -> bool:
     """Whether another open of the file holds a lock on any of these bytes."""
     answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(start, length))
-    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+    return answer[:2] != _UNLOCKED
 
 
+@cache
 def _flock(start: int, length: int) -> bytes:
     return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
