@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.harness import MIB, taken, wait_until
 from tests.model.index import Kind, kinds
 from tmemd.core import _core
 from tmemd.device.config import DeviceConfig
-from tmemd.device.served import ServedDevice, open_device
+from tmemd.device.served import REST_AFTER, ServedDevice, open_device
 from tmemd.store import poolfile
 
 LIMIT = 3 * MIB
@@ -259,3 +260,30 @@ def test_the_upkeep_survives_what_goes_wrong_in_it(
         poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, LIMIT)
     wait_until(lambda: in_tmem(served, range(1100, 1500)) == 0, "a demotion")
     assert capsys.readouterr().err.count("tmem: x: upkeep failed: RuntimeError('no luck')") == 1
+
+
+def test_the_upkeep_rests_only_while_nothing_happens(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = opened()
+    now = time.monotonic()
+
+    def rests_again() -> bool:
+        """Whether it looks at what is new, and rests when that is over."""
+        busy = not served.is_resting(now)
+        return busy and served.is_resting(now + REST_AFTER)
+
+    assert rests_again()
+    assert served.is_resting(now + REST_AFTER)
+    write(served, range(1100, 1103))
+    assert rests_again()
+    with served.pool_path.open("r+b") as pool:
+        for change in (
+            lambda fd: poolfile.write_target(fd, LIMIT // 2),
+            lambda fd: poolfile.write_frozen(fd, True),
+            lambda fd: poolfile.write_demotion_writes(fd, 7),
+            lambda fd: poolfile.write_compression(fd, False),
+            lambda fd: poolfile.write_request(fd, poolfile.Request.SETTLE),
+        ):
+            change(pool.fileno())
+            assert rests_again()
+    monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", 0.0)
+    assert not served.is_resting(now + REST_AFTER), "a generation has ended"

@@ -43,6 +43,10 @@ TICK_AFTER_FAILURE: Final = 1.0
 # everything writes 0.65 pages to the disk for each page written, with 2 0.53, without any room made 0.49.
 OLDER: Final = 2
 SURVEY_EVERY: Final = 1.0  # seconds, while something changes
+REST_AFTER: Final = 2.0  # seconds in which nothing changed: what there was to survey, to compact or to demote is done
+# Seconds between two looks then. A hundred devices of one nbdkit take 1.8 to 2.4 % of a CPU, most of it to wake their
+# threads; 3.6 % with TICK, 7.5 % with a whole tick each time.
+TICK_AT_REST: Final = 0.2
 
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
 MOVES_STEP: Final = 20_000  # records compacted in one go, likewise
@@ -72,6 +76,8 @@ class ServedDevice:
         self._aged = time.monotonic()
         self._surveyed: tuple[float, ...] | None = None  # what the counters said at the last survey
         self._last_survey = -SURVEY_EVERY
+        self._words = b""  # counters and control, when they last changed
+        self._changed = 0.0  # and when that was
         self._failure = ""  # of the last round of upkeep
 
     def start(self) -> None:
@@ -96,7 +102,7 @@ class ServedDevice:
         pause = TICK
         while not self._stop.wait(pause):
             try:
-                pause = self.tick()
+                pause = TICK_AT_REST if self.is_resting(time.monotonic()) else self.tick()
                 self._failure = ""
             except Exception as error:
                 pause = TICK_AFTER_FAILURE
@@ -107,6 +113,17 @@ class ServedDevice:
         if failure != self._failure:
             print(f"tmem: {self.config.name}: upkeep failed: {failure}", file=sys.stderr, flush=True)
         self._failure = failure
+
+    def is_resting(self, now: float) -> bool:
+        """Whether a tick at *now*, in seconds of the monotonic clock, would find nothing to do.
+
+        Nobody has asked for anything for a while, nor set a target or the like, and no generation has ended.
+        """
+        words = poolfile.read_words(self._pool_fd)
+        if words != self._words:
+            self._words, self._changed = words, now
+        quiet = now - self._changed >= REST_AFTER and not self._failure
+        return quiet and now - self._aged < GENERATION_SECONDS
 
     def tick(self) -> float:
         """One round of upkeep: what the control page asks for, the target, density, age.

@@ -230,6 +230,7 @@ _COMPRESSION: Final = CONTROL_OFFSET + 80
 _REQUEST_CHOICE: Final = CONTROL_OFFSET + 96
 _RAW_ONLY: Final = 1 << 8
 _CONTROL_WORDS: Final = struct.Struct("<10Q")  # up to and with demotion writes
+_WORDS_BYTES: Final = _REQUEST_CHOICE + _WORD.size - COUNTERS_OFFSET
 _SNAPSHOT_BYTES: Final = _AGES_OFFSET + _AGE_WORDS.size - COUNTERS_OFFSET
 
 
@@ -307,6 +308,11 @@ class Snapshot:
         if known and _WORD.unpack_from(self._data, _SURVEYS - COUNTERS_OFFSET)[0] == known.surveys:
             return known
         return _ages(_AGE_WORDS.unpack_from(self._data, _AGES_OFFSET - COUNTERS_OFFSET))
+
+
+def read_words(fd: int) -> bytes:
+    """Counters and control words as they are now: they are the same again where nothing has happened."""
+    return os.pread(fd, _WORDS_BYTES, COUNTERS_OFFSET)
 
 
 def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
