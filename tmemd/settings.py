@@ -21,6 +21,7 @@ MAX_WEIGHT: Final = 10_000  # as cgroup v2's cpu.weight
 DEFAULT_WEIGHT: Final = 100
 
 _Weight: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_WEIGHT)]
+_Uid: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 _Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 
 
@@ -54,12 +55,18 @@ class Overrides(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_de
     target: _Bytes | msgspec.UnsetType | None = msgspec.UNSET
     compression: bool | msgspec.UnsetType = msgspec.UNSET
     frozen: bool | msgspec.UnsetType = msgspec.UNSET
+    owner: _Uid | msgspec.UnsetType = msgspec.UNSET  # of the pool it was set for; UNSET: set before that was kept
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was set."""
+        return msgspec.structs.replace(self, owner=msgspec.UNSET) == Overrides()
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The state file."""
+    """The state file. Version 1 had no owners."""
 
-    version: Annotated[int, msgspec.Meta(ge=1, le=1)]
+    version: Annotated[int, msgspec.Meta(ge=1, le=2)]
     pools: dict[Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)], Overrides]
 
 
@@ -105,15 +112,16 @@ class SettingsStore:
     def change(self, changes: Mapping[str, Overrides]) -> None:
         """Replace what is kept for these pools, all or none. Raises PoolError.
 
-        It is on disk when this returns, which can take as long as the disk is busy; devices do not wait for tmemd.
+        It is on disk when this returns, which can take as long as the disk is busy. Any thread may call it, one at a
+        time; until it returns the others see what was kept before.
         """
         pools = {**self._pools, **changes}
-        self._replace({name: overrides for name, overrides in pools.items() if overrides != Overrides()})
+        self._replace({name: overrides for name, overrides in pools.items() if not overrides.is_empty})
 
     def _replace(self, pools: Mapping[str, Overrides]) -> None:
         if pools == self._pools:
             return
-        text = msgspec.json.format(msgspec.json.encode(_State(1, dict(sorted(pools.items())))), indent=2)
+        text = msgspec.json.format(msgspec.json.encode(_State(2, dict(sorted(pools.items())))), indent=2)
         try:
             _write_atomically(self.path, text + b"\n")
         except OSError as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,8 +18,11 @@ import pytest
 
 from tests.unit import fakes
 from tmemd import protocol
+from tmemd.client import Client
 from tmemd.daemon.administration import Administration
+from tmemd.daemon.daemon import Access, Daemon, listen
 from tmemd.daemonconfig import parse_config
+from tmemd.governor.governor import Governor
 from tmemd.protocol import Destroy, Freeze, Set
 from tmemd.settings import Overrides, PoolSettings, SettingsStore
 from tmemd.store import poolfile
@@ -25,6 +31,10 @@ from tmemd.store.poolfile import PoolError
 
 MIB = fakes.MIB
 TOTAL = 1024 * MIB
+A, B = 65533, 65534  # users
+PATIENCE = 20.0  # seconds for what takes none
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to have pools of other users")
 
 
 @pytest.fixture
@@ -62,8 +72,13 @@ def page(base: Path, name: str = "web") -> tuple[int | None, bool, bool]:
         return poolfile.read_target(fd), poolfile.read_frozen(fd), poolfile.read_compression(fd)
 
 
+def perform(made: Administration, request: protocol.Request) -> protocol.Answer:
+    """As tmemd does it, when nobody else asks."""
+    return asyncio.run(made.perform(request))
+
+
 def status(made: Administration, name: str = "web") -> protocol.PoolStatus:
-    answer = made.perform(protocol.Show(name))
+    answer = perform(made, protocol.Show(name))
     assert isinstance(answer, protocol.Listed)
     return answer.pools[0]
 
@@ -73,17 +88,17 @@ def test_settings_are_in_the_status_and_in_the_control_page(base: Path) -> None:
         attach(made, "web")
         assert status(made).settings == PoolSettings(weight=7, cap=100 * MIB)
         assert page(base)[0] == 100 * MIB
-        made.perform(Set(name="web", cap=90 * MIB))
+        perform(made, Set(name="web", cap=90 * MIB))
         assert page(base)[0] == 90 * MIB, "a cap holds at once"
-        made.perform(Set(name="web", cap=100 * MIB))
-        made.perform(Set(name="web", weight=8, minimum=MIB, compression=False, target=50 * MIB))
-        made.perform(Freeze("web", True))
+        perform(made, Set(name="web", cap=100 * MIB))
+        perform(made, Set(name="web", weight=8, minimum=MIB, compression=False, target=50 * MIB))
+        perform(made, Freeze("web", True))
         assert status(made).settings == PoolSettings(8, 100 * MIB, MIB, 50 * MIB, False, True)
         assert page(base) == (50 * MIB, True, False)
         flat = status(made).flat()
         assert (flat["weight"], flat["cap"], flat["minimum"], flat["target"]) == (8, 100 * MIB, MIB, 50 * MIB)
-        made.perform(Set(name="web", cap=None, target=None, compression=True))
-        made.perform(Freeze("web", False))
+        perform(made, Set(name="web", cap=None, target=None, compression=True))
+        perform(made, Freeze("web", False))
         assert status(made).settings == PoolSettings(8, None, MIB)
         assert page(base) == (50 * MIB, False, True), "what a policy will change stays until it does"
 
@@ -91,8 +106,8 @@ def test_settings_are_in_the_status_and_in_the_control_page(base: Path) -> None:
 def test_a_pool_that_is_new_after_a_reboot_has_its_old_settings(base: Path) -> None:
     with administration(base) as made:
         attach(made, "web")
-        made.perform(Set(name="web", weight=8, compression=False, target=50 * MIB))
-        made.perform(Freeze("web", True))
+        perform(made, Set(name="web", weight=8, compression=False, target=50 * MIB))
+        perform(made, Freeze("web", True))
     (base / "pools/web.pool").unlink()
     with administration(base) as made:
         attach(made, "web")
@@ -103,8 +118,8 @@ def test_a_pool_that_is_new_after_a_reboot_has_its_old_settings(base: Path) -> N
 def test_a_pool_that_is_adopted_gets_what_is_kept(base: Path) -> None:
     with administration(base) as made:
         attach(made, "web")
-        made.perform(Freeze("web", True))
-        made.perform(Set(name="web", target=50 * MIB, compression=False))
+        perform(made, Freeze("web", True))
+        perform(made, Set(name="web", target=50 * MIB, compression=False))
     with open(base / "pools/web.pool", "r+b") as file:
         poolfile.write_frozen(file.fileno(), False)
         poolfile.write_target(file.fileno(), 7 * MIB)
@@ -116,10 +131,10 @@ def test_a_pool_that_is_adopted_gets_what_is_kept(base: Path) -> None:
 def test_a_cap_that_came_later_goes_before_a_pinned_target(base: Path) -> None:
     with administration(base) as made:
         attach(made, "web")
-        made.perform(Set(name="web", target=50 * MIB))
+        perform(made, Set(name="web", target=50 * MIB))
     with administration(base, '[pools.web]\ncap = "20M"') as made:
         assert page(base)[0] == 20 * MIB
-        made.perform(Set(name="web", weight=7))
+        perform(made, Set(name="web", weight=7))
         with made.attach(protocol.Attach("web", 64 * MIB, True), os.geteuid(), os.getegid(), bounded=False):
             assert page(base)[0] == 20 * MIB
 
@@ -140,7 +155,7 @@ def test_a_pool_frozen_without_tmemd_stays_frozen_until_somebody_thaws_it(base: 
     with administration(base) as made:
         assert status(made).settings.frozen
         assert page(base)[1]
-        made.perform(Freeze("web", False))
+        perform(made, Freeze("web", False))
         assert not status(made).settings.frozen
         assert not page(base)[1]
 
@@ -149,7 +164,7 @@ def test_another_configuration_holds_for_what_was_not_set(base: Path) -> None:
     with administration(base, "[pools.web]\nweight = 7\ncompression = false") as made:
         attach(made, "web")
         assert not page(base)[2]
-        made.perform(Set(name="web", weight=8))
+        perform(made, Set(name="web", weight=8))
         made.configure(parse_config('[pools.web]\nweight = 9\nminimum = "3M"'))
         made.adopt()
         assert status(made).settings == PoolSettings(weight=8, minimum=3 * MIB)
@@ -160,13 +175,13 @@ def test_all_are_frozen_those_that_come_back_later_too(base: Path) -> None:
     with administration(base) as made:
         for name in ("a", "b", "gone"):
             attach(made, name)
-        made.perform(Set(name="gone", weight=5))
+        perform(made, Set(name="gone", weight=5))
         (base / "pools/gone.pool").unlink()
-        made.perform(Freeze(None, True))
+        perform(made, Freeze(None, True))
         assert [page(base, name)[1] for name in ("a", "b")] == [True, True]
         attach(made, "gone")
         assert page(base, "gone")[1]
-        made.perform(Freeze(None, False))
+        perform(made, Freeze(None, False))
         assert [page(base, name)[1] for name in ("a", "b", "gone")] == [False] * 3
 
 
@@ -176,7 +191,7 @@ def test_pools_that_could_not_be_frozen_are_named(base: Path) -> None:
         with administration(base) as made:
             attach(made, "web")
             with pytest.raises(PoolError, match="all pools were frozen but other"):
-                made.perform(Freeze(None, True))
+                perform(made, Freeze(None, True))
             assert page(base)[1]
 
 
@@ -184,21 +199,21 @@ def test_destroy_forgets_settings_of_pools_that_are_gone_too(base: Path) -> None
     with administration(base) as made:
         for name in ("web", "gone"):
             attach(made, name)
-            made.perform(Set(name=name, weight=5))
+            perform(made, Set(name=name, weight=5))
         (base / "pools/gone.pool").unlink()
         for name in ("web", "gone"):
-            made.perform(Destroy(name))
+            perform(made, Destroy(name))
             assert made.settings(name) == PoolSettings()
             with pytest.raises(PoolError, match="there is no pool"):
-                made.perform(Destroy(name))
+                perform(made, Destroy(name))
 
 
 def test_destroy_that_is_refused_forgets_nothing(base: Path) -> None:
     with administration(base) as made:
         attach(made, "web", pages_in_tmem=3)
-        made.perform(Set(name="web", weight=5))
+        perform(made, Set(name="web", weight=5))
         with pytest.raises(PoolError, match="3 pages"):
-            made.perform(Destroy("web"))
+            perform(made, Destroy("web"))
         assert made.settings("web").weight == 5
 
 
@@ -223,11 +238,11 @@ def test_what_cannot_be_kept_is_refused_and_changes_nothing(base: Path, wrong: S
     with administration(base, '[budget]\nmaximum = "200M"') as made:
         attach(made, "web")
         attach(made, "other")
-        made.perform(Set(name="other", minimum=100 * MIB))
+        perform(made, Set(name="other", minimum=100 * MIB))
         with fakes.pool(base / "pools", "ram", has_file=False, used_bytes=10 * MIB):
             before = (base / "state").read_bytes(), page(base)
             with pytest.raises(PoolError, match=error):
-                made.perform(wrong)
+                perform(made, wrong)
             assert ((base / "state").read_bytes(), page(base)) == before
             assert made.settings("web") == PoolSettings()
 
@@ -236,18 +251,18 @@ def test_a_promise_of_a_pool_that_is_gone_binds_nobody(base: Path) -> None:
     with administration(base, '[budget]\nmaximum = "200M"') as made:
         attach(made, "web")
         attach(made, "other")
-        made.perform(Set(name="other", minimum=150 * MIB))
+        perform(made, Set(name="other", minimum=150 * MIB))
         (base / "pools/other.pool").unlink()
-        made.perform(Set(name="web", minimum=150 * MIB))
+        perform(made, Set(name="web", minimum=150 * MIB))
 
 
 def test_what_became_impossible_does_not_stop_other_changes(base: Path) -> None:
     with administration(base) as made:
         attach(made, "web")
-        made.perform(Set(name="web", minimum=150 * MIB))
+        perform(made, Set(name="web", minimum=150 * MIB))
         made.configure(parse_config('[budget]\nmaximum = "1M"\n[pools.web]\ncap = "2M"'))
-        made.perform(Set(name="web", weight=5))
-        made.perform(Set(name="web", minimum=MIB))
+        perform(made, Set(name="web", weight=5))
+        perform(made, Set(name="web", minimum=MIB))
         assert made.settings("web") == PoolSettings(weight=5, minimum=MIB, cap=2 * MIB)
 
 
@@ -293,10 +308,12 @@ class Death:
         return self._trace
 
     def __enter__(self) -> None:
+        threading.settrace(self._trace)
         sys.settrace(self._trace)
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
+        threading.settrace(None)
 
 
 def survived(base: Path, request: protocol.Request, at: int) -> bool:
@@ -306,7 +323,7 @@ def survived(base: Path, request: protocol.Request, at: int) -> bool:
         # Nothing of pytest's may run here.
         try:
             with administration(base) as made, Death(at):
-                made.perform(request)
+                perform(made, request)
         except BaseException:
             os._exit(2)
         os._exit(0)
@@ -338,3 +355,116 @@ def test_sigkill_at_any_line_leaves_the_old_settings_or_the_new_ones(base: Path,
     assert at > 20
     assert len(seen) == 2
     assert last != repr([PoolSettings(5, None, MIB, 20 * MIB), PoolSettings(3)])
+
+
+# Two users of one machine. Only root can act for both.
+
+
+def come(made: Administration, name: str, uid: int) -> None:
+    """What happens when that user's plugin comes."""
+    with made.attach(protocol.Attach(name, 64 * MIB, True), uid, os.getegid(), bounded=False) as found:
+        if found.identity() is None:
+            fakes.finish_pool(found.fd, name)
+
+
+@needs_root
+def test_what_was_set_for_a_pool_is_not_for_another_users_of_that_name(base: Path) -> None:
+    with administration(base, "[pools.web]\nminimum = '3M'") as made:
+        come(made, "web", A)
+        perform(made, Set(name="web", weight=400, cap=90 * MIB, compression=False, target=50 * MIB))
+        perform(made, Freeze("web", True))
+    (base / "pools/web.pool").unlink()
+    with administration(base, "[pools.web]\nminimum = '3M'") as made:
+        come(made, "web", B)
+        assert status(made).settings == PoolSettings(minimum=3 * MIB), "what root wrote is for whoever has it"
+        assert page(base) == (64 * MIB, False, True)
+        (base / "pools/web.pool").unlink()
+        come(made, "web", A)
+        assert status(made).settings.weight == 400
+        assert page(base) == (50 * MIB, True, False)
+        (base / "pools/web.pool").unlink()
+        come(made, "web", B)
+        assert status(made).settings.weight == 100, "while tmemd runs, too"
+        perform(made, Set(name="web", weight=7))
+        (base / "pools/web.pool").unlink()
+        come(made, "web", A)
+        assert status(made).settings == PoolSettings(minimum=3 * MIB), "one name has one owner's settings"
+        perform(made, Set(name="web", weight=8))
+        (base / "pools/web.pool").unlink()
+        with fakes.pool(base / "pools", "web") as fd:
+            os.fchown(fd, B, -1)
+            made.adopt()
+            assert made.settings("web").weight == 100, "of a pool that came without asking"
+
+
+@needs_root
+def test_settings_kept_without_an_owner_get_that_of_the_pool(base: Path) -> None:
+    (base / "state").write_text('{"version": 1, "pools": {"web": {"weight": 400}, "gone": {"weight": 300}}}')
+    with fakes.pool(base / "pools", "web") as fd:
+        os.fchown(fd, A, -1)
+        with administration(base) as made:
+            made.name_owners()
+            assert (made.settings("web").weight, made.settings("gone").weight) == (400, 300)
+    (base / "pools/web.pool").unlink()
+    with administration(base) as made:
+        come(made, "web", B)
+        come(made, "gone", B)
+        assert (made.settings("web").weight, made.settings("gone").weight) == (100, 300)
+
+
+# A disk that is slow.
+
+
+class SlowStore(SettingsStore):
+    """One whose disk takes as long as it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def change(self, changes: Mapping[str, Overrides]) -> None:
+        self.entered.set()
+        if not self.go_on.wait(PATIENCE):
+            raise AssertionError("all of tmemd waited for the disk")
+        super().change(changes)
+
+
+async def meanwhile(socket_path: Path, store: SlowStore, governor: Governor) -> None:
+    """Two clients change something while the disk does not answer, and others are served."""
+    client = Client.of_daemon(socket_path)
+    setting = asyncio.create_task(asyncio.to_thread(client.set, "web", weight=9))
+    assert await asyncio.to_thread(store.entered.wait, PATIENCE)
+    later = asyncio.create_task(asyncio.to_thread(client.set, "web", weight=10))
+    (pool,) = await asyncio.to_thread(client.pools)
+    assert pool.settings.weight == 100, "what is not on disk does not hold"
+    before = governor.status
+    while governor.status is before:
+        await asyncio.sleep(0.01)
+    assert not setting.done()
+    assert not later.done()
+    store.go_on.set()
+    await asyncio.gather(setting, later)
+    assert (await asyncio.to_thread(client.pool, "web")).settings.weight == 10
+
+
+def test_nobody_waits_for_the_disk_but_those_who_change_something(base: Path) -> None:
+    async def run(daemon: Daemon, listener: socket.socket, store: SlowStore, governor: Governor) -> None:
+        serving = asyncio.create_task(daemon.run(listener))
+        try:
+            await meanwhile(base / "socket", store, governor)
+        finally:
+            store.go_on.set()
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    with ExitStack() as opened:
+        pools = Pools(base / "pools", keep=True)
+        opened.callback(pools.close)
+        opened.enter_context(fakes.pool(base / "pools", "web"))
+        store = opened.enter_context(closing(SlowStore(base / "state")))
+        config = parse_config("")
+        made = Administration(pools, store, config, TOTAL)
+        made.adopt()
+        governor = Governor(pools, made.settings, config)
+        listener = listen(base / "socket", None, opened)
+        asyncio.run(run(Daemon(made, governor, Access(frozenset()), timeout=PATIENCE), listener, store, governor))

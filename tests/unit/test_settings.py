@@ -50,7 +50,7 @@ def test_what_is_kept_is_there_again_and_what_is_dropped_is_not(tmp_path: Path) 
         b'{"version":1,"pools":{"web":{"wei',
         b"\xff\xfe",
         b"[" * 4000,
-        b'{"version":2,"pools":{}}',
+        b'{"version":3,"pools":{}}',
         b'{"version":1,"pools":{"../web":{}}}',
         b'{"version":1,"pools":{"web":{"weight":0}}}',
         b'{"version":1,"pools":{"web":{"colour":"red"}}}',

@@ -2,14 +2,19 @@
 
 Settings are on disk before they are in a pool's control page, and there before anybody is told that they hold: whenever
 tmemd dies, what it told survives. What it finds in a pool that it adopts is made what is on disk.
+
+The disk may be slow: it is written in a thread, and meanwhile what was set before holds. Changes wait for each other.
+
+What was set for a pool is kept with its owner: it is not for another user who has a pool of that name later.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import UNSET
@@ -38,17 +43,36 @@ class Administration:
         self._store = store
         self._total = total
         self._merged: dict[str, PoolSettings] = {}  # the governor asks for every pool's twice a second
+        self._owners: dict[str, int] = {}  # whose pools they were that settings were merged for
+        self.changing = asyncio.Lock()  # held by whoever changes settings or makes pools, until it is done
 
     def settings(self, name: str) -> PoolSettings:
         """What holds for a pool, whether or not it is there now."""
         found = self._merged.get(name)
         if found is None:
-            found = self._merged[name] = merge(self._store.of(name), self.config.pools.get(name, _NO_CONFIG))
+            found = self._merged[name] = merge(self._kept(name), self.config.pools.get(name, _NO_CONFIG))
         return found
 
-    def _keep(self, changes: dict[str, Overrides]) -> None:
-        self._store.change(changes)
+    def _kept(self, name: str) -> Overrides:
+        """What was set for the pool, if it is still the same user's, or nobody's now."""
+        kept, owner = self._store.of(name), self.pools.owner(name)
+        if owner is None or kept.owner in (UNSET, owner):
+            return kept
+        return Overrides()
+
+    def _changed(self, name: str, *, forget: Iterable[str] = (), **fields: Any) -> Overrides:
+        owner = self.pools.owner(name)
+        return changed(self._kept(name), forget=forget, owner=UNSET if owner is None else owner, **fields)
+
+    async def _keep(self, changes: dict[str, Overrides]) -> None:
+        """It is on disk when this returns, and holds. Pools may have come and gone meanwhile."""
+        await asyncio.to_thread(self._store.change, changes)
         self._merged.clear()
+
+    def name_owners(self) -> None:
+        """Note whose pools those are that settings were kept for before owners were. Waits for the disk."""
+        names = [name for name in self._store.names() if self._store.of(name).owner is UNSET]
+        self._store.change({name: self._changed(name) for name in names})
 
     def configure(self, config: DaemonConfig) -> None:
         """Go by another configuration from now on; what it says of pools is in their control pages after `adopt`."""
@@ -80,6 +104,7 @@ class Administration:
         if bounded:
             self._check_quota(request.name, uid)
         self.pools.create(request.name, uid, gid)
+        self._merged.pop(request.name, None)  # of a pool that was another user's, perhaps
         with self.pools.pool(request.name, control=True) as found:
             identity = found.identity()
             if identity and identity.size != request.size:
@@ -113,23 +138,29 @@ class Administration:
         first = (request.limit or request.size) if target is None else target
         return first if settings.cap is None else min(first, settings.cap)
 
-    def perform(self, request: protocol.Request) -> protocol.Answer:
+    async def perform(self, request: protocol.Request) -> protocol.Answer:
         """Carry out anything but an Attach. Raises PoolError."""
         match request:
-            case protocol.Set():
-                self._set(request)
-            case protocol.Freeze(None, frozen):
-                self._freeze_all(frozen)
-            case protocol.Freeze(str(name), frozen):
-                self._freeze(name, frozen)
-            case protocol.Destroy(name, lose_pages):
-                self._destroy(name, lose_pages=lose_pages)
+            case protocol.Set() | protocol.Freeze() | protocol.Destroy():
+                async with self.changing:
+                    await self._change(request)
             case _:
                 answer = pool.perform(self.pools, request)
                 if isinstance(answer, protocol.Listed):
                     return protocol.Listed([self._with_settings(status) for status in answer.pools])
                 return answer
         return protocol.Done()
+
+    async def _change(self, request: protocol.Set | protocol.Freeze | protocol.Destroy) -> None:
+        match request:
+            case protocol.Set():
+                await self._set(request)
+            case protocol.Freeze(None, frozen):
+                await self._freeze_all(frozen)
+            case protocol.Freeze(str(name), frozen):
+                await self._freeze(name, frozen)
+            case protocol.Destroy(name, lose_pages):
+                await self._destroy(name, lose_pages=lose_pages)
 
     def status(self, name: str) -> PoolStatus | None:
         """All that is known of one pool, latencies and ages too; None while it is unfinished. Raises PoolError."""
@@ -142,19 +173,25 @@ class Administration:
         settings = msgspec.structs.replace(self.settings(status.name), frozen=status.frozen)
         return msgspec.structs.replace(status, settings=settings)
 
-    def _set(self, request: protocol.Set) -> None:
+    async def _set(self, request: protocol.Set) -> None:
         if twice := [field for field in sorted(request.forget) if getattr(request, field) is not UNSET]:
             raise PoolError(f"{twice[0]} cannot be set and forgotten at once")
         with self.pools.pool(request.name, control=True) as found:
-            overrides = changed(
-                self._store.of(request.name), forget=request.forget,
+            overrides = self._changed(
+                request.name, forget=request.forget,
                 target=request.target, weight=request.weight, cap=request.cap, minimum=request.minimum,
                 compression=request.compression,
             )  # fmt: skip
             self._check(found, merge(overrides, self.config.pools.get(request.name, _NO_CONFIG)))
-            self._keep({request.name: overrides})
-            self._apply(found)
-            self._cap(found)
+        await self._keep({request.name: overrides})
+        self._renew(request.name)
+
+    def _renew(self, name: str) -> None:
+        """Make what is kept hold, if the pool is still there."""
+        if self.pools.owner(name) is not None:
+            with self.pools.pool(name, control=True) as found:
+                self._apply(found)
+                self._cap(found)
 
     def _cap(self, found: Pool) -> None:
         """A cap holds at once, not only when the next target is found."""
@@ -185,30 +222,33 @@ class Administration:
                 f" and the host gives at most {format_size(maximum)} (budget.maximum, or the size of the tmpfs)"
             )
 
-    def _freeze(self, name: str, frozen: bool) -> None:
+    async def _freeze(self, name: str, frozen: bool) -> None:
         with self.pools.pool(name, control=True) as found:
             found.finished()
-            self._keep({name: changed(self._store.of(name), frozen=frozen)})
-            self._apply(found)
+        await self._keep({name: self._changed(name, frozen=frozen)})
+        self._renew(name)
 
-    def _freeze_all(self, frozen: bool) -> None:
+    async def _freeze_all(self, frozen: bool) -> None:
         """Every pool there is, and those that may come back."""
         names = {*self.pools.names(), *self._store.names()}
-        self._keep({name: changed(self._store.of(name), frozen=frozen) for name in names})
+        await self._keep({name: self._changed(name, frozen=frozen) for name in names})
         if failed := self.adopt():
             raise PoolError(f"all pools were {'frozen' if frozen else 'thawed'} but {', '.join(sorted(failed))}")
 
-    def _destroy(self, name: str, *, lose_pages: bool) -> None:
+    async def _destroy(self, name: str, *, lose_pages: bool) -> None:
         if name in self.pools.names() or name not in self._store.names():
             self.pools.destroy(name, lose_pages=lose_pages)
-        self._keep({name: Overrides()})
+        await self._keep({name: Overrides()})
 
     def _apply(self, found: Pool) -> None:
         """Make the control page say what the settings say. The caller holds the control lock."""
+        if self._owners.get(found.name) != found.uid():
+            self._owners[found.name] = found.uid()
+            self._merged.pop(found.name, None)
         settings = self.settings(found.name)
         if poolfile.read_compression(found.fd) != settings.compression:
             poolfile.write_compression(found.fd, settings.compression)
-        if self._store.of(found.name).frozen not in (UNSET, poolfile.read_frozen(found.fd)):
+        if self._kept(found.name).frozen not in (UNSET, poolfile.read_frozen(found.fd)):
             poolfile.write_frozen(found.fd, settings.frozen)
         if settings.pinned is not None and settings.pinned != poolfile.read_target(found.fd):
             poolfile.write_target(found.fd, settings.pinned)

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tmemd import protocol, version
 from tmemd.daemon import metricserver
@@ -42,6 +42,7 @@ from tmemd.store.poolfile import PoolError
 from tmemd.system import tmpfs
 
 _log: Final = logging.getLogger("tmemd")
+_T = TypeVar("_T")
 _UCRED: Final = struct.Struct("iII")
 # Enough for any use; a user who wants more gets an error instead of all of tmemd's descriptors.
 _CONNECTIONS_PER_USER: Final = 64
@@ -175,7 +176,7 @@ class Daemon:
             if self._connections[peer.uid] > _CONNECTIONS_PER_USER:
                 await self._patiently(_send(sock, protocol.encode(_TOO_MANY)))
             else:
-                await self._patiently(self._exchange(sock, peer))
+                await self._exchange(sock, peer)
         except TimeoutError:
             _say(sock, protocol.Failed(f"the request took longer than {self._timeout:g} s to arrive"))
         except OSError as error:
@@ -184,29 +185,30 @@ class Daemon:
             self._connections[peer.uid] -= 1
             sock.close()
 
-    async def _patiently(self, exchange: Awaitable[None]) -> None:
+    async def _patiently(self, exchange: Awaitable[_T]) -> _T:
         async with asyncio.timeout(self._timeout):
-            await exchange
+            return await exchange
 
     async def _exchange(self, sock: socket.socket, peer: Peer) -> None:
         try:
-            line = await _receive_line(sock)
+            line = await self._patiently(_receive_line(sock))
         except PoolError as error:
             data = protocol.encode(protocol.Failed(str(error)))
         else:
-            data = b"" if line is None else self._answer(sock, peer, line)
+            data = b"" if line is None else await self._answer(sock, peer, line)
         if data:
-            await _send(sock, data)
+            await self._patiently(_send(sock, data))
 
-    def _answer(self, sock: socket.socket, peer: Peer, line: bytes) -> bytes:
+    async def _answer(self, sock: socket.socket, peer: Peer, line: bytes) -> bytes:
         """What is left to be sent; an Attach is answered with its file already."""
         try:
             request = protocol.decode_request(line)
             self._access.check(request, peer.uid)
             if isinstance(request, protocol.Attach):
-                self._attach(sock, peer, request)
+                async with self._administration.changing:
+                    self._attach(sock, peer, request)
                 return b""
-            return protocol.encode(self._perform(request, peer.uid))
+            return protocol.encode(await self._perform(request, peer.uid))
         except PoolError as error:
             return protocol.encode(protocol.Failed(str(error)))
         except Exception as error:
@@ -214,10 +216,10 @@ class Daemon:
             reason = error.strerror if isinstance(error, OSError) else "its log tells more"
             return protocol.encode(protocol.Failed(f"tmemd met an error: {reason}"))
 
-    def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
+    async def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
         if isinstance(request, protocol.Host):
             return self._governor.status
-        answer = self._administration.perform(request)
+        answer = await self._administration.perform(request)
         if not isinstance(answer, protocol.Listed):
             _log.info("user %d %s", uid, protocol.in_words(request))
             return answer
@@ -406,6 +408,8 @@ def _start(arguments: argparse.Namespace) -> None:
         listener = listen(arguments.socket, arguments.group, resources)
         store = resources.enter_context(closing(SettingsStore(arguments.state)))
         administration = Administration(pools, store, config, total_memory())
+        with suppress(PoolError):  # until it is set again it holds for whoever has the pool
+            administration.name_owners()
         administration.adopt()
         tell_of_small_tmpfs(pools, config)
         governor = Governor(pools, administration.settings, config)

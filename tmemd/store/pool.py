@@ -349,6 +349,13 @@ class Pools:
                 found[name] = pool_path(self.directory, name).stat(follow_symlinks=False).st_uid
         return found
 
+    def owner(self, name: str) -> int | None:
+        """The user whose pool that is; None: there is none of that name."""
+        try:
+            return pool_path(self.directory, name).stat(follow_symlinks=False).st_uid
+        except OSError:
+            return None
+
     def create(self, name: str, uid: int, gid: int) -> None:
         """Make sure the pool exists and belongs to *uid*. Raises PoolError when it is somebody else's."""
         path = pool_path(self.directory, name)
