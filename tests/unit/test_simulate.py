@@ -14,7 +14,7 @@ from tests.harness import ROOT
 from tests.unit.test_recording import HEADER, moment, pool
 from tmemd.cli import main
 from tmemd.cli.simulate import POLICIES
-from tmemd.policy import by_name
+from tmemd.policy import Demand, by_name
 from tmemd.simulation.recording import Moment, PoolMoment, Recording, Writer, check, read
 from tmemd.simulation.simulate import Outcome, outcome, recorded, simulate, times
 from tmemd.simulation.storemodel import DEMOTIONS_PER_SECOND, PROMOTE_AGE, Counts, Flow, Space, Store
@@ -205,6 +205,23 @@ def test_hostile_numbers_break_nothing(name: str, seed: int) -> None:
         assert counts.puts >= 0
         assert counts.spills >= 0
     times(known)
+
+
+@pytest.mark.parametrize("generations", [(0, 0, 2, 2, 3), (0, 0, 0, 0, 0)])
+def test_pages_grow_old_with_the_devices_generations_or_else_by_the_clock(generations: Sequence[int]) -> None:
+    """A new device's first generation counts as 0 until it ends, at whatever moment."""
+    heats = []
+
+    def policy(demands: Sequence[Demand], budget: int) -> dict[str, int]:
+        heats.append([age for age, nbytes in enumerate(demands[0].heat) if nbytes])
+        return {each.name: budget for each in demands}
+
+    moments = [
+        moment(at, pool(puts=1000 * (at > 0), surveys=n, generation=generation))
+        for n, (at, generation) in enumerate(zip((0, 4, 4.5, 5.5, 10), generations, strict=True))
+    ]
+    simulate(Recording(HEADER, tuple(moments)), policy)
+    assert heats == ([[], [0], [1], [1], [2]] if any(generations) else [[], [0], [0], [1], [2]])
 
 
 def outcomes(workload: str, names: Sequence[str]) -> dict[str, Outcome]:

@@ -12,13 +12,13 @@ from tmemd.policy.share import share
 from tmemd.store.poolfile import GENERATIONS
 
 # Behind each constant stands what others cost: seconds of the disk's time on the recorded phased, skewed, idle-giant,
-# batch, leak, builds and scans. With those that hold it is 8.7, 11.0, 4.5, 18.2, 13.2, 13.4 and 20.3.
+# batch, leak, builds and scans. With those that hold it is 8.7, 11.0, 4.5, 18.2, 13.2, 13.4 and 20.2.
 #
-# Room for what is put in so many ticks of 0.5 s: others have to give it back first. With 2: 9.0, 11.0, 4.5, 18.1, 13.1,
-# 13.2, 20.4; with 4: 8.7, 11.2, 4.7, 18.8, 13.7, 13.7, 20.7.
+# Room for what is put in so many ticks of 0.5 s: others have to give it back first. With 2: 9.0, 10.9, 4.5, 18.0, 13.1,
+# 13.2, 20.3; with 4: 8.7, 11.1, 4.7, 18.7, 13.7, 13.7, 20.6.
 _TICKS_AHEAD: Final = 2.5
-# The part of its share by weight that a pool has for a start, whether or not it uses it. With 16: 8.6, 11.3, 4.2, 18.3,
-# 14.3, 13.5, 22.2; with 64: 9.1, 11.3, 6.6, 18.2, 13.2, 13.4, 20.8.
+# The part of its share by weight that a pool has for a start, whether or not it uses it. With 16: 8.6, 11.2, 4.2, 18.3,
+# 14.3, 13.5, 22.0; with 64: 9.1, 11.4, 6.6, 18.3, 13.2, 13.4, 20.7.
 _START: Final = 32
 # The part of its share below which a pool has room for what it reads back, too. With 0: nothing changes by 1 %, but RAM
 # takes long to come back to a guest that only reads; with 2: 8.8, 11.0, 4.5, 17.9, 13.4, 13.4, 22.5.

@@ -85,6 +85,9 @@ def simulate(recording: Recording, policy: Policy, budget: int | None = None) ->
     """What each pool would have done under *policy*; *budget*, in bytes, stands in for the recorded one."""
     pools: dict[str, _Pool] = {}
     gone: dict[str, Counts] = {}
+    counting = {
+        each.sample.name for moment in recording.moments for each in moment.pools if each.sample.ages.generation
+    }
     last = 0.0
     for moment in recording.moments:
         demands = []
@@ -93,7 +96,7 @@ def simulate(recording: Recording, policy: Policy, budget: int | None = None) ->
             if pool is None or not _follows(pool.now, now):
                 if pool:
                     gone[now.sample.name] = gone.get(now.sample.name, Counts()) + pool.store.counts
-                pool = pools[now.sample.name] = _Pool(now)
+                pool = pools[now.sample.name] = _Pool(now, counts_generations=now.sample.name in counting)
             else:
                 pool.advance(now, moment.at, moment.at - last)
             demands.append(pool.demand())
@@ -108,8 +111,9 @@ def simulate(recording: Recording, policy: Policy, budget: int | None = None) ->
 class _Pool:
     """A pool as it would be: the recorded one's demand on a modelled store."""
 
-    def __init__(self, first: PoolMoment) -> None:
+    def __init__(self, first: PoolMoment, *, counts_generations: bool) -> None:
         self.now = first
+        self._counts_generations = counts_generations  # otherwise the clock says when one ends
         self._first = first.sample.counters
         self.target = first.sample.target_bytes
         self.store = Store(_pages_of(first.sample))
@@ -122,7 +126,11 @@ class _Pool:
     def advance(self, now: PoolMoment, at: float, seconds: float) -> None:
         """Go on to the next moment, *seconds* later, under the target that holds."""
         flow = _flow(self.now.sample, now.sample)
-        for _ in range(min(GENERATIONS, _generations(self.now.sample, now.sample, at, seconds))):
+        if self._counts_generations:
+            ended = _generations(self.now.sample, now.sample)
+        else:
+            ended = int(at // GENERATION_SECONDS - (at - seconds) // GENERATION_SECONDS)
+        for _ in range(min(GENERATIONS, ended)):
             self.store.age()
         self._page = _page_bytes(now.sample, self._page)
         space = Space(self.target, now.sample.counters.index_bytes, self._page, now.sample.frozen)
@@ -193,11 +201,9 @@ def _change(before: Sequence[int], now: Sequence[int]) -> list[int]:
     return [max(0, new - old) for old, new in zip(before, now, strict=True)]
 
 
-def _generations(before: PoolSample, now: PoolSample, at: float, seconds: float) -> int:
-    """How many ended meanwhile; where the device keeps none, the clock says."""
-    if now.ages.generation and before.ages.generation:
-        return (now.ages.generation - before.ages.generation) % (GENERATIONS - 1)
-    return int(at // GENERATION_SECONDS - (at - seconds) // GENERATION_SECONDS)
+def _generations(before: PoolSample, now: PoolSample) -> int:
+    """How many ended meanwhile. A new device's first counts as 0 until it ends."""
+    return (max(now.ages.generation, 1) - max(before.ages.generation, 1)) % (GENERATIONS - 1)
 
 
 def _page_bytes(sample: PoolSample, otherwise: float) -> float:
