@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -429,9 +430,19 @@ class SlowStore(SettingsStore):
         super().change(changes)
 
 
-async def meanwhile(socket_path: Path, store: SlowStore, governor: Governor) -> None:
+@dataclass
+class Running:
+    """A tmemd in this process."""
+
+    administration: Administration
+    store: SlowStore
+    governor: Governor
+    socket: Path
+
+
+async def meanwhile(running: Running) -> None:
     """Two clients change something while the disk does not answer, and others are served."""
-    client = Client.of_daemon(socket_path)
+    client, store, governor = Client.of_daemon(running.socket), running.store, running.governor
     setting = asyncio.create_task(asyncio.to_thread(client.set, "web", weight=9))
     assert await asyncio.to_thread(store.entered.wait, PATIENCE)
     later = asyncio.create_task(asyncio.to_thread(client.set, "web", weight=10))
@@ -447,13 +458,15 @@ async def meanwhile(socket_path: Path, store: SlowStore, governor: Governor) -> 
     assert (await asyncio.to_thread(client.pool, "web")).settings.weight == 10
 
 
-def test_nobody_waits_for_the_disk_but_those_who_change_something(base: Path) -> None:
-    async def run(daemon: Daemon, listener: socket.socket, store: SlowStore, governor: Governor) -> None:
+def during(base: Path, use: Callable[[Running], Awaitable[None]]) -> None:
+    """Run a tmemd with the pool 'web' while *use* goes on."""
+
+    async def run(daemon: Daemon, listener: socket.socket, running: Running) -> None:
         serving = asyncio.create_task(daemon.run(listener))
         try:
-            await meanwhile(base / "socket", store, governor)
+            await use(running)
         finally:
-            store.go_on.set()
+            running.store.go_on.set()
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
 
@@ -467,4 +480,43 @@ def test_nobody_waits_for_the_disk_but_those_who_change_something(base: Path) ->
         made.adopt()
         governor = Governor(pools, made.settings, config)
         listener = listen(base / "socket", None, opened)
-        asyncio.run(run(Daemon(made, governor, Access(frozenset()), timeout=PATIENCE), listener, store, governor))
+        daemon = Daemon(made, governor, Access(frozenset()), timeout=PATIENCE)
+        asyncio.run(run(daemon, listener, Running(made, store, governor, base / "socket")))
+
+
+def test_nobody_waits_for_the_disk_but_those_who_change_something(base: Path) -> None:
+    during(base, meanwhile)
+
+
+async def many_at_once(running: Running) -> None:
+    """One user asks over many connections, in one turn of the loop."""
+    loop = asyncio.get_running_loop()
+    turn, answered = 0, []
+    perform = running.administration.perform
+
+    def count() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(count)
+
+    async def noted(request: protocol.Request) -> protocol.Answer:
+        answered.append(turn)
+        return await perform(request)
+
+    running.administration.perform = noted  # type: ignore[method-assign]
+    with ExitStack() as opened:
+        clients = [opened.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(20)]
+        for client in clients:
+            client.connect(str(running.socket))
+            client.setblocking(False)
+        loop.call_soon(count)
+        while turn < 1000:  # in each of which one of them is accepted
+            await asyncio.sleep(0)
+        for client in clients:
+            client.send(protocol.encode(protocol.List(long=True)))
+        await asyncio.gather(*(loop.sock_recv(client, 1) for client in clients))
+    assert len(set(answered)) == len(clients)
+
+
+def test_one_user_who_asks_a_lot_leaves_others_their_turn(base: Path) -> None:
+    during(base, many_at_once)
