@@ -15,6 +15,7 @@ from tests.conftest import Serve
 from tests.content import PAGE
 from tests.crash.writers import Ledger, Writers
 from tests.harness import MIB, Control, Server, counters, device, wait_until
+from tests.leftovers import dying_with_us
 from tmemd.store import poolfile
 
 LIMIT = 8 * MIB
@@ -67,13 +68,13 @@ def test_no_wrong_page_under_a_verifying_loader(serve: Serve, pools: Path, disk:
 
 def fio(server: Server, report: Path) -> subprocess.Popen[bytes]:
     """A verifying fio over four connections, running."""
-    return subprocess.Popen(
+    command = dying_with_us(
         ["fio", "--name=verify", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={server.socket}", "--rw=randwrite",
          "--bs=4k", "--bsrange=4k-64k", "--size=16m", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1",
          "--verify_backlog=512", "--buffer_compress_percentage=60", "--loops=20", "--output-format=json",
-         f"--output={report}"],
-        cwd=report.parent,  # fio leaves a file behind
+         f"--output={report}"]
     )  # fmt: skip
+    return subprocess.Popen(command, cwd=report.parent)  # fio leaves a file behind
 
 
 @pytest.mark.skipif(not shutil.which("fio"), reason="fio is not installed")

@@ -28,7 +28,8 @@ def read_all(client: nbd.NBD) -> list[int]:
     cookies = {page: client.aio_pread(buffer, page * PAGE) for page, buffer in buffers.items()}
 
     def answered() -> bool:
-        client.poll(1)
+        while client.aio_in_flight() and client.poll(1):
+            pass
         return not client.aio_in_flight()
 
     wait_until(answered, "reads")
