@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit import fakes
 from tmemd.cli import main
+from tmemd.core import _core
 from tmemd.store import poolfile
 from tmemd.store.check import Report, check_pool
 from tmemd.store.poolfile import PoolError
@@ -43,6 +44,13 @@ def check(directory: Path) -> Report:
 
 def test_the_checksum_is_the_one_of_the_rfc() -> None:
     assert fakes.crc32c(b"123456789") == 0xE3069283
+
+
+def test_the_page_paths_checksum_is_the_same_at_every_length() -> None:
+    data = random.Random(1).randbytes(4096 + 8)
+    for length in (0, 1, 7, 8, 9, 100, 383, 384, 385, 391, 392, 767, 768, 1151, 1152, 1500, 4095, 4096):
+        for start in 0, 1, 5:
+            assert _core.crc32c(data[start : start + length]) == fakes.crc32c(data[start : start + length])
 
 
 def test_a_sound_pool_is_sound(directory: Path) -> None:
