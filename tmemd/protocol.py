@@ -207,8 +207,13 @@ def decode_request(line: bytes) -> Request:
         request: Request = _requests.decode(line)
         json.loads(line, object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:  # msgspec's own and UnicodeDecodeError among them
-        raise ProtocolError(f"bad request: {error}") from None
+        raise ProtocolError(f"bad request: {_in_one_line(str(error))}") from None
     return request
+
+
+def _in_one_line(text: str) -> str:
+    """With what cannot be printed escaped: msgspec repeats the names of fields it does not know as they came."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _distinct(members: list[tuple[str, object]]) -> None:

@@ -188,6 +188,7 @@ def is_valid(data: bytes) -> bool:
 @example(b"\xef\xbb\xbf" + protocol.encode(VALID[4]))
 @example(protocol.encode(VALID[4]).replace(b"}", b"}" + b" " * protocol.MAX_REQUEST * 3))
 @example(b"x" * (1 << 20))
+@example(b'{"type":"destroy","\\name":"web","lose_pages":true}\n')
 @given(data=st.one_of(mutated_fields(), mutated_bytes()))
 def test_mutated_requests_change_nothing(victim: Victim, data: bytes) -> None:
     assume(not is_valid(data))
