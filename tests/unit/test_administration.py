@@ -399,6 +399,24 @@ def test_what_was_set_for_a_pool_is_not_for_another_users_of_that_name(base: Pat
 
 
 @needs_root
+def test_freezing_all_leaves_what_is_kept_for_another_user(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with administration(base) as made:
+        come(made, "web", A)
+        perform(made, Set(name="web", weight=400))
+        (base / "pools/web.pool").unlink()
+        come(made, "web", B)
+        assert caplog.messages == [
+            f"pool web belongs to user {B}: what was set for user {A}'s pool of that name does not hold"
+        ]
+        for frozen in True, False:
+            perform(made, Freeze(None, frozen))
+            assert page(base)[1] == frozen
+        (base / "pools/web.pool").unlink()
+        come(made, "web", A)
+        assert status(made).settings.weight == 400
+
+
+@needs_root
 def test_settings_kept_without_an_owner_get_that_of_the_pool(base: Path) -> None:
     (base / "state").write_text('{"version": 1, "pools": {"web": {"weight": 400}, "gone": {"weight": 300}}}')
     with fakes.pool(base / "pools", "web") as fd:

@@ -247,7 +247,7 @@ def _columns(name: int, scale: _Scale, state: int) -> list[_Column]:
 def _shortened(name: str, width: int) -> str:
     """What guests' names differ in is often at their end."""
     end = (width - 1) // 2
-    return name if len(name) <= width else f"{name[: width - 1 - end]}…{name[-end:]}"
+    return name if len(name) <= width else f"{name[: width - 1 - end]}…{name[len(name) - end :]}"
 
 
 def _bar(pool: Activity, scale: _Scale) -> Text:

@@ -11,6 +11,7 @@ What was set for a pool is kept with its owner: it is not for another user who h
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -27,6 +28,8 @@ from tmemd.sizes import format_size
 from tmemd.store import pool, poolfile
 from tmemd.store.pool import Pool, Pools
 from tmemd.store.poolfile import PoolError
+
+_log: Final = logging.getLogger("tmemd")
 
 _NO_CONFIG: Final = PoolConfig()
 
@@ -55,10 +58,11 @@ class Administration:
 
     def _kept(self, name: str) -> Overrides:
         """What was set for the pool, if it is still the same user's, or nobody's now."""
-        kept, owner = self._store.of(name), self.pools.owner(name)
-        if owner is None or kept.owner in (UNSET, owner):
-            return kept
-        return Overrides()
+        return Overrides() if self._is_of_another(name) else self._store.of(name)
+
+    def _is_of_another(self, name: str) -> bool:
+        """Whether what is kept for the pool was set while it was another user's."""
+        return self.pools.owner(name) is not None and self._store.of(name).owner not in (UNSET, self.pools.owner(name))
 
     def _changed(self, name: str, *, forget: Iterable[str] = (), **fields: Any) -> Overrides:
         owner = self.pools.owner(name)
@@ -229,10 +233,20 @@ class Administration:
         self._renew(name)
 
     async def _freeze_all(self, frozen: bool) -> None:
-        """Every pool there is, and those that may come back."""
+        """Every pool there is, and those that may come back.
+
+        Where what is kept is of another owner's pool it stays, and this one is frozen as long as it is there.
+        """
         names = {*self.pools.names(), *self._store.names()}
-        await self._keep({name: self._changed(name, frozen=frozen) for name in names})
-        if failed := self.adopt():
+        others = {name for name in names if self._is_of_another(name)}
+        await self._keep({name: self._changed(name, frozen=frozen) for name in names - others})
+
+        def apply(found: Pool) -> None:
+            self._apply(found)
+            if found.name in others:
+                poolfile.write_frozen(found.fd, frozen)
+
+        if failed := self.pools.adopt_all(apply):
             raise PoolError(f"all pools were {'frozen' if frozen else 'thawed'} but {', '.join(sorted(failed))}")
 
     async def _destroy(self, name: str, *, lose_pages: bool) -> None:
@@ -245,6 +259,11 @@ class Administration:
         if self._owners.get(found.name) != found.uid():
             self._owners[found.name] = found.uid()
             self._merged.pop(found.name, None)
+            if self._is_of_another(found.name):
+                _log.warning(
+                    "pool %s belongs to user %d: what was set for user %d's pool of that name does not hold",
+                    found.name, found.uid(), self._store.of(found.name).owner,
+                )  # fmt: skip
         settings = self.settings(found.name)
         if poolfile.read_compression(found.fd) != settings.compression:
             poolfile.write_compression(found.fd, settings.compression)
