@@ -416,7 +416,7 @@ def test_targets_keep_to_the_budget_and_the_host_s_state_can_be_asked_for(base: 
 
 
 def test_after_sigkill_targets_go_on_from_what_they_were(base: Path) -> None:
-    config = "[budget]\nminimum = '{}'\nmaximum = '400M'\nreserve = '{}'\n"
+    config = "[budget]\nminimum = '{}'\nmaximum = '400M'\nreserve = '{}'\npressure = 100\n"
     (base / "pools").mkdir()
     with ExitStack() as plugins:
         fds = [plugins.enter_context(fakes.pool(base / "pools", name)) for name in "ab"]
