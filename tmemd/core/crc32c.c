@@ -10,7 +10,7 @@
 #define POLYNOMIAL UINT32_C(0x82f63b78) /* reflected */
 
 static uint32_t table[256];
-static bool have_instruction;
+static bool have_instruction, have_lanes;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
 static uint32_t by_table(uint32_t crc, const uint8_t *data, size_t length)
@@ -67,7 +67,7 @@ TARGET static uint64_t three_lanes(uint64_t crc, const uint8_t *data)
 TARGET static uint32_t by_instruction(uint32_t crc, const uint8_t *data, size_t length)
 {
     uint64_t wide = crc;
-    for (; length >= 3 * LANE; data += 3 * LANE, length -= 3 * LANE)
+    for (; have_lanes && length >= 3 * LANE; data += 3 * LANE, length -= 3 * LANE)
         wide = three_lanes(wide, data);
     for (; length >= 8; data += 8, length -= 8)
         wide = __builtin_ia32_crc32di(wide, word_at(data));
@@ -89,7 +89,8 @@ static void prepare(void)
         table[i] = crc;
     }
 #if defined(__x86_64__)
-    have_instruction = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul");
+    have_instruction = __builtin_cpu_supports("sse4.2");
+    have_lanes = __builtin_cpu_supports("pclmul"); /* of those with the instruction, Nehalem has none */
     shift_one = power(8 * LANE - 33);
     shift_two = power(16 * LANE - 33);
 #endif
