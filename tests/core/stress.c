@@ -244,6 +244,15 @@ static void open_device(const struct tm_config *config)
     CHECK(code == 0, "open: %s %s", strerror(code), error);
 }
 
+/* As after a pool was lost: all pages are in the file, and no block is in the index. */
+static void lose_pool(int pool_fd, uint64_t blocks)
+{
+    static const uint8_t state = TM_STATE_FILE;
+
+    for (uint64_t block = 0; block < blocks; block++)
+        CHECK(pwrite(pool_fd, &state, 1, (off_t)(TM_STATES_OFFSET + block)) == 1, "states: %s", strerror(errno));
+}
+
 static void run_threads(uint64_t seed)
 {
     pthread_t threads[THREADS + 2];
@@ -300,6 +309,8 @@ int main(int argc, char **argv)
         .file_bytes = has_file ? size : 0, .durable = strcmp(argv[3], "durable") == 0,
     };
 
+    if (has_file)
+        lose_pool(pool_fd, layout.blocks);
     open_device(&config);
     run_threads(seed);
     CHECK(!has_file || atomic_load(&tm_counters(device)->promotions), "no page was promoted");

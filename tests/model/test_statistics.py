@@ -10,13 +10,14 @@ import pytest
 
 from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB, taken
-from tests.model.index import Kind, words
+from tests.model.index import BLOCK, Kind, words
 from tests.model.rig import Rig
 from tmemd.core import _core
 from tmemd.store import poolfile
 from tmemd.store.poolfile import GENERATIONS, LATENCY_BOUNDS_NS, Ages, Histogram, Latencies
 
 ANCIENT = GENERATIONS - 1
+FILE, LOST = 1, 2  # states that blocks have after a pool was lost
 
 
 def latencies(rig: Rig) -> Latencies:
@@ -201,6 +202,24 @@ def test_a_survey_forgets_the_one_before(rig: Rig) -> None:
     surveyed(rig)
     _core.trim(rig.device, 50 * PAGE, 200 * PAGE, 0)
     assert (surveyed(rig).stored_bytes, ages(rig).surveys) == (at(), 2)
+
+
+@pytest.mark.parametrize("state", [FILE, LOST], ids=["file", "lost"])
+def test_after_a_pool_was_lost_each_page_in_the_file_is_surveyed_once(pools: Path, disk: Path, state: int) -> None:
+    rig = Rig(pools, disk, 8 * BLOCK * PAGE, 64 * MIB)
+    try:
+        os.pwrite(rig.pool_fd, bytes([state] * 8), poolfile.STATES_OFFSET)
+        rig.reattach(clean=True)
+        _core.trim(rig.device, BLOCK * PAGE, 3 * BLOCK * PAGE, 0)
+        for block in {*range(8)} - {3}:
+            write(rig, range(block * BLOCK + 300, block * BLOCK + 301))
+        expected = at((ANCIENT, rig.counters().pages_in_file))
+        assert rig.counters().pages_in_file > 0
+        assert surveyed(rig).filed_pages == expected
+        rig.reattach(clean=False)
+        assert surveyed(rig).filed_pages == expected
+    finally:
+        rig.close()
 
 
 @pytest.mark.parametrize("clean", [True, False])

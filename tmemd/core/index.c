@@ -101,7 +101,7 @@ static void count_by_age(struct tm_ages *ages, uint64_t word, uint64_t times)
     }
 }
 
-/* Account by age for a page whose word changes. */
+/* Account by age for a page whose word in the index changes, or which enters or leaves the index (TM_NOWHERE). */
 static void change_age(struct tm_device *device, uint64_t old, uint64_t new)
 {
     if (tm_same_age(old, new))
@@ -120,7 +120,6 @@ static void count_change(struct tm_device *device, uint64_t old, uint64_t new)
         tm_count(to, 1);
     if (payload_bytes(old) != payload_bytes(new))
         tm_count(&device->counters->payload_bytes, payload_bytes(new) - payload_bytes(old));
-    change_age(device, old, new);
 }
 
 /* Account for a page whose content changes. */
@@ -154,6 +153,7 @@ uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word)
     atomic_store_explicit(&device->index[page], word, memory_order_release);
     tm_unlook(&device->locks, page);
     count_change(device, old, word);
+    change_age(device, old, word);
     free_slot(device, old); /* nobody looks at it any more: whoever did held the look lock */
     return old;
 }
@@ -316,6 +316,8 @@ static void empty_block(struct tm_device *device, uint64_t block, uint8_t state)
     for (uint32_t i = 0; i < n; i++) {
         count_freed(device, words[i]);
         count_change(device, words[i], TM_NOWHERE);
+        if (had_index)
+            change_age(device, words[i], TM_NOWHERE);
         free_slot(device, words[i]);
     }
 }
@@ -413,6 +415,8 @@ static uint64_t adopt_block(struct tm_device *device, uint64_t block)
         if (!is_valid(device, word))
             return page;
         count_change(device, TM_NOWHERE, word);
+        if (tm_in_index(device, block))
+            change_age(device, TM_NOWHERE, word);
     }
     return UINT64_MAX;
 }
