@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 PREFIX = "tmemd-test-"
+_NAME = re.compile(rf"{PREFIX}(?P<pid>\d+)-[a-z0-9_]{{8}}")  # as mkdtemp makes them
 PLACES = [Path(place) for place in ("/dev/shm", "/var/tmp", "/sys/fs/cgroup", "/sys/fs/cgroup/memory")]
 
 _CLONE_NEWNS = 0x20000
@@ -22,36 +25,57 @@ def dying_with_us(command: Sequence[str | Path]) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", *map(str, command)]
 
 
-def make_directory(parent: Path | str) -> Path:
-    """A new directory, which `sweep` removes should we be killed before we do."""
-    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
+@contextlib.contextmanager
+def directory(parent: Path | str) -> Iterator[Path]:
+    """A new directory for the length of a with block, which `sweep` removes should we be killed before its end."""
+    path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
+    with _locked(path):
+        try:
+            yield path
+        finally:
+            _remove(path)
+
+
+def sweep(places: Iterable[Path] = PLACES) -> None:
+    """Remove what runs that were killed left in these *places*; those that go on keep theirs.
+
+    Whatever else there is stays: other names, other users' directories, links, and what has a mount in it.
+    """
+    mounts = _mount_points()
+    for place in places:
+        for path in place.resolve().glob(f"{PREFIX}*"):
+            name = _NAME.fullmatch(path.name)
+            if not name or Path(f"/proc/{name['pid']}").exists() or any(each.is_relative_to(path) for each in mounts):
+                continue
+            with contextlib.suppress(OSError), _locked(path) as fd:
+                if os.fstat(fd).st_uid == os.geteuid():
+                    _remove(path)
 
 
 @contextlib.contextmanager
-def directory(parent: Path | str) -> Iterator[Path]:
-    """The same for the length of a with block."""
-    path = make_directory(parent)
+def _locked(path: Path) -> Iterator[int]:
+    """Hold a directory's lock: also a container that does not see our process sees that it is in use. Yields it open.
+
+    OSError if it is in use, or no directory.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        yield path
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield fd
     finally:
-        shutil.rmtree(path)
+        os.close(fd)
 
 
-def sweep() -> None:
-    """Remove what runs that were killed left in `PLACES`; those that go on keep theirs."""
-    for place in PLACES:
-        for path in place.glob(f"{PREFIX}*"):
-            owner = path.name.removeprefix(PREFIX).partition("-")[0]
-            if not Path(f"/proc/{owner}").exists():
-                _remove(path)
+def _mount_points() -> list[Path]:
+    """Where something is mounted (proc_pid_mountinfo(5)); white space stays written in octal."""
+    return [Path(line.split()[4]) for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
 def _remove(path: Path) -> None:
-    if not path.is_relative_to("/sys"):
-        shutil.rmtree(path, ignore_errors=True)
-        return
-    with contextlib.suppress(OSError):
+    if path.is_relative_to("/sys"):
         path.rmdir()
+    else:
+        shutil.rmtree(path)
 
 
 def own_mounts() -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbd
 import pytest
 
+from tests import leftovers
 from tests.conftest import Serve
 from tests.content import PAGE, incompressible
 from tests.crash.writers import pages
 from tests.harness import MIB, Server, counters, device
-from tests.leftovers import make_directory
 from tmemd.store import poolfile
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and making cgroups needs root")
@@ -35,14 +36,11 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
 
 
 class Cgroup:
-    """A memory cgroup of the test's own: version 1 or 2, whichever controls memory here."""
+    """A memory cgroup: version 1 or 2."""
 
-    def __init__(self, limit: int) -> None:
-        first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-        self._old = (first / "memory.limit_in_bytes").exists()
-        if not self._old and "memory" not in (second / "cgroup.subtree_control").read_text().split():
-            pytest.skip("no memory cgroup controller")
-        self.path = make_directory(first if self._old else second)
+    def __init__(self, path: Path, limit: int) -> None:
+        self._old = (path / "memory.limit_in_bytes").exists()
+        self.path = path
         self.limit = limit
         (self.path / ("memory.limit_in_bytes" if self._old else "memory.max")).write_text(str(limit))
 
@@ -61,14 +59,22 @@ class Cgroup:
         return ("sh", "-c", f'echo $$ > {self.path}/cgroup.procs; exec "$@"', "sh")
 
 
+@contextmanager
+def memory_cgroup(limit: int) -> Iterator[Cgroup]:
+    """A new cgroup of the version that controls memory here."""
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    old = (first / "memory.limit_in_bytes").exists()
+    if not old and "memory" not in (second / "cgroup.subtree_control").read_text().split():
+        pytest.skip("no memory cgroup controller")
+    with leftovers.directory(first if old else second) as path:
+        yield Cgroup(path, limit)
+
+
 @pytest.fixture
 def cgroup() -> Iterator[Cgroup]:
     """A memory cgroup with room for nbdkit and a few MiB more."""
-    group = Cgroup(128 * MIB)
-    try:
+    with memory_cgroup(128 * MIB) as group:
         yield group
-    finally:
-        group.path.rmdir()
 
 
 def write_all(server: Server) -> None:

@@ -14,7 +14,7 @@ from tests.content import PAGE, content
 from tests.crash.writers import pages
 from tests.harness import MIB, Server, device, taken, wait_until
 from tests.memoryhog import MemoryHog
-from tests.nbd.test_memory_limits import Cgroup
+from tests.nbd.test_memory_limits import Cgroup, memory_cgroup
 from tests.unit import fakes
 from tmemd.governor.host import read_memory
 from tmemd.store import poolfile
@@ -78,12 +78,11 @@ def group() -> Iterator[Cgroup]:
     """A memory cgroup for all of it."""
     if os.geteuid():
         pytest.skip("making cgroups needs root")
-    made = Cgroup(400 * MIB)
-    try:
-        yield made
-    finally:
-        wait_until(lambda: not (made.path / "cgroup.procs").read_text(), "everybody to leave the cgroup")
-        made.path.rmdir()
+    with memory_cgroup(400 * MIB) as made:
+        try:
+            yield made
+        finally:
+            wait_until(lambda: not (made.path / "cgroup.procs").read_text(), "everybody to leave the cgroup")
 
 
 def available(group: Cgroup) -> int:

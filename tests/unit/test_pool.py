@@ -181,7 +181,7 @@ def test_created_pools_belong_to_their_user_from_the_first_moment(directory: Pat
 def test_a_keeper_lets_go_of_pools_that_are_gone(directory: Path) -> None:
     def open_pools() -> int:
         links = (str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists())
-        return sum(link.startswith(str(directory)) for link in links)
+        return sum(link.startswith(f"{directory}/") for link in links)
 
     with closing(Pools(directory, keep=True)) as keeper:
         for name in ("destroyed", "removed", "kept"):
