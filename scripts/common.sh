@@ -37,12 +37,18 @@ require_commands() {
     done
 }
 
-# End processes we started, the last one first.
+# Whether this shell started the process and it has not ended; the number of one that has may be a stranger's.
+is_running() {
+    jobs -pr | grep -qx "$1"
+}
+
+# End those of the processes that are ours and still run, the last one first.
 stop_processes() {
     local i
     for ((i = $#; i > 0; i--)); do
+        is_running "${!i}" || continue
         kill "${!i}" 2>/dev/null || continue
-        timeout 10 tail --pid="${!i}" --follow /dev/null || kill -KILL "${!i}"
+        timeout 10 tail --pid="${!i}" --follow /dev/null || ! is_running "${!i}" || kill -KILL "${!i}"
     done
 }
 
