@@ -44,6 +44,7 @@ class Sample:
     target: dict[str, int]
     used: dict[str, int]
     puts: dict[str, int]
+    requests: dict[str, int]  # reads, writes and trims
 
 
 @dataclass
@@ -76,9 +77,9 @@ class Sampler:
         counters = {name: poolfile.read_counters(fd, name) for name, fd in fds.items()}
         target = {name: poolfile.read_target(fd) or 0 for name, fd in fds.items()}
         used = {name: each.used_bytes for name, each in counters.items()}
-        self.samples.append(
-            Sample(time.monotonic(), target, used, {name: each.puts for name, each in counters.items()})
-        )
+        puts = {name: each.puts for name, each in counters.items()}
+        requests = {name: each.reads + each.writes + each.trims for name, each in counters.items()}
+        self.samples.append(Sample(time.monotonic(), target, used, puts, requests))
 
     def since(self, moment: float) -> list[Sample]:
         """The samples from that moment on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -106,3 +107,24 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
     units = sorted(str(path) for path in tmp_path.iterdir())
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_only_our_own_processes_are_stopped() -> None:
+    stop = f"source {ROOT}/scripts/common.sh; sleep 1000 & processes=($! $1); stop_processes ${{processes[@]}}; wait $!"
+    with subprocess.Popen(["sleep", "1000"]) as stranger:
+        try:
+            done = subprocess.run(["bash", "-c", stop, "bash", str(stranger.pid)], check=False)
+            assert done.returncode == 128 + signal.SIGTERM
+            assert stranger.poll() is None
+        finally:
+            stranger.kill()
+
+
+@needs_root
+@pytest.mark.skipif(not Path("/dev/kmsg").exists(), reason="needs /dev/kmsg")
+def test_a_guest_is_up_before_its_disk_is_read(tmp_path: Path) -> None:
+    (tmp_path / "modprobe").write_text("#!/bin/sh\necho $*\nexit 1\n")
+    (tmp_path / "modprobe").chmod(0o755)
+    session = f"mount --bind /dev/null /dev/kmsg && PATH={tmp_path}:$PATH exec {ROOT}/scripts/guest-session /dev/vda"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", session], capture_output=True, text=True, check=False)
+    assert done.stdout == "guest: up\nvirtio_blk\n"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
+from benchmarks.contention import Sampler
+from tests.harness import wait_until
+from tests.unit import fakes
 from tests.vm.judge import find_faults
-from tests.vm.verdict import HarnessError, second_chance
+from tests.vm.verdict import HarnessError, is_idle, second_chance
 from tests.vm.watch import Sample
 
 GOOD = """\
@@ -57,6 +61,20 @@ def test_who_stops_in_the_middle_has_met_a_fault_and_who_is_slow_has_not(status:
     assert find_faults(log, samples(busy_until=30), status) == ["the guest stopped in the middle"]
     with pytest.raises(HarnessError, match="worked on"):
         find_faults(log, samples(), status)
+
+
+def test_a_disk_that_never_answers_is_a_fault() -> None:
+    assert find_faults("10 guest: up\n", samples(busy_until=11), 124) == ["the guest stopped in the middle"]
+
+
+@pytest.mark.parametrize("request_", ["reads", "writes", "trims"])
+def test_who_only_reads_or_trims_is_not_idle(tmp_path: Path, request_: str) -> None:
+    with fakes.pool(tmp_path, "web") as fd:
+        sampler = Sampler({"web": tmp_path / "web.pool"})
+        with sampler.running():
+            fakes.write_counters(fd, fakes.counters(**{request_: 1}))
+            wait_until(lambda: sampler.samples[-1].requests["web"] == 1, "the request to be seen")
+    assert not is_idle((sample.at, sample.requests["web"]) for sample in sampler.samples)
 
 
 @pytest.mark.parametrize("status", [0, 1, 124, 137])

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import msgspec
 
-from tests.vm.verdict import ENDED, HarnessError, guest_faults
+from tests.vm.verdict import ENDED, HarnessError, guest_faults, is_idle
 from tests.vm.watch import Sample
 
 MUST_COME_BACK_MIB = 600
-IDLE_SECONDS = 30.0  # a guest that asks for nothing for so long has stopped
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -37,12 +36,6 @@ def swap_faults(log: str) -> list[str]:
     return [f"only {came_back} MiB came back from swap"] if came_back <= MUST_COME_BACK_MIB else []
 
 
-def is_idle(samples: list[Sample]) -> bool:
-    """Whether nothing was asked of the device in the last seconds."""
-    last = samples[-1]
-    return all(sample.requests == last.requests for sample in samples if sample.at > last.at - IDLE_SECONDS)
-
-
 def pool_faults(samples: list[Sample], freed: float, swapoff: float) -> list[str]:
     """What the samples show: between *freed* and *swapoff* nothing but trims happened."""
     faults = []
@@ -64,7 +57,7 @@ def pool_faults(samples: list[Sample], freed: float, swapoff: float) -> list[str
 
 def find_faults(log: str, samples: list[Sample], status: int) -> list[str]:
     """All that is wrong; HarnessError when there is no telling."""
-    faults = guest_faults(log, status, idle=is_idle(samples))
+    faults = guest_faults(log, status, idle=is_idle((sample.at, sample.requests) for sample in samples))
     if status == 0:
         faults += swap_faults(log) + pool_faults(samples, moment(log, "workload: freed"), moment(log, ENDED))
     return faults

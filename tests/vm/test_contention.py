@@ -15,14 +15,13 @@ from benchmarks.contention import Sample, Sampler, mean_use, off_weights
 from tests import leftovers
 from tests.harness import MIB, ROOT, Server, device, environment
 from tests.unit import fakes
-from tests.vm.verdict import HarnessError, guest_faults, second_chance
+from tests.vm.verdict import HarnessError, guest_faults, is_idle, second_chance
 
 WEIGHTS = {"light": 100, "middle": 200, "heavy": 400}
 BUDGET = 21 * MIB
 DEVICE = 512 * MIB
 MEMORY, HOG = "208M", 165  # of a guest; MiB that its workload takes
 GUEST_SECONDS = 400
-IDLE_SECONDS = 30.0  # a guest that puts nothing for so long has stopped
 LEAST_SECONDS = 3.0  # of contention, to judge by
 NEAR = 0.05
 COMMANDS = ("vng", "virtme-run", "qemu-system-x86_64", "nbdkit")
@@ -96,9 +95,9 @@ def swap_in_three_guests() -> list[Sample]:
         said = {name: log.read_text(errors="replace") for name, log in logs.items()}
     for name, text in said.items():
         print(f"--- {name}, status {status[name]}\n{text}")
-    last = sampler.since(sampler.samples[-1].at - IDLE_SECONDS)
     for name in WEIGHTS:
-        assert guest_faults(said[name], status[name], idle=last[0].puts[name] == last[-1].puts[name]) == []
+        idle = is_idle((sample.at, sample.requests[name]) for sample in sampler.samples)
+        assert guest_faults(said[name], status[name], idle=idle) == []
     return sampler.samples
 
 

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 BOOTED, ENDED = "guest: up", "guest: swapoff succeeded"
 KILLED = (124, 137)  # timeout's exit status, for SIGTERM and SIGKILL
+IDLE_SECONDS = 30.0  # a guest that asks for nothing for so long has stopped
 
 T = TypeVar("T")
 
 
 class HarnessError(Exception):
     """The evidence is incomplete: the harness broke, which says nothing of the device."""
+
+
+def is_idle(requests: Iterable[tuple[float, int]]) -> bool:
+    """Whether nothing was asked of the device in the last seconds, by its count of requests at moments in seconds."""
+    *before, (end, count) = requests
+    return all(number == count for at, number in before if at > end - IDLE_SECONDS)
 
 
 def guest_faults(log: str, status: int, *, idle: bool) -> list[str]:
