@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from tests.unit.test_recording import pool
-from tmemd.governor.sample import PoolSample
 from tmemd.policy import Demand, demand
 from tmemd.policy.demand import HOT, Use
 from tmemd.store.poolfile import GENERATIONS
+from tmemd.store.sample import PoolSample
 
 MIB = 1 << 20
 

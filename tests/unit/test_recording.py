@@ -16,10 +16,10 @@ import pytest
 from tests import harness
 from tests.unit import fakes
 from tmemd.cli import main
-from tmemd.governor.sample import PoolSample
 from tmemd.simulation import recording
 from tmemd.simulation.recording import Header, Moment, PoolMoment, RecordingError, Writer, read
 from tmemd.store.poolfile import GENERATIONS, Ages, PoolError
+from tmemd.store.sample import PoolSample
 
 HEADER = Header(started="2026-11-23T12:00:00+00:00", interval=0.5, policy="fair")
 NONE = (0,) * GENERATIONS

@@ -117,8 +117,8 @@ struct tm_histogram {
     _Atomic uint64_t sum_ns, counts[TM_LATENCIES];
 };
 
-/* The statistics page; tmemd.store.poolfile.Statistics names the same fields. Writer: the serving process. What is 'by age' is
- * indexed by how many generations ago the page was last put or read; the last entry is of all that are older. */
+/* The statistics page; tmemd.store.poolfile.Latencies and Ages name the same fields. Writer: the serving process. What is
+ * 'by age' is indexed by how many generations ago the page was last put or read; the last entry is of all that are older. */
 struct tm_statistics {
     struct tm_histogram put, get, spill, file_read;
     _Atomic uint64_t gets_by_age[TM_GENERATIONS], file_reads_by_age[TM_GENERATIONS];

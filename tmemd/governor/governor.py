@@ -19,13 +19,13 @@ from tmemd.daemonconfig import DaemonConfig
 from tmemd.governor.budget import Budget, Limits, Moment
 from tmemd.governor.host import Memory, read_memory
 from tmemd.governor.observe import Observer, Seen
-from tmemd.governor.sample import PoolSample
 from tmemd.governor.writes import WriteAllowance, Writer, granted
 from tmemd.policy import Demand, Policy, demand
 from tmemd.protocol import HostStatus
 from tmemd.settings import PoolSettings
 from tmemd.store import poolfile
 from tmemd.store.pool import Pools
+from tmemd.store.sample import PoolSample
 
 _log: Final = logging.getLogger("tmemd")
 

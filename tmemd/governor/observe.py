@@ -13,11 +13,11 @@ from typing import Final
 
 import msgspec
 
-from tmemd.governor.sample import PoolSample
 from tmemd.settings import PoolSettings
 from tmemd.store import poolfile
 from tmemd.store.pool import Pool
 from tmemd.store.poolfile import Ages, Control, Counters, Identity, PoolError
+from tmemd.store.sample import PoolSample
 
 _log: Final = logging.getLogger("tmemd")
 

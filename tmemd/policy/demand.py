@@ -6,8 +6,8 @@ from typing import Final
 
 import msgspec
 
-from tmemd.governor.sample import PoolSample
 from tmemd.store.poolfile import PAGE, Ages, Counters
+from tmemd.store.sample import PoolSample
 
 # Before a pool has stored anything to measure it by: what LZ4 makes of a page of a live process.
 _FIRST_PAGE_BYTES: Final = PAGE // 3

@@ -16,10 +16,10 @@ from typing import IO, Annotated, Any, Final, Literal
 
 import msgspec
 
-from tmemd.governor.sample import PoolSample
 from tmemd.protocol import PoolStatus
 from tmemd.settings import MAX_WEIGHT
 from tmemd.store.poolfile import GENERATIONS, Ages, PoolError, is_name
+from tmemd.store.sample import PoolSample
 
 VERSION: Final = 1
 _MAX_LINE: Final = 16 << 20

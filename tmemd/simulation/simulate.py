@@ -14,11 +14,11 @@ from typing import Final
 import msgspec
 
 from tmemd.governor.governor import held_back
-from tmemd.governor.sample import PoolSample
 from tmemd.policy import Demand, Policy, demand
 from tmemd.simulation.recording import Moment, PoolMoment, Recording
 from tmemd.simulation.storemodel import Counts, Flow, Space, Store
 from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, PAGE, Ages
+from tmemd.store.sample import PoolSample
 
 # Where a recording has too few to measure them by: pages of 4 KiB on an NVMe drive of a cloud, one at a time.
 DEFAULT_READ_SECONDS: Final = 100e-6

@@ -310,7 +310,7 @@ class Snapshot:
         return _ages(_AGE_WORDS.unpack_from(self._data, _AGES_OFFSET - COUNTERS_OFFSET))
 
 
-def read_words(fd: int) -> bytes:
+def read_counters_and_control(fd: int) -> bytes:
     """Counters and control words as they are now: they are the same again where nothing has happened."""
     return os.pread(fd, _WORDS_BYTES, COUNTERS_OFFSET)
 
