@@ -124,7 +124,7 @@ static uint64_t candidates(const struct demotion *demotion, unsigned age, bool m
 {
     const struct tm_vain *vain = &demotion->device->vain;
     const struct tm_ages *ages = &demotion->device->ages;
-    unsigned then = tm_generation_of_age(demotion->device, age);
+    unsigned then = tm_generation_of_age(atomic_load(&demotion->device->generation), age);
     if (demotion->choice.bounded && age >= vain->age && vain->bound == bound_of(demotion))
         return 0;
     uint64_t bytes = tm_known(&(demotion->choice.raw_only ? ages->raw : ages->stored)[then]);

@@ -169,10 +169,9 @@ static inline uint64_t tm_known(const _Atomic uint64_t *sum)
     return (int64_t)now < 0 ? 0 : now;
 }
 
-/* The generation of pages that are this old; ancient ones have 0. */
-static inline unsigned tm_generation_of_age(struct tm_device *device, unsigned age)
+/* The generation of pages that are this old in generation `now`; ancient ones have 0. */
+static inline unsigned tm_generation_of_age(unsigned now, unsigned age)
 {
-    unsigned now = atomic_load_explicit(&device->generation, memory_order_relaxed);
     return age == TM_ANCIENT ? 0 : now > age ? now - age : now + TM_ANCIENT - age;
 }
 

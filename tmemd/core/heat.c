@@ -52,8 +52,9 @@ void tm_age(struct tm_device *device)
 void tm_survey(struct tm_device *device)
 {
     struct tm_statistics *statistics = device->statistics;
+    unsigned now = atomic_load(&device->generation); /* once: tm_age may come between */
     for (unsigned age = 0; age < TM_GENERATIONS; age++) {
-        unsigned then = tm_generation_of_age(device, age);
+        unsigned then = tm_generation_of_age(now, age);
         const struct tm_ages *ages = &device->ages;
         atomic_store_explicit(&statistics->stored_by_age[age], tm_known(&ages->stored[then]), memory_order_relaxed);
         atomic_store_explicit(&statistics->raw_by_age[age], tm_known(&ages->raw[then]), memory_order_relaxed);

@@ -85,19 +85,19 @@ static _Atomic uint64_t *pages_counter(struct tm_device *device, uint64_t word)
     }
 }
 
-/* Count a page by age, `times` times; UINT64_MAX: once less. */
-static void count_by_age(struct tm_ages *ages, uint64_t word, uint64_t times)
+/* Count n pages with this word by age: 1, or -1 for one that is not there any more. */
+static void count_by_age(struct tm_ages *ages, uint64_t word, int64_t n)
 {
     unsigned generation = tm_generation(word);
     if (tm_kind(word) == TM_TMEM) {
-        uint64_t bytes = times * tm_slot_size(tm_length(word));
+        uint64_t bytes = (uint64_t)n * tm_slot_size(tm_length(word));
         tm_count(&ages->stored[generation], bytes);
         if (tm_encoding(word) == TM_RAW)
             tm_count(&ages->raw[generation], bytes);
         if (word & TM_WORD_FLAG)
             tm_count(&ages->copied[generation], bytes);
     } else if (tm_kind(word) == TM_FILE) {
-        tm_count(&ages->filed[generation], times);
+        tm_count(&ages->filed[generation], (uint64_t)n);
     }
 }
 
@@ -107,7 +107,7 @@ static void change_age(struct tm_device *device, uint64_t old, uint64_t new)
     if (tm_same_age(old, new))
         return;
     count_by_age(&device->ages, new, 1); /* first: no page may seem to be nowhere */
-    count_by_age(&device->ages, old, UINT64_MAX);
+    count_by_age(&device->ages, old, -1);
 }
 
 /* Account for a page whose word changes. The counters' cache lines travel between the cores: what is the same is left alone. */

@@ -32,16 +32,20 @@ enum tm_kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 
 
 enum tm_encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 
+#define TM_WORD_KIND UINT64_C(7)
+#define TM_WORD_ENCODING (UINT64_C(3) << 3)
+#define TM_WORD_GENERATION (UINT64_C(15) << 8)
+#define TM_WORD_LENGTH (UINT64_C(0x1fff) << 12)
 #define TM_WORD_FLAG (UINT64_C(1) << 5) /* tmem: the file holds the same; file: no checksum is known */
 #define TM_IN_FLUX UINT32_MAX /* for the checksum of a file word with the flag: old or new, it is being overwritten */
 #define TM_GENERATIONS 16u
 #define TM_PROMOTE_AGE 6u /* a page that comes back from the file when it is younger is put again */
 #define TM_ANCIENT (TM_GENERATIONS - 1) /* the age of generation 0; the others take turns */
 
-static inline enum tm_kind tm_kind(uint64_t word) { return (enum tm_kind)(word & 7); }
-static inline enum tm_encoding tm_encoding(uint64_t word) { return (enum tm_encoding)(word >> 3 & 3); }
-static inline unsigned tm_generation(uint64_t word) { return (unsigned)(word >> 8 & 15); }
-static inline uint32_t tm_length(uint64_t word) { return (uint32_t)(word >> 12 & 0x1fff); }
+static inline enum tm_kind tm_kind(uint64_t word) { return (enum tm_kind)(word & TM_WORD_KIND); }
+static inline enum tm_encoding tm_encoding(uint64_t word) { return (enum tm_encoding)((word & TM_WORD_ENCODING) >> 3); }
+static inline unsigned tm_generation(uint64_t word) { return (unsigned)((word & TM_WORD_GENERATION) >> 8); }
+static inline uint32_t tm_length(uint64_t word) { return (uint32_t)((word & TM_WORD_LENGTH) >> 12); }
 static inline uint64_t tm_location(uint64_t word) { return (word >> 28) * TM_SLOT_ALIGN; }
 static inline uint32_t tm_file_crc(uint64_t word) { return (uint32_t)(word >> 32); }
 
@@ -58,7 +62,7 @@ static inline uint64_t tm_file_word(uint32_t crc, unsigned generation)
 
 static inline uint64_t tm_with_generation(uint64_t word, unsigned generation)
 {
-    return (word & ~(UINT64_C(15) << 8)) | (uint64_t)generation << 8;
+    return (word & ~TM_WORD_GENERATION) | (uint64_t)generation << 8;
 }
 
 /* Whether two words of a page differ at most in when it was used. */
@@ -68,7 +72,11 @@ static inline bool tm_same_content(uint64_t one, uint64_t other)
 }
 
 /* Whether two words count the same by age: where the page lies, or its checksum, makes no difference. */
-static inline bool tm_same_age(uint64_t one, uint64_t other) { return ((one ^ other) & 0x1ffff3f) == 0; }
+static inline bool tm_same_age(uint64_t one, uint64_t other)
+{
+    uint64_t counted = TM_WORD_KIND | TM_WORD_ENCODING | TM_WORD_FLAG | TM_WORD_GENERATION | TM_WORD_LENGTH;
+    return ((one ^ other) & counted) == 0;
+}
 
 static inline uint64_t tm_with_location(uint64_t word, uint64_t location)
 {
