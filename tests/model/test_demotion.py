@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +151,52 @@ def test_when_the_bound_rises_what_was_in_vain_is_tried_again(rig: Rig) -> None:
     assert filed(rig, pages) == list(pages)
 
 
+def test_what_a_flush_has_brought_to_the_file_is_tried_again(pools: Path, disk: Path) -> None:
+    rig = Rig(pools, disk, 2 * PAGES * PAGE, 32 * MIB, durable=True)
+    try:
+        pages = range(FIRST, FIRST + 400)
+        put(rig, pages)
+        age(rig, 2)
+        poolfile.write_demotion_writes(rig.pool_fd, 10)
+        for _ in range(2):
+            rig.device.demote(ALL, min_age=1, bounded=True)
+        assert len(filed(rig, pages)) == 10
+        _core.flush(rig.device, 0)
+        rig.device.demote(ALL, min_age=1, bounded=True)
+        assert (filed(rig, pages), rig.counters().demotion_writes) == (list(pages), 10)
+    finally:
+        rig.close()
+
+
+def test_a_round_that_found_too_little_does_not_keep_later_pages_from_going(rig: Rig) -> None:
+    first, second = range(FIRST, FIRST + 100), range(FIRST + 100, FIRST + 200)
+    for pages in first, second:
+        put(rig, pages)
+        assert rig.device.demote(ALL, bounded=True) > 0
+        assert filed(rig, pages) == list(pages)
+
+
+@contextmanager
+def writes_fail_from(page: int) -> Iterator[None]:
+    """The backing file cannot be written from *page* on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (page * PAGE, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_could_not_be_written_is_tried_again(rig: Rig) -> None:
+    pages = range(FIRST, FIRST + 100)
+    put(rig, pages)
+    age(rig, 2)
+    with writes_fail_from(FIRST), pytest.raises(OSError, match=r"."):
+        rig.device.demote(ALL, min_age=1, bounded=True)
+    rig.device.demote(ALL, min_age=1, bounded=True)
+    assert filed(rig, pages) == list(pages)
+
+
 def test_writes_that_fail_are_not_counted(rig: Rig) -> None:
     put(rig, range(FIRST, FIRST + 400))
     rig.make_file_read_only()
@@ -183,14 +229,10 @@ def test_what_cannot_be_written_does_not_keep_other_pages_from_going(rig: Rig) -
     put(rig, last)
     rig.device.demote(PAGE)  # demotion goes on there next time
     put(rig, others)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (last.start * PAGE, before[1]))
-    try:
+    with writes_fail_from(last.start):
         for _ in range(10):
             with suppress(OSError):
                 rig.device.demote(10 * PAGE)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert rig.counters().io_errors > 0
     assert filed(rig, others)
     assert wrong(rig, last) == wrong(rig, others) == []

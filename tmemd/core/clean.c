@@ -10,6 +10,8 @@ static int copy_to_file(struct tm_device *device, uint64_t first, uint32_t n, ui
         if (!tm_copy_out(device, first + i, content + (size_t)i * TM_PAGE, &word))
             return EAGAIN;
     int error = tm_file_write(&device->file, first, n, content);
+    if (!error)
+        device->vain.age = TM_GENERATIONS; /* these may go now, whatever the bound */
     for (uint32_t i = 0; i < n && !error; i++) {
         tm_look(&device->locks, first + i);
         tm_touch(device, first + i, tm_word(device, first + i) | TM_WORD_FLAG);

@@ -28,7 +28,7 @@ struct tm_ages {
 };
 
 /* What a demotion has looked for in vain: from this age on nothing is left that may go within this bound. What is old stays
- * so until the next generation begins. */
+ * so until the next generation begins, and what the file lacks until it is copied there. */
 struct tm_vain {
     unsigned age; /* TM_GENERATIONS: none */
     uint64_t bound;
