@@ -176,6 +176,19 @@ def test_a_round_that_found_too_little_does_not_keep_later_pages_from_going(rig:
         assert filed(rig, pages) == list(pages)
 
 
+def test_when_the_old_pages_are_damaged_younger_ones_make_room(rig: Rig) -> None:
+    old, young = range(FIRST, FIRST + 100), range(FIRST + 100, FIRST + 200)
+    put(rig, old)
+    for page in old:
+        os.pwrite(rig.pool_fd, b"damaged", record_offset(rig.pool, page) + 12)
+    age(rig, 2)
+    put(rig, young)
+    assert rig.device.demote(10 * PAGE, min_age=1) == 0
+    assert rig.device.demote(10 * PAGE) >= 10 * PAGE
+    assert filed(rig, old) == []
+    assert filed(rig, young)
+
+
 @contextmanager
 def writes_fail_from(page: int) -> Iterator[None]:
     """The backing file cannot be written from *page* on."""

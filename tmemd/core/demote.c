@@ -228,20 +228,41 @@ static void note_vain(const struct demotion *demotion, uint64_t bound)
         demotion->device->vain = (struct tm_vain){.age = demotion->age ? demotion->age : 1, .bound = bound};
 }
 
+/* Once through the blocks, or until it is done. */
+static void go_round(struct demotion *demotion)
+{
+    struct tm_device *device = demotion->device;
+    pthread_t helpers[HELPERS];
+    demotion->hand = device->hand;
+    atomic_store(&demotion->begun, 0);
+    unsigned n = start_helpers(demotion, helpers);
+    work(demotion);
+    join_helpers(helpers, n);
+    tm_bounces_release(&device->file); /* whole runs went through them */
+    device->hand = next_hand(demotion, n);
+}
+
+/* Whether nothing of the ages it was to take could go, so that whoever cannot go on without needs what is younger: damaged
+ * records are counted, but cannot be moved. */
+static bool needs_younger(const struct demotion *demotion)
+{
+    return !demotion->choice.bounded && demotion->age > demotion->choice.min_age && !atomic_load(&demotion->freed) &&
+           !atomic_load(&demotion->error);
+}
+
 /* Under clean_lock, which also its helpers rely on. */
 static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
 {
-    struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes, .hand = device->hand};
-    pthread_t helpers[HELPERS];
+    struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes};
     uint64_t bound = bound_of(&demotion);
     *freed = 0;
     if (!bytes || !find_age(&demotion))
         return 0;
-    unsigned n = start_helpers(&demotion, helpers);
-    work(&demotion);
-    join_helpers(helpers, n);
-    tm_bounces_release(&device->file); /* whole runs went through them */
-    device->hand = next_hand(&demotion, n);
+    go_round(&demotion);
+    if (needs_younger(&demotion)) {
+        demotion.age = choice.min_age;
+        go_round(&demotion);
+    }
     note_vain(&demotion, bound);
     *freed = atomic_load(&demotion.freed);
     return atomic_load(&demotion.error);
