@@ -54,3 +54,11 @@ def test_use_begins_anew_with_the_pool() -> None:
 def test_counters_that_fall_are_not_believed() -> None:
     high, low = sample(gets=by_age(a5=100), puts=10), sample()
     assert min(msgspec.structs.astuple(told(high, low).use)) >= 0
+
+
+def test_what_a_survey_counts_after_one_that_was_not_believed_is_not_new() -> None:
+    known = sample(gets=by_age(a5=1_000_000))
+    unknown = sample(surveys=0)
+    again = sample(gets=by_age(a5=1_000_100), surveys=2)
+    assert told(known, unknown, again).use.warm_reads == 0
+    assert told(unknown, again, sample(gets=by_age(a5=1_000_107), surveys=3)).use.warm_reads == 7

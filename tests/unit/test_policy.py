@@ -191,6 +191,18 @@ def test_pages_that_are_seldom_read_count_as_older() -> None:
         assert max(targets.values()) - min(targets.values()) < 5 * MIB
 
 
+@pytest.mark.parametrize("reads", [2.0**-60, 1.0, 10.0])
+def test_a_few_reads_say_nothing_of_how_often_pages_are_read(reads: float) -> None:
+    """Nor do many that were long ago, nor the first after tmemd was started again."""
+    heat = (0,) * 8 + (1000 * MIB,)
+    known = [
+        pool(name, heat=heat, use=Use(warm_reads=warm, warm_bytes=170.0 * 1000 * MIB))
+        for name, warm in (("read", reads), ("idle", 0.0))
+    ]
+    targets = by_name("fair")(known, 1000 * MIB)
+    assert targets["read"] == pytest.approx(targets["idle"], rel=0.01)
+
+
 def test_hot_pages_count_as_older_where_the_guest_reads_less_than_it_puts() -> None:
     job, server = (
         hot(name, 100 * MIB, use=Use(reads=reads, puts=1000.0, warm_reads=warm, warm_bytes=LONG))

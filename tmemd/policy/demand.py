@@ -20,7 +20,7 @@ HOT: Final = 3
 _FADE: Final = 0.5 ** (1 / 120)
 
 
-class Use(msgspec.Struct, frozen=True, kw_only=True):
+class Use(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a guest did of late: sums over ticks, each of which counts for a little less than the next."""
 
     puts: float = 0.0  # pages, of more than zeros
@@ -29,7 +29,7 @@ class Use(msgspec.Struct, frozen=True, kw_only=True):
     warm_bytes: float = 0.0  # what pages that are not hot take, or would if they were in tmem
 
 
-class Demand(msgspec.Struct, frozen=True, kw_only=True):
+class Demand(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One pool at one tick. Sizes in bytes of RAM; pages are counts since the tick before."""
 
     name: str
@@ -85,7 +85,9 @@ def _use(before: PoolSample, now: PoolSample, use: Use, warm_bytes: int) -> Use:
     counters, earlier = now.counters, before.counters
     puts = counters.puts - earlier.puts - (counters.puts_zero - earlier.puts_zero)
     reads = counters.gets - earlier.gets + counters.file_reads - earlier.file_reads
-    warm = 0 if now.ages is before.ages else _warm_reads(now.ages) - _warm_reads(before.ages)
+    # Without a survey on either side, or with one that was not believed, all since the pool was made would seem new.
+    known = before.ages.surveys and now.ages.surveys and now.ages is not before.ages
+    warm = _warm_reads(now.ages) - _warm_reads(before.ages) if known else 0
     return Use(
         puts=use.puts * _FADE + max(puts, 0),
         reads=use.reads * _FADE + max(reads, 0),

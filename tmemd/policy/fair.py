@@ -26,9 +26,9 @@ _RETURN: Final = 3 / 4
 # However seldom a pool's pages are read, it reaches back this part of the time that others do. With 0.05 leak costs
 # 13.0; with 0.2 it costs 14.3, and batch 18.4.
 _LEAST: Final = 0.1
-# Pages that are not hot, as bytes times ticks: with much fewer a pool is taken to be as others are. With an eighth of
-# this nothing changes by 1 %; with eight times as much batch costs 18.8 and leak 14.6.
-_TOO_FEW: Final = 8 << 20
+# Reads of pages that are not hot: with much fewer, own and expected, a pool is taken to be as others are. With 30 leak
+# costs 13.3; with 200 batch costs 18.4 and leak 14.0, with 1000 they cost 18.9 and 14.4.
+_TOO_FEW: Final = 100
 
 
 class Reach(NamedTuple):
@@ -95,12 +95,13 @@ def _reaches(demands: Sequence[Demand]) -> list[Reach]:
     A guest's hot pages count for less only if it also reads less than it puts, as a job or a leak does.
     """
     reads = fsum(demand.use.warm_reads for demand in demands)
-    per_read = fsum(demand.use.warm_bytes for demand in demands) / reads if reads else 0.0
+    held = fsum(demand.use.warm_bytes for demand in demands)
     lightest = min(demand.weight for demand in demands)
     reaches = []
     for demand in demands:
         use, weight = demand.use, demand.weight / lightest
-        warm = (use.warm_reads * per_read + _TOO_FEW) / (use.warm_bytes + _TOO_FEW) if reads else 1.0
+        expected = reads * (use.warm_bytes / held) if held else 0.0
+        warm = (use.warm_reads + _TOO_FEW) / (expected + _TOO_FEW)
         hot = max(warm, use.reads / use.puts) if use.puts else 1.0
         reaches.append(Reach(weight * max(_LEAST, min(1.0, hot)), weight * max(_LEAST, min(1.0, warm))))
     return reaches
