@@ -136,6 +136,17 @@ def test_hot_pages_go_before_cold_ones_whatever_the_weights() -> None:
     assert targets["cold"] >= 11 * MIB
 
 
+@pytest.mark.parametrize("pages", [0, MIB])
+def test_a_light_pool_with_few_pages_does_not_part_the_others_by_weight_alone(pages: int) -> None:
+    budget = 1000 * MIB
+    one, other = hot("a", 800 * MIB), pool("b", used=1000 * MIB, heat=(0,) * 8 + (1000 * MIB,) + (0,) * 7)
+    fair = by_name("fair")
+    alone = fair([one, other], budget)
+    assert alone["a"] > 800 * MIB
+    beside = fair([one, other, hot("c", pages, weight=1)], budget)
+    assert beside["a"] > 0.98 * alone["a"]
+
+
 def test_a_pool_gets_no_more_than_it_can_fill_while_others_want_it() -> None:
     """Pages in the file are wanted when they are read or put again, not when they are only remembered as hot."""
     known = [hot("full", 100 * MIB), hot("away", 100 * MIB, used=10 * MIB, file_reads=1000)]

@@ -13,7 +13,7 @@ from tmemd.store.sample import PoolSample
 _FIRST_PAGE_BYTES: Final = PAGE // 3
 _ENOUGH: Final = 1000  # pages
 # Pages are hot that were used in so many generations, the last of which has only begun: 10 to 15 seconds. In
-# seconds of the disk's time phased, skewed, idle-giant, batch, leak, builds and scans cost 8.7, 11.0, 4.5, 18.2, 13.2,
+# seconds of the disk's time phased, skewed, idle-giant, batch, leak, builds and scans cost 8.7, 11.0, 4.5, 18.2, 13.1,
 # 13.4 and 20.2 with 3; with 2: 8.7, 11.2, 4.8, 19.0, 12.8, 13.4, 20.2; with 4: 9.4, 10.9, 4.5, 19.1, 14.9, 13.9, 20.2.
 HOT: Final = 3
 # What a tick counts for after one more: half after a minute. With 15 seconds, or 10 minutes, nothing changes by 1 %.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from math import fsum
@@ -12,7 +13,7 @@ from tmemd.policy.share import share
 from tmemd.store.poolfile import GENERATIONS
 
 # Behind each constant stands what others cost: seconds of the disk's time on the recorded phased, skewed, idle-giant,
-# batch, leak, builds and scans. With those that hold it is 8.7, 11.0, 4.5, 18.2, 13.2, 13.4 and 20.2.
+# batch, leak, builds and scans. With those that hold it is 8.7, 11.0, 4.5, 18.2, 13.1, 13.4 and 20.2.
 #
 # Room for what is put in so many ticks of 0.5 s: others have to give it back first. With 2: 9.0, 10.9, 4.5, 18.0, 13.1,
 # 13.2, 20.3; with 4: 8.7, 11.1, 4.7, 18.7, 13.7, 13.7, 20.6.
@@ -29,6 +30,8 @@ _LEAST: Final = 0.1
 # Reads of pages that are not hot: with much fewer, own and expected, a pool is taken to be as others are. With 30 leak
 # costs 13.3; with 200 batch costs 18.4 and leak 14.0, with 1000 they cost 18.9 and 14.4.
 _TOO_FEW: Final = 100
+# Where the lightest pools have less than this part of all pages, the next sets the scale. Recordings have one weight.
+_FEW_PAGES: Final = 16
 
 
 class Reach(NamedTuple):
@@ -96,7 +99,7 @@ def _reaches(demands: Sequence[Demand]) -> list[Reach]:
     """
     reads = fsum(demand.use.warm_reads for demand in demands)
     held = fsum(demand.use.warm_bytes for demand in demands)
-    lightest = min(demand.weight for demand in demands)
+    lightest = _lightest(demands)
     reaches = []
     for demand in demands:
         use, weight = demand.use, demand.weight / lightest
@@ -105,6 +108,13 @@ def _reaches(demands: Sequence[Demand]) -> list[Reach]:
         hot = max(warm, use.reads / use.puts) if use.puts else 1.0
         reaches.append(Reach(weight * max(_LEAST, min(1.0, hot)), weight * max(_LEAST, min(1.0, warm))))
     return reaches
+
+
+def _lightest(demands: Sequence[Demand]) -> int:
+    """The least weight, but for pools that together have so few pages that they cannot set the scale for the others."""
+    by_weight = sorted(demands, key=lambda demand: demand.weight)
+    pages = list(accumulate(sum(demand.heat) for demand in by_weight))
+    return by_weight[bisect_right(pages, pages[-1] // _FEW_PAGES)].weight if pages[-1] else by_weight[0].weight
 
 
 def _warmer(warm: Sequence[int], generations: float) -> int:
