@@ -199,7 +199,8 @@ def test_a_request_says_which_pages_go(opened: Open) -> None:
     assert (in_tmem(served, range(1100, 1300)), in_tmem(served, range(1300, 1500))) == (0, 200)
 
 
-def test_what_is_known_by_age_is_published_when_it_is_time(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_surveyed_when_something_changed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmemd.device.served.SURVEY_EVERY", 0.0)
     served = opened()
 
     def surveys() -> int:
@@ -207,14 +208,13 @@ def test_what_is_known_by_age_is_published_when_it_is_time(opened: Open, monkeyp
             return poolfile.read_ages(pool.fileno(), served.pool_path).surveys
 
     rounds(served, 1)
+    write(served, range(1100, 1200))
     before = surveys()
-    assert before
-    monkeypatch.setattr("tmemd.device.served.SURVEY_EVERY", math.inf)
     rounds(served, 5)
     assert surveys() == before
-    monkeypatch.setattr("tmemd.device.served.SURVEY_EVERY", 0.0)
+    _core.pread(served.core, bytearray(PAGE), 1100 * PAGE, 0)
     rounds(served, 5)
-    assert surveys() == before + 5
+    assert surveys() == before + 1
 
 
 def test_a_generation_lasts_its_time_however_many_rounds_there_are(

@@ -42,7 +42,7 @@ TICK_AFTER_FAILURE: Final = 1.0
 # Generations: pages this old were not used for at least one whole one, and make room for others. With 1 uniform use of
 # everything writes 0.65 pages to the disk for each page written, with 2 0.53, without any room made 0.49.
 OLDER: Final = 2
-SURVEY_EVERY: Final = 1.0  # seconds
+SURVEY_EVERY: Final = 1.0  # seconds, while something changes
 REST_AFTER: Final = 2.0  # seconds in which nothing changed: what there was to survey, to compact or to demote is done
 # Seconds between two looks then. A hundred devices of one nbdkit take 1.8 to 2.4 % of a CPU, most of it to wake their
 # threads; 3.6 % with TICK, 7.5 % with a whole tick each time.
@@ -74,7 +74,8 @@ class ServedDevice:
         self._refused = 0
         self._headroom = Headroom(self.config.headroom)
         self._aged = time.monotonic()
-        self._surveyed = -SURVEY_EVERY
+        self._surveyed: tuple[float, ...] | None = None  # what the counters said at the last survey
+        self._last_survey = -SURVEY_EVERY
         self._words = b""  # counters and control, when they last changed
         self._changed = 0.0  # and when that was
         self._failure = ""  # of the last round of upkeep
@@ -145,9 +146,11 @@ class ServedDevice:
             self.core.age()
 
     def _survey(self) -> None:
-        """Publish what is stored by age."""
-        if time.monotonic() - self._surveyed >= SURVEY_EVERY:
-            self._surveyed = time.monotonic()
+        """Publish what is stored by age, if it can have changed."""
+        now = self.counters()
+        marks = now.puts, now.invalidates, now.gets, now.file_reads, now.demotions, self._aged
+        if marks != self._surveyed and time.monotonic() - self._last_survey >= SURVEY_EVERY:
+            self._surveyed, self._last_survey = marks, time.monotonic()
             self.core.survey()
 
     def _make_room(self) -> bool:
