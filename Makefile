@@ -41,7 +41,7 @@ format: setup  ## let ruff rearrange the Python code
 	ruff check --fix .
 	ruff format .
 
-test: build lint  ## lint and all tests, real guests included (about a quarter of an hour)
+test: build lint  ## lint and all tests, real guests included (eleven minutes on two cores)
 	pytest
 
 test-quick: build  ## the tests that boot no guest

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB, taken
+from tests.model.conftest import PAGES
 from tests.model.index import Kind, kinds, record_offset
 from tests.model.rig import Rig
 from tmemd.core import _core
 from tmemd.store import poolfile
-
-PAGES = 1024
-
-
-@pytest.fixture
-def rig(pools: Path, disk: Path) -> Iterator[Rig]:
-    """A device with room for all its pages."""
-    rig = Rig(pools, disk, PAGES * PAGE, 16 * MIB)
-    yield rig
-    rig.close()
 
 
 def write(rig: Rig, pages: range, version: int) -> None:

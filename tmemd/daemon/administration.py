@@ -62,7 +62,8 @@ class Administration:
 
     def _is_of_another(self, name: str) -> bool:
         """Whether what is kept for the pool was set while it was another user's."""
-        return self.pools.owner(name) is not None and self._store.of(name).owner not in (UNSET, self.pools.owner(name))
+        kept = self._store.of(name).owner
+        return kept is not UNSET and self.pools.owner(name) not in (None, kept)
 
     def _changed(self, name: str, *, forget: Iterable[str] = (), **fields: Any) -> Overrides:
         owner = self.pools.owner(name)
