@@ -269,7 +269,6 @@ def test_a_device_is_what_the_reference_is(machine: type[Machine]) -> None:
         settings=settings(
             max_examples=60,
             stateful_step_count=40,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

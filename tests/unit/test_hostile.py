@@ -177,7 +177,7 @@ def is_valid(data: bytes) -> bool:
     return True
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(b'{"type":"freeze","name":"web","name":"db","frozen":true}\n')
 @example(b'{"type":"freeze","name":"web","frozen":false,"frozen":true}\n')
 @example(b'{"type":"list","type":"destroy","name":"web","lose_pages":true}\n')

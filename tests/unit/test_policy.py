@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tmemd.policy import Demand, by_name
@@ -17,8 +17,6 @@ from tmemd.policy.share import share
 MIB = 1 << 20
 NAMES = ("fair", "greedy", "static", "reconf-static", "smart-alloc:0.75", "smart-alloc:6")
 sizes = st.integers(0, 1 << 50)
-# How long a test takes says nothing about what it tests.
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def pool(name: str = "a", **values: Any) -> Demand:
@@ -66,7 +64,6 @@ def demands(draw: st.DrawFn) -> list[Demand]:
 parties = st.lists(st.tuples(st.integers(1, 10_000) | st.integers(1, (1 << 64) - 1), sizes, sizes), max_size=12)
 
 
-@relaxed
 @given(sizes, parties)
 def test_a_share_is_the_weight_times_one_level_between_floor_and_ceiling(budget: int, of: list[Any]) -> None:
     weights, floors = [w for w, _, _ in of], [f for _, f, _ in of]
@@ -83,7 +80,6 @@ def test_a_share_is_the_weight_times_one_level_between_floor_and_ceiling(budget:
         assert got == ceilings
 
 
-@relaxed
 @given(sizes, parties)
 def test_nobody_at_the_ceiling_is_below_the_level_of_the_others(budget: int, of: list[Any]) -> None:
     weights, floors = [w for w, _, _ in of], [f for _, f, _ in of]
@@ -95,7 +91,6 @@ def test_nobody_at_the_ceiling_is_below_the_level_of_the_others(budget: int, of:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@relaxed
 @given(demands(), sizes)
 def test_every_policy_keeps_budget_minimums_and_caps(name: str, known: list[Demand], budget: int) -> None:
     targets = by_name(name)(known, budget)
@@ -105,7 +100,6 @@ def test_every_policy_keeps_budget_minimums_and_caps(name: str, known: list[Dema
 
 
 @pytest.mark.parametrize("name", NAMES)
-@relaxed
 @given(demands(), sizes, st.randoms(use_true_random=False))
 def test_the_order_of_pools_does_not_matter(name: str, known: list[Demand], budget: int, rng: random.Random) -> None:
     shuffled = known[:]
@@ -113,7 +107,6 @@ def test_the_order_of_pools_does_not_matter(name: str, known: list[Demand], budg
     assert by_name(name)(known, budget) == by_name(name)(shuffled, budget)
 
 
-@relaxed
 @given(st.lists(st.integers(1, 10_000), min_size=1, max_size=8), st.integers(MIB, 1 << 40))
 def test_pools_that_all_want_more_have_ram_by_weight(weights: list[int], budget: int) -> None:
     known = [hot(str(i), 2 * budget, weight=weight) for i, weight in enumerate(weights)]

@@ -94,7 +94,6 @@ def test_a_page_read_again_and_again_is_read_from_the_file_once_if_there_is_room
     assert store.counts.file_reads == pytest.approx(1010)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(*[st.integers(0, 1 << 24)] * 4, st.integers(0, 15)), max_size=20))
 def test_no_page_is_made_or_lost(steps: list[tuple[int, int, int, int, int]]) -> None:
     store, expected = Store(), 0
@@ -197,7 +196,7 @@ def hostile(rng: random.Random) -> Recording:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 1 << 32))
 def test_hostile_numbers_break_nothing(name: str, seed: int) -> None:
     known = hostile(random.Random(seed))
