@@ -54,8 +54,8 @@ static uint64_t spill(uint8_t version)
     CHECK(tm_write(device, content, sizeof content, (uint64_t)PAGE * TM_PAGE, false) == 0);
     atomic_store(&control->frozen.value, 0);
     atomic_store(&control->frozen.complement, ~UINT64_C(0));
-    CHECK(tm_kind(tm_peek(device, PAGE)) == TM_FILE);
-    return tm_peek(device, PAGE);
+    CHECK(tm_kind(tm_word(device, PAGE)) == TM_FILE);
+    return tm_word(device, PAGE);
 }
 
 static uint8_t second_byte(void)
@@ -76,15 +76,15 @@ int main(void)
     tm_lock_run(&device->locks, PAGE, 1);
     tm_promote(device, PAGE, old, word);
     tm_unlock_run(&device->locks, PAGE, 1);
-    CHECK(tm_peek(device, PAGE) == word);
+    CHECK(tm_word(device, PAGE) == word);
 
     /* It was overwritten, trimmed, or its whole block was, since it was read. */
     uint64_t second = spill(2);
     tm_promote(device, PAGE, old, word);
-    CHECK(tm_peek(device, PAGE) == second && second_byte() == 2);
+    CHECK(tm_word(device, PAGE) == second && second_byte() == 2);
     CHECK(tm_trim(device, TM_PAGE, (uint64_t)PAGE * TM_PAGE, false) == 0);
     tm_promote(device, PAGE, old, word);
-    CHECK(tm_kind(tm_peek(device, PAGE)) == TM_ZERO && second_byte() == 0);
+    CHECK(tm_kind(tm_word(device, PAGE)) == TM_ZERO && second_byte() == 0);
     CHECK(tm_trim(device, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, false) == 0);
     tm_promote(device, PAGE, old, word);
     CHECK(second_byte() == 0);
@@ -94,11 +94,11 @@ int main(void)
     uint64_t before = atomic_load(&tm_counters(device)->promotions);
     for (unsigned i = 0; i < TM_ANCIENT / 2; i++)
         tm_age(device);
-    CHECK(second_byte() == 1 && tm_kind(tm_peek(device, PAGE)) == TM_FILE);
-    CHECK(tm_generation(tm_peek(device, PAGE)) != tm_generation(word));
+    CHECK(second_byte() == 1 && tm_kind(tm_word(device, PAGE)) == TM_FILE);
+    CHECK(tm_generation(tm_word(device, PAGE)) != tm_generation(word));
     tm_promote(device, PAGE, old, word);
     CHECK(atomic_load(&tm_counters(device)->promotions) == before + 1);
-    CHECK(tm_kind(tm_peek(device, PAGE)) == TM_TMEM && second_byte() == 1);
+    CHECK(tm_kind(tm_word(device, PAGE)) == TM_TMEM && second_byte() == 1);
 
     /* The lock was let go each time. */
     tm_lock_run(&device->locks, PAGE, 1);

@@ -23,6 +23,7 @@ class Kind(enum.IntEnum):
     FILE = 2
     ZERO = 3
     LOST = 4
+    TORN = 5
 
 
 @dataclass(frozen=True)

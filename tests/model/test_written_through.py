@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from tests.harness import MIB
 from tests.model.index import Kind, kinds
 from tests.model.rig import Rig
 from tmemd.core import _core
+from tmemd.store import poolfile
+from tmemd.store.check import check_pool
+from tmemd.store.poolindex import State, block_count
 
 PAGES = 4096
 
@@ -62,18 +67,80 @@ def test_a_trim_reaches_the_file_after_a_write_that_failed_there(rig: Rig, page:
 
 
 @pytest.mark.parametrize("page", [0, 1, PAGES - 1])
-def test_a_trim_that_could_not_be_made_durable_is_done_again(rig: Rig, page: int) -> None:
+def test_after_a_failed_sync_nothing_is_durable_whoever_serves_the_pool(rig: Rig, page: int) -> None:
     rig.write(page * PAGE, compressible(page, 1))
     rig.make_syncs_fail()
     rig.reattach(clean=True)
-    for _ in range(2):
+    assert rig.counters().sync_failed
+    rig.make_file_writable()
+    rig.reattach(clean=False)
+    for call in (_core.trim, _core.zero):
         with pytest.raises(OSError, match=r"."):
-            _core.trim(rig.device, PAGE, page * PAGE, 0)
+            call(rig.device, PAGE, page * PAGE, 0)
+    with pytest.raises(OSError, match=r"."):
+        rig.device.drain()
+    assert rig.read(page * PAGE, PAGE) in (compressible(page, 1), bytes(PAGE))
+
+
+def test_after_a_failed_sync_a_clean_page_is_not_dropped(rig: Rig) -> None:
+    rig.write(PAGE, compressible(1, 1))
+    rig.make_syncs_fail()
+    rig.reattach(clean=True)
     rig.make_file_writable()
     rig.reattach(clean=True)
-    _core.trim(rig.device, PAGE, page * PAGE, 0)
-    assert on_disk(rig, page) == bytes(PAGE)
-    assert kinds(rig.pool)[page] is Kind.NOWHERE
+    leave_on_disk(rig, 1, compressible(1, 0))  # what a disk may hold that has lost a write
+    rig.device.demote(1 << 30)
+    assert rig.read(PAGE, PAGE) == compressible(1, 1)
+
+
+@contextlib.contextmanager
+def writes_end_at(offset: int) -> Iterator[None]:
+    """For the length of a with block whatever this process writes ends at *offset* of its file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (offset, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def forget_index(rig: Rig) -> None:
+    """As after the host died: all pages are in the file, and no checksum is known."""
+    rig.device.close()
+    os.pwrite(rig.pool_fd, bytes([State.FILE]) * block_count(rig.size), poolfile.STATES_OFFSET)
+    rig.reattach(clean=True)
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize(
+    ("overwrite", "page"),
+    [
+        (lambda rig, page: rig.write(page * PAGE, incompressible(page, 2)), 1),
+        (lambda rig, page: rig.write(page * PAGE, incompressible(page, 2)), 300),
+        (lambda rig, page: _core.zero(rig.device, PAGE, page * PAGE, 0), 1),
+    ],
+)
+def test_an_overwrite_that_fails_half_way_leaves_no_mixture_that_reads_as_data(
+    pools: Path, overwrite: Callable[[Rig, int], None], page: int, *, known: bool
+) -> None:
+    # On tmpfs zeros are written too, for it cannot zero a range.
+    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB)
+    try:
+        rig.frozen(True)
+        rig.write(page * PAGE, incompressible(page, 1))
+        if not known:
+            forget_index(rig)
+        with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
+            overwrite(rig, page)
+        for _ in range(2):
+            with pytest.raises(OSError, match=r"."):
+                rig.read(page * PAGE, PAGE)
+            rig.reattach(clean=False)
+        assert check_pool(rig.pool).problems == []
+        rig.write(page * PAGE, incompressible(page, 3))
+        assert rig.read(page * PAGE, PAGE) == incompressible(page, 3)
+    finally:
+        rig.close()
 
 
 def leave_on_disk(rig: Rig, page: int, data: bytes) -> None:

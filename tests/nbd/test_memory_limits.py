@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from tests.conftest import Serve
 from tests.content import PAGE, incompressible
 from tests.crash.writers import pages
 from tests.harness import MIB, Server, counters, device
+from tmemd.core import _core
 from tmemd.store import poolfile
+from tmemd.store.poolfile import BLOCK_PAGES
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounting and making cgroups needs root")
 
@@ -121,6 +124,32 @@ def test_invariant_4_a_tmpfs_filled_by_others_refuses_puts_and_reads_work(
     verify_all(server)
 
 
+def test_a_device_whose_limit_has_room_for_its_index_and_little_more_takes_writes_all_over(
+    serve: Serve, pools: Path, disk: Path
+) -> None:
+    size = 4096 * MIB
+    server = serve([*device("least", pools, size, disk, str(_core.layout(size).minimum_bytes)), "reserve=no"])
+    spread = range(0, size // PAGE, BLOCK_PAGES)
+    with server.client() as client:
+        for page in spread:
+            client.pwrite(incompressible(page, 1), page * PAGE)
+        assert [page for page in spread if client.pread(PAGE, page * PAGE) != incompressible(page, 1)] == []
+    now = counters(pools / "least.pool")
+    assert now.index_bytes == len(spread) * PAGE
+    assert now.used_bytes <= now.limit_bytes
+
+
+@pytest.mark.parametrize("less", [0, 1])
+def test_a_limit_without_room_for_the_whole_index_is_refused(serve: Serve, pools: Path, disk: Path, less: int) -> None:
+    least = _core.layout(64 * MIB).minimum_bytes
+    parameters = device("least", pools, 64 * MIB, disk, str(least - less))
+    if not less:
+        serve(parameters)
+        return
+    with pytest.raises(AssertionError, match=f"below the {least} bytes"):
+        serve(parameters)
+
+
 def test_invariant_4_a_pool_without_statistics_on_a_full_tmpfs_is_an_error_not_sigbus(
     serve: Serve, small_tmpfs: Path, disk: Path
 ) -> None:
@@ -168,3 +197,35 @@ def test_invariant_4_a_cgroup_near_its_limit_refuses_puts(
     finally:
         server.kill()
         (pools / "group.pool").unlink()  # its memory is charged to the cgroup, which could not be removed before
+
+
+def test_invariant_4_many_devices_near_a_cgroups_limit_do_not_pass_it_together(
+    serve: Serve, pools: Path, tmp_path: Path
+) -> None:
+    names = [f"d{n}" for n in range(64)]
+
+    def write(server: Server, name: str, version: int) -> None:
+        """Version 0 takes what memory nbdkit itself needs, and next to none for pages."""
+        with server.client(name) as client:
+            for first in range(0, 2048, 64):
+                data = (
+                    b"".join(incompressible(page, 1) for page in range(first, first + 64))
+                    if version
+                    else b"x" * (64 * PAGE)
+                )
+                client.pwrite(data, first * PAGE)
+
+    with memory_cgroup(200 * MIB) as group:
+        parameters = [key for name in names for key in device(name, pools, 8 * MIB, tmp_path / name, 16 * MIB)]
+        server = serve(parameters, options=("--threads", "2"), wrapper=group.wrapper())
+        try:
+            with ThreadPoolExecutor(16) as writers:
+                for version in range(2):
+                    list(writers.map(write, [server] * len(names), names, [version] * len(names)))
+            assert server.alive()
+            assert group.kills() == 0
+            assert sum(counters(pools / f"{name}.pool").puts_refused for name in names) > 0
+        finally:
+            server.kill()
+            for name in names:
+                (pools / f"{name}.pool").unlink()

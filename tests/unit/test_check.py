@@ -32,7 +32,7 @@ def fill(filler: fakes.Filler) -> None:
     filler.word(3, 0xABCDEF01 << 32 | 7 << 8 | 2)
     filler.word(7, 3)
     filler.word(11, 4)
-    filler.word(15, 1 << 5 | 2)
+    filler.word(15, 1 << 7 | 2)
     filler.state(4, 1)
     filler.state(5, 3)
     filler.finish(pages_in_file=2 + 512, pages_lost=1)
@@ -60,7 +60,7 @@ def test_a_sound_pool_is_sound(directory: Path) -> None:
         report = check(directory)
         assert (report.problems, report.notes) == ([], [])
         assert report.records == report.pages["tmem"] == 90
-        assert report.pages == {"tmem": 90, "file": 514, "zero": 513, "lost": 1, "nowhere": 16384 - 1118}
+        assert report.pages == {"tmem": 90, "file": 514, "zero": 513, "lost": 1, "torn": 0, "nowhere": 16384 - 1118}
         assert os.fstat(filler.fd).st_blocks == blocks, "checking allocates nothing"
 
 
@@ -116,9 +116,9 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "truncated": (lambda filler: os.ftruncate(filler.fd, filler.identity.file_bytes - 1), "truncated"),
     "state": (lambda filler: filler.state(9, 4), "block 9 is in no known state"),
     "state beyond the end": (lambda filler: filler.state(32, 1), "beyond the device's end"),
-    "kind": (lambda filler: filler.word(5000, 5), "page 5000 has a word of no kind"),
+    "kind": (lambda filler: filler.word(5000, 7), "page 5000 has a word of no kind"),
     "nowhere but not zero": (lambda filler: filler.word(5000, 8), "page 5000 has a word of no kind"),
-    "stray bits": (change_word(2, lambda word: word | 1 << 6), "page 2 has a word with stray bits"),
+    "stray bits": (change_word(2, lambda word: word | 1 << 7), "page 2 has a word with stray bits"),
     "stray bits of zero": (lambda filler: filler.word(7, 1 << 40 | 3), "page 7 has a word with stray bits"),
     "encoding": (change_word(2, lambda word: word | 3 << 3), "page 2 has a record of encoding 3"),
     "length": (change_word(2, lambda word: word + (1 << 12)), "page 2 has a record of encoding 2 and length 9"),
@@ -189,7 +189,7 @@ def test_what_the_next_attach_puts_right_is_only_a_note(directory: Path) -> None
 def test_problems_beyond_the_first_hundred_are_counted(directory: Path) -> None:
     with fakes.filled(directory) as filler:
         for page in range(1000):
-            filler.word(page, 5)
+            filler.word(page, 7)
         report = check(directory)
         assert (len(report.problems), report.more_problems) == (100, 900)
 
@@ -198,7 +198,7 @@ def test_of_a_pool_in_use_only_what_stays_wrong_counts(directory: Path) -> None:
     with fakes.filled(directory) as filler:
         fill(filler)
         assert poolfile.lock(filler.fd, control=False)
-        filler.word(5000, 5)
+        filler.word(5000, 7)
         flip(filler, filler.identity.data_offset + (filler.read_word(2) >> 28) * 16)
         assert len(check(directory).problems) == 2
 

@@ -56,7 +56,14 @@ def test_every_counter_of_a_pool_is_told() -> None:
     pool = msgspec.structs.replace(pool, counters=Counters(**numbers))
     told = set(samples(exposition(Snapshot([pool]))).values())
     not_told = {field for field, number in numbers.items() if number not in told}
-    assert not_told == {"minimum_bytes", "done_request", "done_error", "pid"}
+    assert not_told == {"minimum_bytes", "done_request", "done_error", "pid", "sync_failed"}
+
+
+def test_a_failed_sync_is_told() -> None:
+    web = status("web")
+    failed = msgspec.structs.replace(web, name="bad", counters=msgspec.structs.replace(web.counters, sync_failed=1))
+    found = samples(exposition(Snapshot([web, failed])))
+    assert [value(found, "tmemd_pool_sync_failed", pool=name) for name in ("web", "bad")] == [0, 1]
 
 
 def test_numbers_have_names_units_and_labels() -> None:

@@ -50,7 +50,10 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _COUNTED: Final = ("gets", "puts", "puts_refused", "spills", "demotions", "file_reads")
-_GRAVE: Final = {"pages_lost": "lost pages", "bad_checksums": "bad checksums", "io_errors": "I/O errors"}
+_GRAVE: Final = {
+    "pages_lost": "lost pages", "bad_checksums": "bad checksums", "io_errors": "I/O errors",
+    "sync_failed": "a failed sync",
+}  # fmt: skip
 
 
 def activity(before: PoolStatus | None, now: PoolStatus, seconds: float) -> Activity:

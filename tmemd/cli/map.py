@@ -22,7 +22,7 @@ from tmemd.store.poolindex import Kind, Run
 _LINES: Final = 16
 _COLUMNS: Final = 64
 _PLACES: Final = ("nowhere", "tmem", "file", "lost")
-_PLACE_OF: Final = {Kind.NOWHERE: 0, Kind.ZERO: 0, Kind.TMEM: 1, Kind.FILE: 2, Kind.LOST: 3}
+_PLACE_OF: Final = {Kind.NOWHERE: 0, Kind.ZERO: 0, Kind.TMEM: 1, Kind.FILE: 2, Kind.LOST: 3, Kind.TORN: 3}
 _SIGNS: Final = (".", "#", "-", "!")
 _STYLES: Final = ("dim", "green", "yellow", "bold red")
 

@@ -13,7 +13,7 @@ class Layout(NamedTuple):
     index_offset: int
     data_offset: int
     data_bytes: int
-    minimum_bytes: int  # smallest limit the device works with
+    minimum_bytes: int  # smallest limit and target: header, index, and some records
 
 def layout(size: int) -> Layout:
     """The pool layout for a device of *size* bytes. Raises ValueError beyond 16 TiB."""

@@ -297,7 +297,7 @@ def pwrite(Device h not None, buf, uint64_t offset, uint32_t flags):
 
 
 def flush(Device h not None, flags):
-    """Durable devices: copy what changed into the file and sync it. Others: nothing."""
+    """Durable devices: sync the file. Others: nothing."""
     cdef tm_device *device = h.handle(0, 0)
     cdef int code
     if pinning:

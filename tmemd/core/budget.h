@@ -15,8 +15,7 @@ struct tm_budget {
     bool has_file;
     _Atomic uint64_t last_target;   /* the last one read whole */
     _Atomic bool draining;          /* puts are refused while a drain runs */
-    pthread_mutex_t headroom_lock;
-    uint64_t headroom;              /* bytes known to be free in the cgroup; under headroom_lock */
+    _Atomic uint32_t refused, unseen; /* in a row, after trying; and since the last try (tm_is_full) */
     struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };
@@ -31,21 +30,22 @@ uint64_t tm_target(struct tm_budget *budget);
 uint64_t tm_demotion_bound(const struct tm_budget *budget);
 /* Whether puts are refused whatever memory is free. */
 bool tm_refusing(struct tm_budget *budget);
+/* Whether it is not worth compressing a page to see whether there is a free slot of its size: no memory can be taken for more
+ * slots, and the last pages found none. Each refusal doubles the number of pages that are refused unseen, up to 64. */
+bool tm_is_full(struct tm_budget *budget);
+/* Note whether a page found a slot. */
+void tm_note_put(struct tm_budget *budget, bool stored);
 
 /* Whether there is so much room below the target that pages which are in the file already may take some of it. */
 bool tm_has_room(struct tm_budget *budget);
 /* Whether pages are compressed; otherwise they are stored as they are, but for those of one word. */
 bool tm_is_compressing(const struct tm_budget *budget);
 
-/* How much of the limit the target leaves unused. Records stay below it. The index may pass the target, for a write may not
- * fail because the target fell a moment ago. */
-uint64_t tm_above_target(struct tm_budget *budget);
-
 /* Punch [offset, offset + bytes) out of the pool file, without accounting; 0 or an errno. */
 int tm_punch(int pool_fd, uint64_t offset, uint64_t bytes);
-/* Allocate [offset, offset + bytes) of the pool file, leaving `reserve` bytes of the limit free: 0, or the errno with
- * which the host refused (ENOSPC: over the limit). It is allocated, hence zero, before it is touched. */
-int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t reserve);
+/* Allocate [offset, offset + bytes) of the pool file where its use stays within `most` then: 0, or the errno with which it was
+ * refused (ENOSPC: for `most`). It is allocated, hence zero, before it is touched. */
+int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t most);
 /* Give it back. */
 void tm_give(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes);
 

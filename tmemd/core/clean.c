@@ -1,130 +1,107 @@
+/* The map is cleaned: what the file lacks is written there, and the bits of what nobody has changed meanwhile are cleared. */
 #include <errno.h>
 
 #include "device.h"
 
-/* Copy stored pages that the file does not have yet; they stay stored. Under the run's change locks. */
-static int copy_to_file(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *content)
-{
-    uint64_t word;
-    for (uint32_t i = 0; i < n; i++)
-        if (!tm_copy_out(device, first + i, content + (size_t)i * TM_PAGE, &word))
-            return EAGAIN;
-    int error = tm_file_write(&device->file, first, n, content);
-    if (!error)
-        device->vain.age = TM_GENERATIONS; /* these may go now, whatever the bound */
-    for (uint32_t i = 0; i < n && !error; i++) {
-        tm_look(&device->locks, first + i);
-        tm_touch(device, first + i, tm_word(device, first + i) | TM_WORD_FLAG);
-        tm_unlook(&device->locks, first + i);
-    }
-    return error;
-}
-
-static int zero_in_file(struct tm_device *device, uint64_t first, uint32_t n)
-{
-    int error = tm_file_zero(&device->file, first, n);
-    for (uint32_t i = 0; i < n && !error; i++)
-        tm_publish(device, first + i, TM_NOWHERE);
-    return error;
-}
-
 enum chore { NOTHING, COPY, ZERO, IMPOSSIBLE };
+
+/* Neighbours that are looked after together, under their I/O lock. */
+struct batch {
+    uint64_t first;
+    uint32_t n;
+    uint8_t *content;
+    enum chore chores[TM_RUN_MAX];
+};
 
 static enum chore chore_of(const struct tm_device *device, uint64_t word)
 {
     switch (tm_kind(word)) {
     case TM_TMEM:
-        return word & TM_WORD_FLAG ? NOTHING : COPY;
+        return word & TM_WORD_CLEAN ? NOTHING : COPY;
     case TM_ZERO:
         return ZERO;
     case TM_LOST:
         return device->lost_zero ? ZERO : IMPOSSIBLE; /* the file cannot say 'lost', only the map can */
+    case TM_TORN:
+        return IMPOSSIBLE;
     default:
         return NOTHING;
     }
 }
 
-/* Do one run's chores. EAGAIN: there is a page that the file cannot hold. */
-static int clean_run(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *content)
+/* See what there is to do, and mark the pages it is about. */
+static void take(struct tm_device *device, struct batch *batch)
 {
-    enum chore chores[TM_RUN_MAX];
+    uint64_t word;
+    tm_lock_run(&device->locks, batch->first, batch->n);
+    for (uint32_t i = 0; i < batch->n; i++) {
+        uint64_t page = batch->first + i;
+        enum chore chore = chore_of(device, tm_word(device, page));
+        if (chore == COPY && !tm_copy_out(device, page, batch->content + (size_t)i * TM_PAGE, &word))
+            chore = IMPOSSIBLE;
+        if (chore == COPY || chore == ZERO)
+            tm_start_writing(device, page);
+        batch->chores[i] = chore;
+    }
+    tm_unlock_run(&device->locks, batch->first, batch->n);
+}
+
+/* Do a run of one chore; what has changed meanwhile has called the granule's cleaning off. */
+static int do_chore(struct tm_device *device, struct batch *batch, uint32_t start, uint32_t n)
+{
+    uint64_t first = batch->first + start;
+    enum chore chore = batch->chores[start];
+    int error = chore == COPY ? tm_file_write(&device->file, first, n, batch->content + (size_t)start * TM_PAGE)
+                              : tm_file_zero(&device->file, first, n);
+    tm_lock_run(&device->locks, first, n);
+    for (uint64_t page = first; page < first + n; page++) {
+        if (!tm_is_still_writing(device, page))
+            continue;
+        tm_stop_writing(device, page);
+        if (!error && chore == COPY)
+            tm_set_clean(device, page);
+        else if (!error)
+            tm_publish(device, page, TM_NOWHERE);
+    }
+    tm_unlock_run(&device->locks, first, n);
+    tm_count(&device->counters->io_errors, error != 0);
+    return error;
+}
+
+/* EAGAIN: there is a page that the file cannot hold. */
+static int clean_batch(struct tm_device *device, struct batch *batch)
+{
     int error = 0;
-    if (!tm_in_index(device, first / TM_BLOCK_PAGES))
-        return 0; /* trimmed as a whole meanwhile, which has called the granule's cleaning off */
-    for (uint32_t i = 0; i < n; i++)
-        chores[i] = chore_of(device, tm_peek(device, first + i));
-    for (uint32_t i = 0, run; i < n && !error; i += run) {
-        for (run = 1; i + run < n && chores[i + run] == chores[i]; run++)
+    take(device, batch);
+    for (uint32_t i = 0, run; i < batch->n; i += run) {
+        enum chore chore = batch->chores[i];
+        for (run = 1; i + run < batch->n && batch->chores[i + run] == chore; run++)
             ;
-        if (chores[i] == COPY)
-            error = copy_to_file(device, first + i, run, content);
-        else if (chores[i] == ZERO)
-            error = zero_in_file(device, first + i, run);
-        else if (chores[i] == IMPOSSIBLE)
-            error = EAGAIN;
+        int failed = chore == IMPOSSIBLE ? EAGAIN : chore == NOTHING ? 0 : do_chore(device, batch, i, run);
+        error = error ? error : failed;
     }
     return error;
 }
 
-/* A block that is not in the index, under its change locks and index_lock. One that is lost as a whole has no page that is
- * written through. */
-static int clean_state(struct tm_device *device, uint64_t block)
+static int clean_granule(struct tm_device *device, uint64_t granule)
 {
-    uint8_t state = atomic_load(&device->blocks[block]);
-    if (state == TM_STATE_LOST && !device->lost_zero)
-        return EAGAIN;
-    if (state != TM_STATE_ZERO && state != TM_STATE_LOST)
-        return 0;
-    int error = tm_file_zero(&device->file, block * TM_BLOCK_PAGES, tm_block_pages(device, block));
-    if (error)
-        return error;
-    if (state == TM_STATE_LOST)
-        tm_uncount(&device->counters->pages_lost, tm_block_pages(device, block));
-    atomic_store_explicit(&device->states[block], TM_STATE_INDEX, memory_order_release);
-    atomic_store_explicit(&device->blocks[block], TM_STATE_INDEX, memory_order_release);
-    return 0;
-}
-
-static int clean_in_index(struct tm_device *device, uint64_t first, uint64_t end)
-{
+    uint64_t page = granule * device->map.granule_pages, end = page + device->map.granule_pages;
     struct tm_bounce *bounce = tm_bounce_get(&device->file);
     if (!bounce)
         return ENOMEM;
     int error = 0;
-    for (uint64_t page = first; page < end && !error; page += TM_RUN_MAX) {
+    for (end = end < device->layout.pages ? end : device->layout.pages; page < end && !error; page += TM_RUN_MAX) {
         uint32_t n = end - page < TM_RUN_MAX ? (uint32_t)(end - page) : TM_RUN_MAX;
-        tm_lock_run(&device->locks, page, n);
-        error = clean_run(device, page, n, bounce->pages);
-        tm_unlock_run(&device->locks, page, n);
+        struct tm_io io = {.first = page, .n = n};
+        struct batch batch = {.first = page, .n = n, .content = bounce->pages};
+        tm_io_lock(&device->locks, &io);
+        error = clean_batch(device, &batch);
+        tm_io_unlock(&device->locks, &io);
     }
     tm_bounce_put(&device->file, bounce);
     return error;
 }
 
-static int clean_block(struct tm_device *device, uint64_t block)
-{
-    uint64_t first = block * TM_BLOCK_PAGES;
-    uint32_t n = tm_block_pages(device, block);
-    tm_lock_run(&device->locks, first, n);
-    pthread_mutex_lock(&device->index_lock);
-    bool in_index = tm_in_index(device, block);
-    int error = in_index ? 0 : clean_state(device, block);
-    pthread_mutex_unlock(&device->index_lock);
-    tm_unlock_run(&device->locks, first, n);
-    return in_index ? clean_in_index(device, first, first + n) : error;
-}
-
-static int clean_granule(struct tm_device *device, uint64_t granule)
-{
-    uint64_t first = granule * device->map.granule_pages, end = first + device->map.granule_pages;
-    end = end < device->layout.pages ? end : device->layout.pages;
-    int error = 0;
-    for (uint64_t block = first / TM_BLOCK_PAGES; block * TM_BLOCK_PAGES < end && !error; block++)
-        error = clean_block(device, block);
-    return error;
-}
-
-/* After this, whoever was changing a page when it began has published what he had. */
 void tm_wait_for_changes(struct tm_device *device)
 {
     for (uint32_t i = 0; i < TM_STRIPES; i++) {
@@ -157,10 +134,7 @@ int tm_clean(struct tm_device *device)
 int tm_flush(struct tm_device *device)
 {
     tm_count(&device->counters->flushes, 1);
-    if (!device->durable || !tm_has_file(device))
-        return 0;
-    pthread_mutex_lock(&device->clean_lock);
-    int error = tm_clean(device);
-    pthread_mutex_unlock(&device->clean_lock);
-    return error ? EIO : 0;
+    int error = device->durable ? tm_file_sync(&device->file) : 0;
+    tm_count(&device->counters->io_errors, error != 0);
+    return error;
 }

@@ -26,8 +26,6 @@ struct demotion {
     _Atomic int error;
 };
 
-static bool is_filed(uint64_t word) { return word & TM_WORD_FLAG; }
-
 /* The most that counters->demotion_writes may become. */
 static uint64_t bound_of(const struct demotion *demotion)
 {
@@ -41,8 +39,8 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
         return false;
     if (demotion->choice.raw_only && tm_encoding(word) != TM_RAW)
         return false;
-    return is_filed(word) || atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) <
-                                 bound_of(demotion);
+    return tm_is_clean(device, word) ||
+           atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) < bound_of(demotion);
 }
 
 /* Count up to n pages as written, as many as the bound allows. */
@@ -56,65 +54,101 @@ static uint32_t count_writes(const struct demotion *demotion, uint32_t n)
     return (uint32_t)granted;
 }
 
-static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content)
-{
-    int error = 0;
-    for (uint32_t i = 0; i < n && !error; i++)
-        error = tm_map_mark(&device->map, first + i);
-    if (!error && n)
-        error = tm_file_write(&device->file, first, n, content);
-    if (error) {
-        tm_uncount(&device->counters->demotion_writes, n);
-        tm_count(&device->counters->io_errors, 1);
-    }
-    return error;
-}
+/* Neighbours on their way to the file, under their I/O lock. */
+struct batch {
+    uint64_t first;
+    uint32_t n;
+    uint8_t *content;
+    bool taken[TM_RUN_MAX]; /* those that must be written first; they are marked */
+};
 
-/* Write gathered pages, all filed or none, to the file and let the index say so; readers find them in the pool until it
- * does. */
-static int move_to_file(struct demotion *demotion, uint64_t first, uint32_t n, const uint64_t *words,
-                        const uint8_t *content)
+/* The file has the page, and it leaves tmem. Under its change lock. */
+static void leave(struct demotion *demotion, uint64_t page, const uint8_t *content)
 {
     struct tm_device *device = demotion->device;
-    uint64_t freed = 0;
-    if (!is_filed(*words)) {
-        n = count_writes(demotion, n);
-        int error = write_to_file(device, first, n, content);
-        if (error)
-            return error;
+    uint32_t crc = tm_crc32c(0, content, TM_PAGE);
+    uint64_t word = tm_publish(device, page, tm_file_word(crc, tm_generation(tm_word(device, page))));
+    tm_count(&device->counters->demotions, 1);
+    atomic_fetch_add(&demotion->freed, tm_slot_size(tm_length(word)));
+}
+
+/* Let go of pages that are clean, and mark the others that are chosen. */
+static void take(struct demotion *demotion, struct batch *batch)
+{
+    struct tm_device *device = demotion->device;
+    tm_lock_run(&device->locks, batch->first, batch->n);
+    for (uint32_t i = 0; i < batch->n; i++) {
+        uint64_t page = batch->first + i, word;
+        uint8_t *content = batch->content + (size_t)i * TM_PAGE;
+        bool chosen = tm_copy_out(device, page, content, &word) && is_chosen(demotion, word);
+        batch->taken[i] = chosen && !tm_is_clean(device, word);
+        if (batch->taken[i])
+            tm_start_writing(device, page);
+        else if (chosen)
+            leave(demotion, page, content);
     }
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t crc = tm_crc32c(0, content + (size_t)i * TM_PAGE, TM_PAGE);
-        tm_publish(device, first + i, tm_file_word(crc, tm_generation(words[i])));
-        freed += tm_slot_size(tm_length(words[i]));
+    tm_unlock_run(&device->locks, batch->first, batch->n);
+}
+
+/* What was written leaves tmem, but for what has changed meanwhile, or has been read: it is clean and may go when it is old. */
+static void finish(struct demotion *demotion, struct batch *batch, uint32_t start, uint32_t n, bool written)
+{
+    struct tm_device *device = demotion->device;
+    for (uint32_t i = start; i < start + n; i++) {
+        uint64_t page = batch->first + i;
+        if (!tm_is_still_writing(device, page))
+            continue;
+        tm_stop_writing(device, page);
+        if (written && tm_age_of(device, tm_word(device, page)) >= demotion->age)
+            leave(demotion, page, batch->content + (size_t)i * TM_PAGE);
+        else if (written)
+            tm_set_clean(device, page);
     }
-    tm_count(&device->counters->demotions, n);
-    atomic_fetch_add(&demotion->freed, freed);
-    return 0;
+}
+
+/* Write n taken pages of a batch, as many as the bound allows. */
+static int move_to_file(struct demotion *demotion, struct batch *batch, uint32_t start, uint32_t n)
+{
+    struct tm_device *device = demotion->device;
+    uint64_t first = batch->first + start;
+    uint32_t granted = count_writes(demotion, n);
+    int error = granted ? tm_file_write(&device->file, first, granted, batch->content + (size_t)start * TM_PAGE) : 0;
+    bool locked = !error && tm_mark_and_lock(device, first, n) == 0;
+    if (!locked) {
+        tm_uncount(&device->counters->demotion_writes, granted);
+        tm_count(&device->counters->io_errors, 1);
+        tm_lock_run(&device->locks, first, n);
+    }
+    finish(demotion, batch, start, granted, locked);
+    finish(demotion, batch, start + granted, n - granted, false);
+    tm_unlock_run(&device->locks, first, n);
+    return locked ? 0 : error ? error : EIO;
+}
+
+static int demote_batch(struct demotion *demotion, struct batch *batch)
+{
+    int error = 0;
+    take(demotion, batch);
+    for (uint32_t i = 0, run; i < batch->n; i += run) {
+        for (run = 1; i + run < batch->n && batch->taken[i + run] == batch->taken[i]; run++)
+            ;
+        int failed = batch->taken[i] ? move_to_file(demotion, batch, i, run) : 0;
+        error = error ? error : failed;
+    }
+    return error;
 }
 
 static int demote_run(struct demotion *demotion, uint64_t first, uint32_t n)
 {
     struct tm_device *device = demotion->device;
-    uint64_t words[TM_RUN_MAX];
+    struct tm_io io = {.first = first, .n = n};
     struct tm_bounce *bounce = tm_bounce_get(&device->file);
     if (!bounce)
         return ENOMEM;
-    tm_lock_run(&device->locks, first, n);
-    int error = 0;
-    for (uint32_t i = 0, start = 0; i <= n && !error; i++) {
-        uint8_t *content = bounce->pages + (size_t)i * TM_PAGE;
-        bool taken = i < n && tm_copy_out(device, first + i, content, &words[i]) && is_chosen(demotion, words[i]);
-        bool joins = taken && i > start && is_filed(words[i]) == is_filed(words[start]);
-        if (i > start && !joins) {
-            error = move_to_file(demotion, first + start, i - start, words + start,
-                                 bounce->pages + (size_t)start * TM_PAGE);
-            start = i;
-        }
-        if (!taken)
-            start = i + 1;
-    }
-    tm_unlock_run(&device->locks, first, n);
+    struct batch batch = {.first = first, .n = n, .content = bounce->pages};
+    tm_io_lock(&device->locks, &io);
+    int error = demote_batch(demotion, &batch);
+    tm_io_unlock(&device->locks, &io);
     tm_bounce_put(&device->file, bounce);
     return error;
 }
@@ -128,7 +162,7 @@ static uint64_t candidates(const struct demotion *demotion, unsigned age, bool m
     if (demotion->choice.bounded && age >= vain->age && vain->bound == bound_of(demotion))
         return 0;
     uint64_t bytes = tm_known(&(demotion->choice.raw_only ? ages->raw : ages->stored)[then]);
-    uint64_t copied = tm_known(&ages->copied[then]);
+    uint64_t copied = tm_file_is_doubtful(&demotion->device->file) ? 0 : tm_known(&ages->copied[then]);
     return may_write || bytes < copied ? bytes : copied;
 }
 
@@ -157,9 +191,9 @@ static int demote_block(struct demotion *demotion, uint64_t block)
     struct tm_device *device = demotion->device;
     uint64_t words[TM_BLOCK_PAGES];
     int error = 0;
-    if (!tm_copy_words(device, block, words))
-        return 0;
     uint32_t n = tm_block_pages(device, block);
+    for (uint32_t i = 0; i < n; i++)
+        words[i] = tm_word(device, block * TM_BLOCK_PAGES + i);
     for (uint32_t i = 0; i < n && !error && !is_done(demotion);) {
         uint32_t run = 0;
         while (i + run < n && run < TM_RUN_MAX && is_chosen(demotion, words[i + run]))
@@ -250,7 +284,7 @@ static bool needs_younger(const struct demotion *demotion)
            !atomic_load(&demotion->error);
 }
 
-/* Under clean_lock, which also its helpers rely on. */
+/* Under demote_lock, which also its helpers rely on. */
 static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
 {
     struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes};
@@ -273,9 +307,9 @@ int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice,
     *freed = 0;
     if (!tm_has_file(device))
         return ENOTSUP;
-    pthread_mutex_lock(&device->clean_lock);
+    pthread_mutex_lock(&device->demote_lock);
     int error = demote(device, bytes, choice, freed);
-    pthread_mutex_unlock(&device->clean_lock);
+    pthread_mutex_unlock(&device->demote_lock);
     return error;
 }
 
@@ -284,7 +318,7 @@ int tm_drain(struct tm_device *device)
     if (!tm_has_file(device))
         return ENOTSUP;
     uint64_t freed;
-    pthread_mutex_lock(&device->clean_lock);
+    pthread_mutex_lock(&device->demote_lock);
     atomic_store(&device->budget.draining, true);
     tm_wait_for_changes(device);
     int error = demote(device, UINT64_MAX, (struct tm_choice){0}, &freed);
@@ -293,7 +327,7 @@ int tm_drain(struct tm_device *device)
     if (!error && atomic_load(&device->counters->pages_in_tmem))
         error = EIO; /* a damaged record cannot be moved */
     atomic_store(&device->budget.draining, false);
-    pthread_mutex_unlock(&device->clean_lock);
+    pthread_mutex_unlock(&device->demote_lock);
     tm_settle(device, 0);
     return error;
 }
@@ -304,7 +338,7 @@ static bool move_record(struct tm_device *device, uint32_t size, const struct tm
     bool moved = false;
     if (move->page < device->layout.pages) {
         tm_lock_run(&device->locks, move->page, 1);
-        uint64_t word = tm_peek(device, move->page);
+        uint64_t word = tm_word(device, move->page);
         moved = tm_kind(word) == TM_TMEM && tm_location(word) == move->from && tm_slot_size(tm_length(word)) == size;
         if (moved) {
             tm_copy_record(device, move->to, tm_record_of(device, word), tm_length(word));
@@ -320,7 +354,6 @@ static bool move_record(struct tm_device *device, uint32_t size, const struct tm
 uint64_t tm_settle(struct tm_device *device, uint64_t moves)
 {
     uint64_t given = 0;
-    tm_reserve_fill(device);
     for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN) {
         struct tm_move move;
         given += tm_slots_punch(&device->slots, size);

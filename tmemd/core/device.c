@@ -13,8 +13,7 @@
 
 #include "sigbus.h"
 
-/* A target below this leaves no room to work in: the header, a good part of the index, and some records. */
-#define MINIMUM_INDEX (UINT64_C(8) << 20)
+/* Beside the header and the index: with less than this for records there is no room to work in. */
 #define MINIMUM_RECORDS (UINT64_C(512) << 10)
 
 static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
@@ -27,13 +26,11 @@ int tm_layout_for(uint64_t size, struct tm_layout *layout)
     layout->blocks = (layout->pages + TM_BLOCK_PAGES - 1) / TM_BLOCK_PAGES;
     layout->index_offset = TM_STATES_OFFSET + round_up(layout->blocks, TM_PAGE);
     uint64_t index_bytes = layout->blocks * TM_PAGE;
-    layout->reserve_offset = layout->index_offset + index_bytes;
-    layout->data_offset = round_up(layout->reserve_offset + TM_RESERVE_PAGES * TM_PAGE, TM_SPAN_BYTES);
+    layout->data_offset = round_up(layout->index_offset + index_bytes, TM_SPAN_BYTES);
     /* Room for every page stored raw, what spans lose at their ends, and a partly filled span of each class. */
     uint64_t data = layout->pages * TM_SLOT_MAX / 16 * 17 + (uint64_t)TM_CLASSES * TM_SPAN_BYTES;
     layout->data_bytes = data < TM_MAX_DATA ? round_up(data, TM_SPAN_BYTES) : TM_MAX_DATA;
-    layout->minimum = layout->index_offset + MINIMUM_RECORDS +
-                      (index_bytes < MINIMUM_INDEX ? index_bytes : MINIMUM_INDEX);
+    layout->minimum = layout->index_offset + index_bytes + MINIMUM_RECORDS;
     return 0;
 }
 
@@ -64,16 +61,6 @@ static int map_pool(struct tm_device *device, char *error, size_t error_size)
     return tm_sigbus_watch(base, device->mapped, device->name);
 }
 
-static void init_locks(struct tm_device *device)
-{
-    pthread_mutex_init(&device->index_lock, NULL);
-    pthread_mutex_init(&device->clean_lock, NULL);
-    for (size_t i = 0; i < TM_STRIPES; i++) {
-        pthread_mutex_init(&device->locks.stripes[i].change, NULL);
-        pthread_mutex_init(&device->locks.stripes[i].look, NULL);
-    }
-}
-
 static int init_parts(struct tm_device *device, const struct tm_config *config)
 {
     struct tm_counters *counters = device->counters;
@@ -84,22 +71,28 @@ static int init_parts(struct tm_device *device, const struct tm_config *config)
     if (!failed)
         failed = tm_map_init(&device->map, config->map_fd, config->granule, &device->layout, counters);
     tm_heat_init(device);
-    tm_file_init(&device->file, config->file_fd, config->file_bytes, config->direct);
+    tm_file_init(&device->file, config->file_fd, config->file_bytes, config->direct, &counters->sync_failed);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
-    device->blocks = mmap(NULL, device->layout.blocks, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return device->blocks == MAP_FAILED ? errno : failed;
+    return failed;
 }
 
-/* Pages that are written through are not lost, so a block that has one cannot be lost as a whole. */
-static int split_block(struct tm_device *device, uint64_t block)
+/* What the process before has written to the file must be there before anybody relies on it. One whose sync fails is served
+ * all the same, for its pages can be read; it says so, and that nothing is durable. A durable device begins with all pages
+ * clean: those of its granules that are not can only be told by the map, which it does not keep. */
+static int settle_file(struct tm_device *device, char *error, size_t error_size)
 {
-    if (atomic_load(&device->blocks[block]) != TM_STATE_LOST || !tm_has_written_through(device, block))
+    if (!tm_has_file(device) || tm_file_sync(&device->file) != 0 || !device->durable)
         return 0;
-    int error = tm_lock_in_index(device, block * TM_BLOCK_PAGES, 1);
-    if (!error)
-        tm_unlock_run(&device->locks, block * TM_BLOCK_PAGES, 1);
-    return error;
+    int failed = tm_clean(device);
+    uint64_t lost = atomic_load(&device->counters->granules_set);
+    if (!failed && lost) {
+        snprintf(error, error_size, "pages were lost with the host in %" PRIu64 " regions of %" PRIu64 " MiB, and flush=durable "
+                 "cannot keep that in mind: make them zeros with lost=zero, or serve it without flush=durable until the "
+                 "guest has trimmed them", lost, device->map.granule_pages * TM_PAGE >> 20);
+        failed = EINVAL;
+    }
+    return failed;
 }
 
 static int open_device(struct tm_device *device, const struct tm_config *config, char *error, size_t error_size)
@@ -111,11 +104,7 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
         failed = init_parts(device, config);
     if (!failed)
         failed = tm_index_attach(device, error, error_size);
-    if (!failed)
-        tm_reserve_fill(device);
-    for (uint64_t block = 0; !failed && block < device->layout.blocks; block++)
-        failed = split_block(device, block);
-    return failed;
+    return failed ? failed : settle_file(device, error, error_size);
 }
 
 int tm_open(const struct tm_config *config, struct tm_device **opened, char *error, size_t error_size)
@@ -131,7 +120,8 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
     device->durable = config->durable;
     device->file.fd = -1;
     device->map.fd = -1;
-    init_locks(device);
+    tm_locks_init(&device->locks);
+    pthread_mutex_init(&device->demote_lock, NULL);
     int failed = open_device(device, config, error, error_size);
     if (failed) {
         if (!*error)
@@ -149,12 +139,11 @@ void tm_close(struct tm_device *device)
         tm_sigbus_forget(device->base);
         munmap(device->base, device->mapped);
     }
-    if (device->blocks && (void *)device->blocks != MAP_FAILED)
-        munmap((void *)device->blocks, device->layout.blocks);
     tm_slots_destroy(&device->slots);
     tm_budget_destroy(&device->budget);
     tm_map_destroy(&device->map);
     tm_file_destroy(&device->file);
+    tm_locks_destroy(&device->locks);
     free(device);
 }
 
@@ -162,10 +151,8 @@ void tm_serve(struct tm_device *device) { atomic_store(&device->counters->pid, (
 
 uint64_t tm_over_target(struct tm_device *device)
 {
-    /* The index's reserve is filled up again ahead of need; without a file nothing can be given back. */
-    uint64_t wanted = atomic_load(&device->counters->used) + (uint64_t)tm_reserve_missing(device) * TM_PAGE;
-    uint64_t target = tm_target(&device->budget);
-    return tm_has_file(device) && wanted > target ? wanted - target : 0;
+    uint64_t used = atomic_load(&device->counters->used), target = tm_target(&device->budget);
+    return tm_has_file(device) && used > target ? used - target : 0; /* without a file nothing can be given back */
 }
 
 uint64_t tm_room(struct tm_device *device)

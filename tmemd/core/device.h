@@ -14,9 +14,6 @@
 #include "statistics.h"
 #include "tmem.h"
 
-/* Added to the block states that the pool file knows: the block's page of the index is in use. */
-enum { TM_BLOCK_IN_INDEX = 255 };
-
 /* What lies where, by the generation that the index words say. Every change of a word changes it too, so that nobody has to
  * look through the index for it: that took 60 ms for a device of 64 GiB with every page in tmem. Between the two it may be
  * wrong by the pages that are changing. */
@@ -24,7 +21,7 @@ struct tm_ages {
     _Atomic uint64_t stored[TM_GENERATIONS]; /* bytes of slots */
     _Atomic uint64_t raw[TM_GENERATIONS];    /* of these, of incompressible pages */
     _Atomic uint64_t copied[TM_GENERATIONS]; /* of these, of pages that the file holds as well */
-    _Atomic uint64_t filed[TM_GENERATIONS];  /* pages in the file, of blocks that are in the index */
+    _Atomic uint64_t filed[TM_GENERATIONS];  /* pages in the file */
 };
 
 /* What a demotion has looked for in vain: from this age on nothing is left that may go within this bound. What is old stays
@@ -45,16 +42,13 @@ struct tm_device {
     struct tm_counters *counters;
     const struct tm_control *control;
     struct tm_statistics *statistics;
-    _Atomic uint8_t *states;  /* in the pool file */
-    _Atomic uint64_t *index;  /* in the pool file; a hole is never touched */
-    _Atomic uint8_t *blocks;  /* enum tm_state, or TM_BLOCK_IN_INDEX: what `states` and the index's holes say, in one byte */
-    pthread_mutex_t index_lock;
-    _Atomic uint32_t reserve; /* pages allocated ahead for the index; changed under index_lock */
-    pthread_mutex_t clean_lock; /* one flush, drain or demotion at a time */
-    _Atomic unsigned generation; /* 1 to TM_ANCIENT; under clean_lock */
+    _Atomic uint8_t *states;  /* in the pool file; spelled out in the index on attach */
+    _Atomic uint64_t *index;  /* in the pool file */
+    pthread_mutex_t demote_lock; /* one demotion, cleaning or change of generation at a time */
+    _Atomic unsigned generation; /* 1 to TM_ANCIENT; under demote_lock */
     struct tm_ages ages;
-    uint64_t hand; /* where the next demotion begins to look; under clean_lock */
-    struct tm_vain vain; /* under clean_lock */
+    uint64_t hand; /* where the next demotion begins to look; under demote_lock */
+    struct tm_vain vain; /* under demote_lock */
     struct tm_budget budget;
     struct tm_slots slots;
     struct tm_file file;
@@ -87,74 +81,80 @@ static inline void tm_copy_record(struct tm_device *device, uint64_t location, c
     memcpy((uint8_t *)to + sizeof page, (const uint8_t *)from + sizeof page, TM_RECORD_HEADER - sizeof page + length);
 }
 
-/* Whether the block's page of the index is in use; whoever holds no lock of the block may be wrong a moment later. */
-static inline bool tm_in_index(struct tm_device *device, uint64_t block)
-{
-    return atomic_load_explicit(&device->blocks[block], memory_order_acquire) == TM_BLOCK_IN_INDEX;
-}
-
 static inline bool tm_has_file(const struct tm_device *device) { return device->file.fd >= 0; }
 
-/* Whether each write of the page reaches the file, durably, before it is acknowledged. */
+/* Whether each write of the page reaches the file before it is acknowledged. Those of a device that is not durable are also
+ * synced before. */
 static inline bool tm_is_written_through(const struct tm_device *device, uint64_t page)
 {
-    return tm_has_file(device) && tm_is_probed(device->layout.pages, page);
+    return tm_has_file(device) && (device->durable || tm_is_probed(device->layout.pages, page));
+}
+
+/* Whether the page in tmem may be dropped. After a failed sync the file holds nothing for sure. */
+static inline bool tm_is_clean(const struct tm_device *device, uint64_t word)
+{
+    return word & TM_WORD_CLEAN && !tm_file_is_doubtful(&device->file);
 }
 
 /* index.c */
 
-/* The page's word, under its look lock. */
-uint64_t tm_word(struct tm_device *device, uint64_t page);
-/* The same for someone who does not hold it. */
-uint64_t tm_peek(struct tm_device *device, uint64_t page);
-/* Copy a block's words as they are now, each by itself; false when the block has no page of the index in use. */
-bool tm_copy_words(struct tm_device *device, uint64_t block, uint64_t *words);
-/* Store a new word under the page's change lock, then release what the old one held. The block is in the index. Returns
- * the old word, which is no more than a memory by then. */
+/* The page's word. What it points at stays there only under the page's look lock. */
+uint64_t tm_word(const struct tm_device *device, uint64_t page);
+/* Store a new word under the page's change lock, then release what the old one held. Returns the old word, which is no more
+ * than a memory by then. */
 uint64_t tm_publish(struct tm_device *device, uint64_t page, uint64_t word);
 /* The same where the page's content changes: a stored page is invalidated, what was used of it is freed. */
 void tm_replace(struct tm_device *device, uint64_t page, uint64_t word);
 /* Set bits of the page's word that do not move it, under its look lock. */
 void tm_touch(struct tm_device *device, uint64_t page, uint64_t word);
-/* Take the change locks of n <= TM_RUN_MAX pages whose blocks are in use in the index, bringing them into use where they
- * are not. No lock is held: it may demote to make room. On an error none is taken. */
-int tm_lock_in_index(struct tm_device *device, uint64_t first, uint32_t n);
-/* Bring the index's reserve to what it should be, within the target; and how many pages it is short of that. */
-void tm_reserve_fill(struct tm_device *device);
-uint32_t tm_reserve_missing(struct tm_device *device);
-/* All pages of a block become zeros, at the price of no memory. Takes the locks it needs. */
-int tm_zero_block(struct tm_device *device, uint64_t block);
-/* Before the page is overwritten in the file, under its change lock: the index no longer vouches for what is there. Returns
- * what its word was. */
-uint64_t tm_begin_overwriting(struct tm_device *device, uint64_t page);
 /* The pages of a whole block, which may be the last. */
 uint32_t tm_block_pages(const struct tm_device *device, uint64_t block);
-/* Whether some page of the block is written through. */
-bool tm_has_written_through(const struct tm_device *device, uint64_t block);
 /* Rebuild from the index; on failure *error says what is wrong. */
 int tm_index_attach(struct tm_device *device, char *error, size_t error_size);
+/* Take the change locks of pages, with the map saying that the file is not to be trusted there, unless they are written
+ * through. On an error none is taken. No lock is held before. */
+int tm_mark_and_lock(struct tm_device *device, uint64_t first, uint32_t n);
 
 /* read.c */
 
-/* The page's content now, for someone who holds its change lock. */
-int tm_read_locked(struct tm_device *device, uint64_t page, uint8_t *content);
+/* The page's content, its change lock held, and its word; EAGAIN when it is in the file. */
+int tm_read_memory(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
+/* The page's content under its I/O lock, and the word under which it was read. */
+int tm_read_ordered(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
 /* Copy a stored page out without making it any younger; false when it is not stored, or damaged (which is counted). */
 bool tm_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
 
-/* write.c */
+/* put.c */
 
-/* Read a whole page into the pool: false when refused. Under the page's change lock. filed: the file holds the same. */
-bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool filed);
-/* Put a page that was read from the file under `word`, whose checksum it has, so that the next get finds it. Without waiting:
- * nothing happens where there is no room to spare, or somebody is changing the page, or has changed it. Measured: it adds
- * 6.5 us to a read from the file, which took a virtual disk 68 us (median). */
-void tm_promote(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t word);
+/* Read a whole page into the pool: false when refused. Under the page's change lock. clean: the file holds the same. */
+bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean);
+/* Put a page that was read from the file under `word`, so that the next get finds it; false when it is not stored. Without
+ * waiting: nothing happens where somebody is changing or overwriting the page, or has changed it. Measured: it adds 6.5 us to a read from the
+ * file, which took a virtual disk 68 us (median). */
+bool tm_promote(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t word);
+
+/* overwrite.c */
+
+/* Give the page's word the mark of a write to the file, whether it still has it, and take it away from what did not reach the
+ * file: under the page's change lock. */
+void tm_start_writing(struct tm_device *device, uint64_t page);
+bool tm_is_still_writing(struct tm_device *device, uint64_t page);
+void tm_stop_writing(struct tm_device *device, uint64_t page);
+/* The file holds what the page in tmem is: under its I/O and change locks. */
+void tm_set_clean(struct tm_device *device, uint64_t page);
+/* How many of the n neighbours from `page` on, at most TM_RUN_MAX, are written through like it, or not like it. */
+uint32_t tm_alike_run(const struct tm_device *device, uint64_t page, uint64_t n);
+/* Write n <= TM_RUN_MAX neighbours, all written through or none, to the file, under their I/O lock; NULL: zeros. Then they are
+ * there, and with `put` in tmem too, but for one that somebody changes meanwhile: it is what he made it. On failure each is old,
+ * new or EIO. content is aligned. With `changed` it is about one page of which a part is new, which was marked when the rest was
+ * read, or is in the file: *changed says that somebody has changed it since, and that it must be read again. */
+int tm_overwrite(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content, bool put, bool *changed);
 
 /* clean.c */
 
-/* Make the file hold everything and clear the map's bits. Under clean_lock. */
+/* Make the file hold everything and clear the map's bits. Under demote_lock. */
 int tm_clean(struct tm_device *device);
-/* After this, whoever was changing a page when it began has published what he had. */
+/* After this, whoever held a page's change lock when it began has let go of it. */
 void tm_wait_for_changes(struct tm_device *device);
 
 /* heat.c */

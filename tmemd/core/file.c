@@ -8,19 +8,26 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+/* Buffers that nobody uses, of all devices that this process serves, and the most that are kept: 64 devices that spilled at once
+ * kept 30 MiB. */
+static _Atomic unsigned all_spare;
+enum { ALL_SPARE = 16 };
+
 /* Without O_DIRECT: drop the page cache after this many bytes written. */
 #define DROP_EVERY (UINT64_C(8) << 20)
 
-void tm_file_init(struct tm_file *file, int fd, uint64_t bytes, bool direct)
+void tm_file_init(struct tm_file *file, int fd, uint64_t bytes, bool direct, _Atomic uint64_t *sync_failed)
 {
-    *file = (struct tm_file){.fd = fd, .bytes = bytes, .direct = direct};
+    *file = (struct tm_file){.fd = fd, .bytes = bytes, .direct = direct, .sync_failed = sync_failed};
     pthread_mutex_init(&file->lock, NULL);
+    pthread_cond_init(&file->synced, NULL);
 }
 
 void tm_file_destroy(struct tm_file *file)
 {
     tm_bounces_release(file);
     pthread_mutex_destroy(&file->lock);
+    pthread_cond_destroy(&file->synced);
 }
 
 /* Mapped, not allocated: where it comes from the heap, what is freed may stay with the process. */
@@ -37,34 +44,44 @@ static struct tm_bounce *new_bounce(void)
     return NULL;
 }
 
-void tm_bounces_release(struct tm_file *file)
+static void free_bounce(struct tm_bounce *bounce)
 {
-    pthread_mutex_lock(&file->lock);
-    struct tm_bounce *bounce = file->spare;
-    file->spare = NULL;
-    pthread_mutex_unlock(&file->lock);
-    while (bounce) {
-        struct tm_bounce *next = bounce->next;
-        munmap(bounce->pages, TM_RUN_MAX * TM_PAGE);
-        free(bounce);
-        bounce = next;
-    }
+    munmap(bounce->pages, TM_RUN_MAX * TM_PAGE);
+    free(bounce);
 }
 
-struct tm_bounce *tm_bounce_get(struct tm_file *file)
+static struct tm_bounce *take_spare(struct tm_file *file)
 {
     pthread_mutex_lock(&file->lock);
     struct tm_bounce *bounce = file->spare;
     if (bounce)
         file->spare = bounce->next;
     pthread_mutex_unlock(&file->lock);
+    if (bounce)
+        atomic_fetch_sub(&all_spare, 1);
+    return bounce;
+}
+
+void tm_bounces_release(struct tm_file *file)
+{
+    struct tm_bounce *bounce;
+    while ((bounce = take_spare(file)))
+        free_bounce(bounce);
+}
+
+struct tm_bounce *tm_bounce_get(struct tm_file *file)
+{
+    struct tm_bounce *bounce = take_spare(file);
     return bounce ? bounce : new_bounce();
 }
 
 void tm_bounce_put(struct tm_file *file, struct tm_bounce *bounce)
 {
-    if (!bounce)
+    if (atomic_fetch_add(&all_spare, 1) >= ALL_SPARE) {
+        atomic_fetch_sub(&all_spare, 1);
+        free_bounce(bounce);
         return;
+    }
     pthread_mutex_lock(&file->lock);
     bounce->next = file->spare;
     file->spare = bounce;
@@ -150,9 +167,28 @@ int tm_file_zero(struct tm_file *file, uint64_t page, uint64_t n)
     return write_zeros(file, page, n);
 }
 
+/* One fdatasync, under file->lock but for the call itself. */
+static void sync_now(struct tm_file *file)
+{
+    uint64_t number = ++file->syncs_begun;
+    pthread_mutex_unlock(&file->lock);
+    if (fdatasync(file->fd) < 0)
+        atomic_store(file->sync_failed, 1);
+    pthread_mutex_lock(&file->lock);
+    file->syncs_done = number;
+    pthread_cond_broadcast(&file->synced);
+}
+
 int tm_file_sync(struct tm_file *file)
 {
-    if (!atomic_load(&file->sync_failed) && fdatasync(file->fd) < 0)
-        atomic_store(&file->sync_failed, true);
-    return atomic_load(&file->sync_failed) ? EIO : 0;
+    pthread_mutex_lock(&file->lock);
+    uint64_t needed = file->syncs_begun + 1; /* one that is under way may have missed what we wrote */
+    while (file->syncs_done < needed && !tm_file_is_doubtful(file)) {
+        if (file->syncs_begun == file->syncs_done)
+            sync_now(file);
+        else
+            pthread_cond_wait(&file->synced, &file->lock);
+    }
+    pthread_mutex_unlock(&file->lock);
+    return tm_file_is_doubtful(file) ? EIO : 0;
 }

@@ -21,13 +21,16 @@ struct tm_file {
     int fd; /* -1: none */
     uint64_t bytes;
     bool direct;
-    _Atomic bool sync_failed;       /* an fdatasync failed: what it covered may be lost, whatever later ones say */
+    _Atomic uint64_t *sync_failed;  /* not 0: an fdatasync failed, and what it covered may be lost, whatever later ones say */
     _Atomic uint64_t undropped;     /* bytes written since the page cache was last dropped */
-    pthread_mutex_t lock;           /* guards the list */
+    pthread_mutex_t lock;           /* guards the list of spare buffers, and what follows */
     struct tm_bounce *spare;
+    pthread_cond_t synced;
+    uint64_t syncs_begun, syncs_done; /* numbers of fdatasyncs; where they differ one is under way */
 };
 
-void tm_file_init(struct tm_file *file, int fd, uint64_t bytes, bool direct);
+/* sync_failed is the caller's, in the pool: it outlives the process. */
+void tm_file_init(struct tm_file *file, int fd, uint64_t bytes, bool direct, _Atomic uint64_t *sync_failed);
 void tm_file_destroy(struct tm_file *file);
 
 /* A buffer of TM_RUN_MAX pages; NULL when memory is short. */
@@ -41,7 +44,10 @@ int tm_file_read(struct tm_file *file, uint64_t page, uint32_t n, uint8_t *buffe
 int tm_file_write(struct tm_file *file, uint64_t page, uint32_t n, const uint8_t *buffer);
 /* Zero n pages, keeping their blocks reserved where the file system can. */
 int tm_file_zero(struct tm_file *file, uint64_t page, uint64_t n);
-/* fdatasync; once it has failed it fails for ever, for the kernel forgets what it could not write. */
+/* Make what was written before the call durable, by one fdatasync for all who ask meanwhile. Once one has failed this fails for
+ * ever, for the kernel forgets what it could not write (PostgreSQL's data_sync_retry): 0 or EIO. */
 int tm_file_sync(struct tm_file *file);
+/* Whether one has failed. */
+static inline bool tm_file_is_doubtful(const struct tm_file *file) { return file->fd >= 0 && atomic_load(file->sync_failed); }
 
 #endif

@@ -19,16 +19,11 @@ static void forget_page(struct tm_device *device, uint64_t page, unsigned genera
 /* Before a generation's number is used again: the oldest pages may not become the youngest. */
 static void forget_generation(struct tm_device *device, unsigned generation)
 {
-    uint64_t words[TM_BLOCK_PAGES];
     if (!atomic_load(&device->ages.stored[generation]) && !atomic_load(&device->ages.filed[generation]))
         return; /* so it is after a while without use */
-    for (uint64_t block = 0; block < device->layout.blocks; block++) {
-        if (!tm_copy_words(device, block, words))
-            continue;
-        for (uint32_t i = 0; i < tm_block_pages(device, block); i++)
-            if (is_of(words[i], generation))
-                forget_page(device, block * TM_BLOCK_PAGES + i, generation);
-    }
+    for (uint64_t page = 0; page < device->layout.pages; page++)
+        if (is_of(tm_word(device, page), generation))
+            forget_page(device, page, generation);
 }
 
 void tm_heat_init(struct tm_device *device)
@@ -40,13 +35,13 @@ void tm_heat_init(struct tm_device *device)
 
 void tm_age(struct tm_device *device)
 {
-    pthread_mutex_lock(&device->clean_lock);
+    pthread_mutex_lock(&device->demote_lock);
     unsigned next = atomic_load(&device->generation) % TM_ANCIENT + 1;
     forget_generation(device, next);
     atomic_store(&device->statistics->generation, next); /* first: whoever attaches must not know pages younger than now */
     atomic_store(&device->generation, next);
     device->vain.age = TM_GENERATIONS;
-    pthread_mutex_unlock(&device->clean_lock);
+    pthread_mutex_unlock(&device->demote_lock);
 }
 
 void tm_survey(struct tm_device *device)

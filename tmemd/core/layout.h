@@ -18,7 +18,6 @@ enum {
     TM_SLOT_ALIGN = 16,
     TM_SLOT_MIN = 32,
     TM_RECORD_HEADER = 12,
-    TM_RESERVE_PAGES = 32, /* allocated ahead so that the index can grow when nothing else can: 64 MiB of the device */
     TM_SLOT_MAX = 4112, /* a raw page and its header, rounded up */
 };
 
@@ -28,7 +27,8 @@ enum {
 /* What a block's pages are while its index page is not in use. */
 enum tm_state { TM_STATE_INDEX = 0, TM_STATE_FILE = 1, TM_STATE_LOST = 2, TM_STATE_ZERO = 3 };
 
-enum tm_kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 4 };
+/* TM_LOST: gone with the host. TM_TORN: a write to the file failed, and no checksum can tell what is there now. */
+enum tm_kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 4, TM_TORN = 5 };
 
 enum tm_encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 
@@ -36,8 +36,10 @@ enum tm_encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 #define TM_WORD_ENCODING (UINT64_C(3) << 3)
 #define TM_WORD_GENERATION (UINT64_C(15) << 8)
 #define TM_WORD_LENGTH (UINT64_C(0x1fff) << 12)
-#define TM_WORD_FLAG (UINT64_C(1) << 5) /* tmem: the file holds the same; file: no checksum is known */
-#define TM_IN_FLUX UINT32_MAX /* for the checksum of a file word with the flag: old or new, it is being overwritten */
+#define TM_WORD_CLEAN (UINT64_C(1) << 5)      /* tmem: the file holds the same */
+#define TM_WORD_WRITING (UINT64_C(1) << 6)    /* the page is being written to the file; gone when it changes meanwhile */
+#define TM_WORD_UNVERIFIED (UINT64_C(1) << 7) /* file: no checksum of what was there before is known */
+#define TM_OLD_CRC UINT32_C(0xfffff)          /* as much of the old checksum as a file word keeps while it is WRITING */
 #define TM_GENERATIONS 16u
 #define TM_PROMOTE_AGE 6u /* a page that comes back from the file when it is younger is put again */
 #define TM_ANCIENT (TM_GENERATIONS - 1) /* the age of generation 0; the others take turns */
@@ -48,6 +50,7 @@ static inline unsigned tm_generation(uint64_t word) { return (unsigned)((word & 
 static inline uint32_t tm_length(uint64_t word) { return (uint32_t)((word & TM_WORD_LENGTH) >> 12); }
 static inline uint64_t tm_location(uint64_t word) { return (word >> 28) * TM_SLOT_ALIGN; }
 static inline uint32_t tm_file_crc(uint64_t word) { return (uint32_t)(word >> 32); }
+static inline uint32_t tm_old_crc(uint64_t word) { return (uint32_t)(word >> 12) & TM_OLD_CRC; }
 
 static inline uint64_t tm_tmem_word(uint64_t location, uint32_t length, enum tm_encoding encoding, unsigned generation)
 {
@@ -58,6 +61,15 @@ static inline uint64_t tm_tmem_word(uint64_t location, uint32_t length, enum tm_
 static inline uint64_t tm_file_word(uint32_t crc, unsigned generation)
 {
     return (uint64_t)crc << 32 | (uint64_t)generation << 8 | TM_FILE;
+}
+
+/* The word of a page in the file that is being overwritten by one with this checksum. A process that is killed meanwhile leaves
+ * it so: the page is what either checksum says. Of what no checksum was known before, whatever is found is taken. */
+static inline uint64_t tm_overwritten_word(uint64_t word, uint32_t crc)
+{
+    bool known = !(word & (TM_WORD_WRITING | TM_WORD_UNVERIFIED));
+    uint64_t old = known ? (uint64_t)(tm_file_crc(word) & TM_OLD_CRC) << 12 : TM_WORD_UNVERIFIED;
+    return (uint64_t)crc << 32 | old | (word & TM_WORD_GENERATION) | TM_WORD_WRITING | TM_FILE;
 }
 
 static inline uint64_t tm_with_generation(uint64_t word, unsigned generation)
@@ -74,7 +86,7 @@ static inline bool tm_same_content(uint64_t one, uint64_t other)
 /* Whether two words count the same by age: where the page lies, or its checksum, makes no difference. */
 static inline bool tm_same_age(uint64_t one, uint64_t other)
 {
-    uint64_t counted = TM_WORD_KIND | TM_WORD_ENCODING | TM_WORD_FLAG | TM_WORD_GENERATION | TM_WORD_LENGTH;
+    uint64_t counted = TM_WORD_KIND | TM_WORD_ENCODING | TM_WORD_CLEAN | TM_WORD_GENERATION | TM_WORD_LENGTH;
     return ((one ^ other) & counted) == 0;
 }
 
@@ -116,6 +128,7 @@ struct tm_counters {
     _Atomic uint64_t reads, writes, trims, flushes;
     _Atomic uint64_t done_request, done_error, granules_set, pid;
     _Atomic uint64_t demotion_writes, promotions;
+    _Atomic uint64_t sync_failed; /* not 0: what was written to the file before may be lost, whatever later syncs say */
 };
 
 /* Latencies of one kind of page operation. The bounds are two in each octave: counts[2k] is of those below 256 * 2^k ns,
@@ -157,8 +170,8 @@ struct tm_control {
 /* Where the parts of a pool file lie, in bytes. */
 struct tm_layout {
     uint64_t pages, blocks;
-    uint64_t index_offset, reserve_offset, data_offset, data_bytes;
-    uint64_t minimum;
+    uint64_t index_offset, data_offset, data_bytes;
+    uint64_t minimum; /* the least limit and target: header, index, and some records */
 };
 
 #endif

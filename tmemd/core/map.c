@@ -26,6 +26,27 @@ static void count_set(struct tm_map *map)
     atomic_store(&map->counters->granules_set, set);
 }
 
+/* Write the byte of the map that holds these eight granules' bits; only of a clean one it is clear. */
+static int write_byte(struct tm_map *map, uint64_t byte)
+{
+    uint8_t bits = 0;
+    for (uint64_t i = byte * 8; i < byte * 8 + 8 && i < map->n; i++)
+        bits |= (uint8_t)((atomic_load(&map->granules[i]) != TM_CLEAN) << i % 8);
+    ssize_t put = pwrite(map->fd, &bits, 1, (off_t)(TM_MAP_BITS_OFFSET + byte));
+    return put == 1 ? 0 : put < 0 ? errno : EIO;
+}
+
+static int sync_bits(struct tm_map *map) { return fdatasync(map->fd) < 0 ? errno : 0; }
+
+/* Written again first: of a sync that failed before, the kernel keeps the bits but not that they are missing on the disk. */
+static int make_durable(struct tm_map *map)
+{
+    int error = 0;
+    for (uint64_t byte = 0; byte * 8 < map->n && !error; byte++)
+        error = write_byte(map, byte);
+    return error ? error : sync_bits(map);
+}
+
 int tm_map_init(struct tm_map *map, int fd, uint64_t granule, const struct tm_layout *layout,
                 struct tm_counters *counters)
 {
@@ -41,7 +62,7 @@ int tm_map_init(struct tm_map *map, int fd, uint64_t granule, const struct tm_la
         return ENOMEM;
     int error = load_bits(map);
     count_set(map);
-    return error;
+    return error ? error : make_durable(map);
 }
 
 void tm_map_destroy(struct tm_map *map)
@@ -50,74 +71,80 @@ void tm_map_destroy(struct tm_map *map)
     pthread_mutex_destroy(&map->lock);
 }
 
-/* Write the byte of the map that holds the granule's bit; a granule that is being cleaned is still set there. */
-static int write_byte(struct tm_map *map, uint64_t byte)
-{
-    uint8_t bits = 0;
-    for (uint64_t i = byte * 8; i < byte * 8 + 8 && i < map->n; i++)
-        bits |= (uint8_t)((atomic_load(&map->granules[i]) != TM_CLEAN) << i % 8);
-    ssize_t put = pwrite(map->fd, &bits, 1, (off_t)(TM_MAP_BITS_OFFSET + byte));
-    return put == 1 ? 0 : put < 0 ? errno : EIO;
-}
-
 static int set_bit(struct tm_map *map, uint64_t granule)
 {
-    atomic_store(&map->granules[granule], TM_CLEANING); /* only the byte below looks at it: not yet safe to rely on */
+    atomic_store(&map->granules[granule], TM_SETTING);
     int error = write_byte(map, granule / 8);
-    if (!error && fdatasync(map->fd) < 0)
-        error = errno;
-    atomic_store_explicit(&map->granules[granule], error ? TM_CLEAN : TM_SET, memory_order_release);
+    if (!error)
+        error = sync_bits(map);
+    atomic_store(&map->granules[granule], error ? TM_CLEAN : TM_SET);
     if (!error)
         atomic_fetch_add(&map->counters->granules_set, 1);
     return error;
 }
 
-int tm_map_mark_slow(struct tm_map *map, uint64_t granule)
+static int mark(struct tm_map *map, uint64_t granule)
 {
     int error = 0;
     pthread_mutex_lock(&map->lock);
-    uint8_t state = atomic_load(&map->granules[granule]);
-    if (state == TM_CLEANING)
-        atomic_store_explicit(&map->granules[granule], TM_SET, memory_order_release);
-    else if (state == TM_CLEAN)
+    if (atomic_load(&map->granules[granule]) == TM_CLEAN)
         error = set_bit(map, granule);
     pthread_mutex_unlock(&map->lock);
     return error;
 }
 
-void tm_map_begin_cleaning(struct tm_map *map)
+static uint64_t end_granule(const struct tm_map *map, uint64_t first, uint32_t n)
 {
-    pthread_mutex_lock(&map->lock);
-    for (uint64_t i = 0; i < map->n; i++)
-        if (atomic_load(&map->granules[i]) == TM_SET)
-            atomic_store(&map->granules[i], TM_CLEANING);
-    pthread_mutex_unlock(&map->lock);
+    return (first + n - 1) / map->granule_pages + 1;
 }
 
-void tm_map_keep(struct tm_map *map, uint64_t granule)
+int tm_map_mark(struct tm_map *map, uint64_t first, uint32_t n)
 {
-    pthread_mutex_lock(&map->lock);
-    if (atomic_load(&map->granules[granule]) == TM_CLEANING)
-        atomic_store(&map->granules[granule], TM_SET);
-    pthread_mutex_unlock(&map->lock);
+    int error = 0;
+    if (map->fd < 0)
+        return 0;
+    for (uint64_t i = first / map->granule_pages; i < end_granule(map, first, n) && !error; i++) {
+        uint8_t state = atomic_load_explicit(&map->granules[i], memory_order_acquire);
+        error = state == TM_CLEAN || state == TM_SETTING ? mark(map, i) : 0;
+    }
+    return error;
 }
+
+bool tm_map_is_marked(struct tm_map *map, uint64_t first, uint32_t n)
+{
+    if (map->fd < 0)
+        return true;
+    for (uint64_t i = first / map->granule_pages; i < end_granule(map, first, n); i++) {
+        uint8_t state = TM_CLEANING;
+        if (atomic_load_explicit(&map->granules[i], memory_order_acquire) != TM_SET &&
+            !atomic_compare_exchange_strong(&map->granules[i], &state, TM_SET) && state != TM_SET)
+            return false;
+    }
+    return true;
+}
+
+/* Turn a granule of one state into another. */
+static void turn(struct tm_map *map, uint64_t granule, uint8_t from, uint8_t to)
+{
+    atomic_compare_exchange_strong(&map->granules[granule], &from, to);
+}
+
+void tm_map_begin_cleaning(struct tm_map *map)
+{
+    for (uint64_t i = 0; i < map->n; i++)
+        turn(map, i, TM_SET, TM_CLEANING);
+}
+
+void tm_map_keep(struct tm_map *map, uint64_t granule) { turn(map, granule, TM_CLEANING, TM_SET); }
 
 int tm_map_finish_cleaning(struct tm_map *map)
 {
     int error = 0;
     pthread_mutex_lock(&map->lock);
-    for (uint64_t byte = 0; byte * 8 < map->n; byte++) {
-        bool changed = false;
-        for (uint64_t i = byte * 8; i < byte * 8 + 8 && i < map->n; i++)
-            if (atomic_load(&map->granules[i]) == TM_CLEANING) {
-                atomic_store(&map->granules[i], TM_CLEAN);
-                changed = true;
-            }
-        int failed = changed ? write_byte(map, byte) : 0;
-        error = error ? error : failed;
-    }
-    if (!error && fdatasync(map->fd) < 0)
-        error = errno;
+    for (uint64_t i = 0; i < map->n; i++)
+        turn(map, i, TM_CLEANING, TM_CLEAN);
+    if (map->n)
+        error = make_durable(map);
     count_set(map);
     pthread_mutex_unlock(&map->lock);
     return error;

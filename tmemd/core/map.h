@@ -11,35 +11,32 @@
 
 enum { TM_MAP_BITS_OFFSET = TM_PAGE };
 
-enum tm_granule { TM_CLEAN = 0, TM_SET = 1, TM_CLEANING = 2 };
+/* TM_SETTING: its bit is on the way to the disk. TM_CLEANING: its bit is set, and will be cleared unless somebody changes
+ * something there that the file does not hold. */
+enum tm_granule { TM_CLEAN = 0, TM_SET = 1, TM_CLEANING = 2, TM_SETTING = 3 };
 
 struct tm_map {
     int fd; /* -1: none */
     uint64_t granule_pages, n;
     _Atomic uint8_t *granules; /* enum tm_granule */
     struct tm_counters *counters;
-    pthread_mutex_t lock; /* held over each change of a bit, its fdatasync included */
+    pthread_mutex_t lock; /* held over each write of bits, its fdatasync included */
 };
 
+/* Read the bits, and make them durable: what a process that was killed has left may not have reached the disk. */
 int tm_map_init(struct tm_map *map, int fd, uint64_t granule, const struct tm_layout *layout,
                 struct tm_counters *counters);
 void tm_map_destroy(struct tm_map *map);
 
-/* Set the bit of the page's granule, durably, if it is not: call under the page's change lock, before what makes the file
- * stale. A cleaning under way there is called off. */
-int tm_map_mark_slow(struct tm_map *map, uint64_t granule);
-static inline int tm_map_mark(struct tm_map *map, uint64_t page)
-{
-    if (map->fd < 0)
-        return 0;
-    uint64_t granule = page / map->granule_pages;
-    return atomic_load_explicit(&map->granules[granule], memory_order_acquire) == TM_SET
-               ? 0
-               : tm_map_mark_slow(map, granule);
-}
+/* Set the bits of n pages, durably, where they are not: no lock is held. */
+int tm_map_mark(struct tm_map *map, uint64_t first, uint32_t n);
+/* Whether they are set and will stay so as long as the pages' change locks are held, which they are: a cleaning that is under
+ * way there is called off. */
+bool tm_map_is_marked(struct tm_map *map, uint64_t first, uint32_t n);
 
 /* Cleaning, for one caller at a time: begin turns every set granule into cleaning, keep takes one back, finish clears the
- * bits of those that nobody marked since. */
+ * bits of those that nobody has marked since. Between begin and the first look at a page, whoever holds a change lock then must
+ * have let go of it. */
 void tm_map_begin_cleaning(struct tm_map *map);
 void tm_map_keep(struct tm_map *map, uint64_t granule);
 int tm_map_finish_cleaning(struct tm_map *map);

@@ -178,8 +178,7 @@ static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t s
     uint32_t n = rest ? (uint32_t)__builtin_ctzll(rest) : TM_SPAN_PAGES;
     n = n < want ? n : want;
     uint64_t offset = slots->data_offset + (uint64_t)index * TM_SPAN_BYTES + (uint64_t)first * TM_PAGE;
-    uint64_t reserve = tm_above_target(slots->budget);
-    if (tm_take(slots->budget, slots->pool_fd, offset, (uint64_t)n * TM_PAGE, reserve) != 0)
+    if (tm_take(slots->budget, slots->pool_fd, offset, (uint64_t)n * TM_PAGE, tm_target(slots->budget)) != 0)
         return false;
     span->backed |= run_mask(first, n);
     class->backed_pages += n;

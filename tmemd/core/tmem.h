@@ -24,7 +24,7 @@ struct tm_config {
     uint64_t file_bytes; /* how much of the file may be read and written */
     bool direct;         /* file_fd bypasses the page cache */
     bool lost_zero;      /* lost pages read as zeros */
-    bool durable;        /* FLUSH and FUA reach the disk */
+    bool durable;        /* a write reaches the file before it is acknowledged, FLUSH and FUA sync it */
     const struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };
@@ -74,7 +74,7 @@ void tm_survey(struct tm_device *device);
 /* Note that the calling process serves the device from now on. */
 void tm_serve(struct tm_device *device);
 
-/* Bytes by which the pool's use, and what is missing of its index's reserve, exceed its target. */
+/* Bytes by which the pool's use exceeds its target. */
 uint64_t tm_over_target(struct tm_device *device);
 /* Bytes by which its target exceeds the pool's use. */
 uint64_t tm_room(struct tm_device *device);

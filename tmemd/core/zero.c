@@ -2,70 +2,59 @@
 
 #include "device.h"
 
-/* One page becomes zeros, under its change lock. *sync: only in the file so far, which is yet to be synced. */
-static int zero_page(struct tm_device *device, uint64_t page, bool *sync)
+/* Whole pages that are not written through become zeros. */
+static int zero_in_memory(struct tm_device *device, uint64_t first, uint32_t n)
 {
-    uint64_t word = tm_word(device, page);
-    bool through = tm_is_written_through(device, page);
-    if (word == TM_NOWHERE || (word == TM_ZERO && !through))
-        return 0;
-    int error = tm_map_mark(&device->map, page);
+    int error = tm_mark_and_lock(device, first, n);
     if (error)
         return error;
-    if (!through) {
-        tm_replace(device, page, tm_has_file(device) ? TM_ZERO : TM_NOWHERE);
-        return 0;
+    for (uint64_t page = first; page < first + n; page++) {
+        enum tm_kind kind = tm_kind(tm_word(device, page));
+        if (kind != TM_NOWHERE && kind != TM_ZERO)
+            tm_replace(device, page, tm_has_file(device) ? TM_ZERO : TM_NOWHERE);
     }
-    tm_begin_overwriting(device, page);
-    *sync = true;
-    return tm_file_zero(&device->file, page, 1);
+    tm_unlock_run(&device->locks, first, n);
+    return 0;
 }
 
-/* Whole pages of one run become zeros. Those that are written through are 'nowhere' only once the file's zeros are
- * durable: what is nowhere is not zeroed again. */
-static int zero_run(struct tm_device *device, uint64_t first, uint32_t n)
+/* Zeros are written to the file where it may hold something else. */
+static int zero_in_file(struct tm_device *device, uint64_t first, uint32_t n)
 {
-    bool sync = false;
-    int error = tm_lock_in_index(device, first, n);
-    if (error)
-        return error;
-    for (uint64_t page = first; page < first + n && !error; page++)
-        error = zero_page(device, page, &sync);
-    if (sync && !error)
-        error = tm_file_sync(&device->file);
-    for (uint64_t page = first; sync && page < first + n && !error; page++)
-        if (tm_is_written_through(device, page))
-            tm_replace(device, page, TM_NOWHERE);
-    tm_unlock_run(&device->locks, first, n);
+    struct tm_io io = {.first = first, .n = n};
+    int error = 0;
+    tm_io_lock(&device->locks, &io);
+    for (uint32_t i = 0, run; i < n && !error; i += run) {
+        bool is_zero = tm_word(device, first + i) == TM_NOWHERE;
+        for (run = 1; i + run < n && (tm_word(device, first + i + run) == TM_NOWHERE) == is_zero; run++)
+            ;
+        if (!is_zero)
+            error = tm_overwrite(device, first + i, run, NULL, false, NULL);
+    }
+    tm_io_unlock(&device->locks, &io);
     return error;
 }
 
-static bool is_zero_block(struct tm_device *device, uint64_t block)
+static int zero_run(struct tm_device *device, uint64_t first, uint32_t n)
 {
-    uint8_t state = atomic_load_explicit(&device->blocks[block], memory_order_acquire);
-    return state == TM_STATE_INDEX || state == TM_STATE_ZERO;
+    return tm_is_written_through(device, first) ? zero_in_file(device, first, n) : zero_in_memory(device, first, n);
 }
 
-/* Zero from `page` on, within one block and no further than `end`; *next is where it got. */
-static int zero_some(struct tm_device *device, uint64_t page, uint64_t end, uint64_t *next)
+/* Whether the page is zeros, and nothing is to be done about it in the file. */
+static bool is_zeroed(const struct tm_device *device, uint64_t page)
 {
-    uint64_t block = page / TM_BLOCK_PAGES, block_end = (block + 1) * TM_BLOCK_PAGES;
-    *next = block_end < end ? block_end : end;
-    if (is_zero_block(device, block))
-        return 0;
-    bool whole = page % TM_BLOCK_PAGES == 0 && *next - page == tm_block_pages(device, block);
-    if (whole && !tm_has_written_through(device, block))
-        return tm_zero_block(device, block);
-    if (*next - page > TM_RUN_MAX)
-        *next = page + TM_RUN_MAX;
-    return zero_run(device, page, (uint32_t)(*next - page));
+    uint64_t word = tm_word(device, page);
+    return word == TM_NOWHERE || (tm_kind(word) == TM_ZERO && !tm_is_written_through(device, page));
 }
 
 static int zero_pages(struct tm_device *device, uint64_t page, uint64_t end)
 {
     int error = 0;
-    while (page < end && !error)
-        error = zero_some(device, page, end, &page);
+    while (page < end && !error) {
+        bool done = is_zeroed(device, page);
+        uint32_t run = done ? 1 : tm_alike_run(device, page, end - page);
+        error = done ? 0 : zero_run(device, page, run);
+        page += run;
+    }
     return error;
 }
 
@@ -111,7 +100,7 @@ int tm_trim(struct tm_device *device, uint64_t count, uint64_t offset, bool fua)
 
 static bool reads_as_zeros(struct tm_device *device, uint64_t page)
 {
-    enum tm_kind kind = tm_kind(tm_peek(device, page));
+    enum tm_kind kind = tm_kind(tm_word(device, page));
     return kind == TM_NOWHERE || kind == TM_ZERO;
 }
 
@@ -119,11 +108,9 @@ static bool reads_as_zeros(struct tm_device *device, uint64_t page)
 static uint64_t alike_until(struct tm_device *device, uint64_t page, uint64_t end)
 {
     bool zero = reads_as_zeros(device, page);
-    while (page < end && reads_as_zeros(device, page) == zero) {
-        uint64_t block = page / TM_BLOCK_PAGES;
-        page = tm_in_index(device, block) ? page + 1 : (block + 1) * TM_BLOCK_PAGES;
-    }
-    return page < end ? page : end;
+    while (page < end && reads_as_zeros(device, page) == zero)
+        page++;
+    return page;
 }
 
 int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents, size_t *n)

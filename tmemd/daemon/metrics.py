@@ -71,6 +71,8 @@ _POOL_GAUGES: Final[Mapping[str, tuple[str, Callable[[PoolStatus], float | None]
                             lambda pool: pool.settings.target),
     "compression_enabled": ("Whether pages are compressed.", lambda pool: pool.settings.compression),
     "frozen": ("Whether puts are refused because it was frozen.", lambda pool: pool.frozen),
+    "sync_failed": ("Whether a sync of the backing file failed: nothing is durable until the pool is made anew.",
+                    lambda pool: pool.counters.sync_failed != 0),
     "served": ("Whether a plugin serves the device.", lambda pool: pool.served),
     "never_trims": ("Whether the guest swaps and never says which pages are dead, so that they fill tmem.",
                     lambda pool: pool.never_trims),

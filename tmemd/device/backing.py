@@ -96,9 +96,7 @@ def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> MapHeader:
         if not backing.is_block:
             undo.callback(os.truncate, backing.path, os.fstat(backing.fd).st_size)
             _extend(backing, reserve=reserve)
-        backing.map_fd = os.open(backing.map_path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        undo.callback(backing.map_path.unlink)
-        return _write_map(backing)
+        return _create_map(backing, undo)
     except OSError as error:
         raise BackingError(_explain(backing, error, reserve=reserve)) from None
 
@@ -120,11 +118,18 @@ def _extend(backing: Backing, *, reserve: bool) -> None:
     os.fsync(backing.fd)
 
 
-def _write_map(backing: Backing) -> MapHeader:
+def _create_map(backing: Backing, undo: ExitStack) -> MapHeader:
+    """It has its name only when it is whole: what a process that is killed here leaves behind is overwritten."""
+    new = Path(f"{backing.map_path}.new")
+    new.unlink(missing_ok=True)
+    backing.map_fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    undo.callback(new.unlink, missing_ok=True)
     header = MapHeader(backing.size, mapfile.GRANULE, uuid.uuid4(), uuid.UUID(int=0), 0)
     # Only the ends of a block device were looked at: what lies between is no zeros to rely on.
     mapfile.create_bits(backing.map_fd, header, trusted=not backing.is_block)
     mapfile.write_header(backing.map_fd, header)
+    new.rename(backing.map_path)
+    undo.callback(backing.map_path.unlink)
     for directory in {backing.map_path.parent, backing.path.parent}:
         _sync_directory(directory)
     return header

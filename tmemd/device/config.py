@@ -48,10 +48,11 @@ class DeviceConfig:
             raise ConfigError(f"{self.name}: size={self.size} is more than 16 TiB") from None
         if self.limit is None and self.tmemd is None:
             raise ConfigError(f"{self.name}: say with limit=SIZE how much RAM its pool may take")
-        if self.limit is not None and self.limit < layout.minimum_bytes:
+        least = layout.minimum_bytes
+        if self.limit is not None and self.limit < least:
             raise ConfigError(
-                f"{self.name}: limit={self.limit} is below the {layout.minimum_bytes} bytes"
-                f" ({format_size(layout.minimum_bytes)}) that a device of this size needs"
+                f"{self.name}: limit={self.limit} is below the {least} bytes ({format_size(least)}) that a device of"
+                " this size needs (2 MiB for each GiB)"
             )
         if self.backing is None and (self.map or self.durable):
             raise ConfigError(f"{self.name}: map= and flush=durable need a backing file")

@@ -32,14 +32,16 @@ _PAIR: Final = struct.Struct("<QQ")
 _ALIGN: Final = 16
 _SLOT_MIN: Final = 32
 _RAW, _LZ4, _SAME = range(3)
-_FLAG: Final = 1 << 5
+_CLEAN: Final = 1 << 5
 # Bits of a word that mean something, by its kind. Every word has room for a generation.
 _MEANT: Final = {
-    Kind.TMEM: 0xFFFFFFFFF << 28 | 0x1FFF << 12 | 0xF << 8 | 0x3F,
-    Kind.FILE: 0xFFFFFFFF << 32 | 0xF << 8 | 0x27,
-    Kind.ZERO: 0xF << 8 | 0x7,
-    Kind.LOST: 0xF << 8 | 0x7,
+    Kind.TMEM: 0xFFFFFFFFF << 28 | 0x1FFF << 12 | 0xF << 8 | 0x7F,
+    Kind.FILE: 0xFFFFFFFF << 32 | 0xFFFFF << 12 | 0xF << 8 | 0xC7,
+    Kind.ZERO: 0xF << 8 | 0x47,
+    Kind.LOST: 0xF << 8 | 0x47,
+    Kind.TORN: 0xF << 8 | 0x47,
 }
+_NEEDS_FILE: Final = {Kind.FILE, Kind.LOST, Kind.TORN}
 _CONTROL_WORDS: Final = {"target": 0, "frozen": 16, "request": 32, "demotion writes": 64, "compression": 80}
 _MANY: Final = 100  # problems remembered; the rest are only counted
 _STEP: Final = 64  # spans or chunks of the index between two reports of progress
@@ -154,7 +156,7 @@ def word_fault(word: Word, identity: Identity) -> str | None:
         return f"has a word with stray bits ({word.value:#018x})"
     if word.page >= identity.pages:
         return f"lies beyond the device's end, but is {kind.name.lower()}"
-    if not identity.has_file and (kind in {Kind.FILE, Kind.LOST} or (kind is Kind.TMEM and word.value & _FLAG)):
+    if not identity.has_file and (kind in _NEEDS_FILE or (kind is Kind.TMEM and word.value & _CLEAN)):
         return "is said to be in a file, but the device has none"
     return _location_fault(word, identity) if kind is Kind.TMEM else None
 
@@ -305,7 +307,7 @@ class _Checker:
         found = {
             "pages_in_tmem": self._counts[Kind.TMEM],
             "pages_in_file": self._counts[Kind.FILE],
-            "pages_lost": self._counts[Kind.LOST],
+            "pages_lost": self._counts[Kind.LOST] + self._counts[Kind.TORN],
             "payload_bytes": self._payload,
         }
         for name, count in found.items():

@@ -25,13 +25,12 @@ from tmemd.system import locks
 
 PAGE: Final = 4096
 MAGIC: Final = b"TMEMPOOL"
-VERSION: Final = 1
+VERSION: Final = 2
 COUNTERS_OFFSET: Final = PAGE
 CONTROL_OFFSET: Final = 2 * PAGE
 STATISTICS_OFFSET: Final = 3 * PAGE
 STATES_OFFSET: Final = 4 * PAGE
 BLOCK_PAGES: Final = 512  # pages of the device whose index words share a page of the index
-RESERVE_PAGES: Final = 32  # of the index, allocated ahead
 PATH_BYTES: Final = 1024
 SUFFIX: Final = ".pool"
 # A name becomes a file name, so its first character can be neither '.' nor '-', and '/' is nowhere.
@@ -162,6 +161,7 @@ class Counters(msgspec.Struct, frozen=True, gc=False):
     pid: int  # of the process that serves the device
     demotion_writes: int = 0  # pages that demotion wrote to the file; one that was there already is not written
     promotions: int = 0  # pages put again when they were read from the file
+    sync_failed: int = 0  # not 0: a sync of the file failed, and what was written there before may be lost
 
     @property
     def compression(self) -> float | None:
@@ -390,11 +390,9 @@ def write_compression(fd: int, compression: bool) -> None:
 def freeable(identity: Identity, counters: Counters) -> int:
     """Bytes of RAM that demotion could give back: all memory for records.
 
-    Header, index and the index's reserve stay. A pool without a backing file has nowhere to demote to.
+    Header and index stay. A pool without a backing file has nowhere to demote to.
     """
-    blocks = -(-identity.pages // BLOCK_PAGES)
-    reserve = min(blocks - counters.index_bytes // PAGE, RESERVE_PAGES) * PAGE
-    stays = identity.index_offset + counters.index_bytes + reserve
+    stays = identity.index_offset + counters.index_bytes
     return max(counters.used_bytes - stays, 0) if identity.has_file else 0
 
 

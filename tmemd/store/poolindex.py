@@ -32,6 +32,7 @@ class Kind(enum.IntEnum):
     FILE = 2
     ZERO = 3
     LOST = 4
+    TORN = 5
 
 
 class State(enum.IntEnum):
