@@ -13,7 +13,8 @@ from pathlib import Path
 import nbd
 
 from tests.leftovers import dying_with_us
-from tmemd.store import poolfile
+from tmemd.store import poolfile, requests
+from tmemd.store.requests import Request
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "plugin" / "tmem.py"
@@ -161,8 +162,8 @@ class Control:
         """Freeze or thaw."""
         poolfile.write_frozen(self._fd, frozen)
 
-    def request(self, op: poolfile.Request, argument: int = 0) -> int:
+    def request(self, op: Request, argument: int = 0) -> int:
         """Ask for something and wait until it is done; returns its errno."""
-        number = poolfile.write_request(self._fd, op, argument)
-        wait_until(lambda: counters(self.pool).done_request >= number, f"{op.name} to be done")
-        return counters(self.pool).done_error
+        number = requests.ask(self._fd, op, argument)
+        wait_until(lambda: requests.answer_to(self._fd, number) is not None, f"{op.name} to be done")
+        return requests.answer_to(self._fd, number) or 0

@@ -13,7 +13,8 @@ from typing import Any, Final, TypeVar
 
 from tmemd import protocol
 from tmemd.protocol import PoolStatus
-from tmemd.store.poolfile import ANY_PAGE, Choice, PoolError
+from tmemd.store.poolfile import PoolError
+from tmemd.store.requests import ANY_PAGE, Choice
 
 _Answer = TypeVar("_Answer", bound=protocol.Answer)
 Transport = Callable[[protocol.Request], protocol.Answer]
@@ -73,9 +74,9 @@ class Client:
         """All pools that may be seen, by name; *long*: with latencies and ages."""
         return _expect(protocol.Listed, self._call(protocol.List(long))).pools
 
-    def pool(self, name: str, *, long: bool = False) -> PoolStatus:
-        """One pool; *long*: with latencies and ages."""
-        pools = _expect(protocol.Listed, self._call(protocol.Show(protocol.check_name(name), long))).pools
+    def pool(self, name: str, *, long: bool = False, request: int = 0) -> PoolStatus:
+        """One pool; *long*: with latencies and ages; *request*: with the answer to that one, by its number."""
+        pools = _expect(protocol.Listed, self._call(protocol.Show(protocol.check_name(name), long, request))).pools
         if len(pools) != 1:
             raise PoolError(f"there is no pool {name}")
         return pools[0]
@@ -98,7 +99,7 @@ class Client:
         _expect(protocol.Done, self._call(protocol.Freeze(checked, frozen)))
 
     def ask(self, name: str, work: protocol.Work, nbytes: int = 0, choice: Choice = ANY_PAGE) -> int:
-        """Ask the serving plugin for work; returns the number that done_request will reach."""
+        """Ask the serving plugin for work; returns the number by which `pool` knows its answer."""
         request = protocol.Ask(protocol.check_name(name), work, nbytes, choice.min_age, choice.raw_only)
         return _expect(protocol.Asked, self._call(request)).number
 

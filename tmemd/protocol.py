@@ -58,10 +58,11 @@ class List(_Message, frozen=True):
 
 
 class Show(_Message, frozen=True):
-    """One pool; *long*: with latencies and ages."""
+    """One pool; *long*: with latencies and ages; *request*: with the answer to that one, by its number."""
 
     name: Name
     long: bool = False
+    request: Annotated[int, msgspec.Meta(ge=0)] = 0
 
 
 class Set(_Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,6 +142,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     freeable_bytes: int = 0  # what demotion could give back
     latencies: Latencies | None = None  # only where asked for
     ages: Ages | None = None
+    answer: int | None = None  # errno of the request asked about, 0 for success; None: it is still to be done
 
     @property
     def never_trims(self) -> bool:
@@ -149,7 +151,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     def flat(self) -> dict[str, Any]:
         """One flat JSON object, as tmemctl prints it."""
-        nested = {"counters", "settings", "latencies", "ages"}
+        nested = {"counters", "settings", "latencies", "ages", "answer"}
         own: dict[str, Any] = {field: getattr(self, field) for field in self.__struct_fields__ if field not in nested}
         own["pid"] = self.counters.pid if self.served else None
         for field in ("latencies", "ages"):
@@ -174,7 +176,7 @@ class Listed(_Message, frozen=True):
 
 
 class Asked(_Message, frozen=True):
-    """The work is done when the pool's done_request reaches *number*."""
+    """The work will be done; Show with this number as its *request* says when, and how it went."""
 
     number: int
 

@@ -16,7 +16,8 @@ from tests.model.index import Kind, kinds
 from tmemd.core import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.served import REST_AFTER, ServedDevice, open_device
-from tmemd.store import poolfile
+from tmemd.store import poolfile, requests
+from tmemd.store.requests import Choice, Request
 
 LIMIT = 3 * MIB
 COLD = range(1100, 4096)  # more than the limit has room for
@@ -177,7 +178,7 @@ def test_a_falling_target_is_met_within_the_bound_and_a_request_is_not_bound(ope
         rounds(served, 3)
         assert served.counters().demotion_writes == 100
         assert served.counters().used_bytes > LIMIT // 2
-        poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, MIB)
+        requests.ask(pool.fileno(), Request.DEMOTE, MIB)
         rounds(served, 1)
         assert served.counters().demotion_writes > 100
         poolfile.write_demotion_writes(pool.fileno(), None)
@@ -191,10 +192,10 @@ def test_a_request_says_which_pages_go(opened: Open) -> None:
     grow_old(served, 4)
     write(served, range(1300, 1500))
     with served.pool_path.open("r+b") as pool:
-        poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, LIMIT, poolfile.Choice(raw_only=True))
+        requests.ask(pool.fileno(), Request.DEMOTE, LIMIT, Choice(raw_only=True))
         rounds(served, 1)
         assert served.counters().demotions == 0
-        poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, LIMIT, poolfile.Choice(min_age=4))
+        requests.ask(pool.fileno(), Request.DEMOTE, LIMIT, Choice(min_age=4))
         rounds(served, 1)
     assert (in_tmem(served, range(1100, 1300)), in_tmem(served, range(1300, 1500))) == (0, 200)
 
@@ -257,7 +258,7 @@ def test_the_upkeep_survives_what_goes_wrong_in_it(
     wait_until(lambda: ticks > 3, "rounds after one that failed")
     failing = False
     with served.pool_path.open("r+b") as pool:
-        poolfile.write_request(pool.fileno(), poolfile.Request.DEMOTE, LIMIT)
+        requests.ask(pool.fileno(), Request.DEMOTE, LIMIT)
     wait_until(lambda: in_tmem(served, range(1100, 1500)) == 0, "a demotion")
     assert capsys.readouterr().err.count("tmem: x: upkeep failed: RuntimeError('no luck')") == 1
 
@@ -281,7 +282,7 @@ def test_the_upkeep_rests_only_while_nothing_happens(opened: Open, monkeypatch: 
             lambda fd: poolfile.write_frozen(fd, True),
             lambda fd: poolfile.write_demotion_writes(fd, 7),
             lambda fd: poolfile.write_compression(fd, False),
-            lambda fd: poolfile.write_request(fd, poolfile.Request.SETTLE),
+            lambda fd: requests.ask(fd, Request.SETTLE),
         ):
             change(pool.fileno())
             assert rests_again()

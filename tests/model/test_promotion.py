@@ -185,7 +185,7 @@ def test_pages_are_compressed_unless_told_otherwise(rig: Rig) -> None:
     read(rig, 600)  # a promoted one as well
     compression(rig, True)
     rig.write(210 * PAGE, compressible(210, 1))
-    os.pwrite(rig.pool_fd, bytes(16), poolfile.CONTROL_OFFSET + 80)  # nobody said anything, or it is torn
+    os.pwrite(rig.pool_fd, bytes(16), poolfile.CONTROL_OFFSET + 48)  # nobody said anything, or it is torn
     rig.write(211 * PAGE, compressible(211, 1))
     assert encodings(rig, range(200, 202)) == [0, 2]
     assert kinds(rig.pool)[202] is Kind.NOWHERE

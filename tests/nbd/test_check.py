@@ -14,7 +14,8 @@ from tests.content import PAGE, content
 from tests.crash.writers import Ledger, Writers
 from tests.harness import MIB, Control, Server, counters, device, taken
 from tmemd.store.check import Report, check_pool
-from tmemd.store.poolfile import Request, read_identity
+from tmemd.store.poolfile import read_identity
+from tmemd.store.requests import Request
 
 PAGES = 4096
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Serve
-from tests.content import PAGE
+from tests.content import PAGE, content
 from tests.crash.writers import Ledger, Writers
 from tests.harness import MIB, Control, Server, counters, device, wait_until
 from tests.leftovers import dying_with_us
-from tmemd.store import poolfile
+from tmemd.store import requests
+from tmemd.store.requests import Request
 
 LIMIT = 8 * MIB
 
@@ -40,9 +43,9 @@ def change_at_random(pool: Path, times: int, seed: int, ended: Ended) -> None:
             else:
                 control.frozen(rng.random() < 0.5)
             if step % 30 == 29:
-                assert control.request(poolfile.Request.DRAIN) == 0
+                assert control.request(Request.DRAIN) == 0
             if step % 20 == 19:
-                assert control.request(poolfile.Request.DEMOTE, rng.randrange(MIB)) == 0
+                assert control.request(Request.DEMOTE, rng.randrange(MIB)) == 0
             # Some traffic between two changes, or they would all fall on the same few requests.
             wait_for_writes(pool, 20, ended)
         control.frozen(False)
@@ -64,6 +67,32 @@ def test_no_wrong_page_under_a_verifying_loader(serve: Serve, pools: Path, disk:
     now = counters(pools / "control.pool")
     assert (now.bad_checksums, now.io_errors) == (0, 0)
     assert min(now.puts_refused, now.spills, now.demotions, now.gets, now.file_reads) > 0
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["running", "killed"])
+def test_every_request_of_one_moment_is_done(serve: Serve, pools: Path, disk: Path, killed: bool) -> None:
+    """The settle does not take the drain's place, and SIGKILL before any of them was looked at loses none."""
+    server = serve(device("queue", pools, 1024 * PAGE, disk, LIMIT))
+    pool = pools / "queue.pool"
+    with server.client() as client:
+        for page in range(1024):
+            client.pwrite(content(page, 1) or b"", page * PAGE)
+    assert counters(pool).pages_in_tmem > 0
+    os.kill(server.pid, signal.SIGSTOP)
+    with Control(pool) as control, pool.open("r+b") as file:
+        control.frozen(True)
+        kinds = Request.DRAIN, Request.SETTLE, Request.DEMOTE
+        asked = [requests.ask(file.fileno(), request, MIB) for request in kinds]
+        if killed:
+            server.kill()
+            server.start()
+        else:
+            os.kill(server.pid, signal.SIGCONT)
+        wait_until(lambda: not requests.waiting(file.fileno()), "all requests to be done")
+        assert [requests.answer_to(file.fileno(), number) for number in asked] == [0, 0, 0]
+    assert counters(pool).pages_in_tmem == 0
+    with server.client() as client:
+        assert all(client.pread(PAGE, page * PAGE) == content(page, 1) for page in range(1024))
 
 
 def fio(server: Server, report: Path) -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ from tests.conftest import Serve
 from tests.content import PAGE, compressible, incompressible
 from tests.harness import Control, Server, counters, device
 from tests.model.index import RECORD_HEADER, record_offset
-from tmemd.store import poolfile
+from tmemd.store.requests import Request
 
 PAGES = 256
 VICTIM = 77
@@ -72,7 +72,7 @@ def test_invariant_7_a_damaged_record_is_eio_for_its_page(server: Server, pools:
 def test_invariant_7_a_damaged_page_of_the_file_is_eio(server: Server, pools: Path, disk: Path, where: int) -> None:
     pool = pools / "flip.pool"
     with Control(pool) as control:
-        assert control.request(poolfile.Request.DRAIN) == 0
+        assert control.request(Request.DRAIN) == 0
     assert counters(pool).pages_in_tmem == 0
     flip(disk, VICTIM * PAGE + where)
     assert_only_the_victim_is_lost(server, pool)
@@ -82,7 +82,7 @@ def test_invariant_7_a_damaged_record_is_not_demoted_into_a_good_page(server: Se
     pool = pools / "flip.pool"
     flip(pool, record_offset(pool, VICTIM) + RECORD_HEADER)
     with Control(pool) as control:
-        control.request(poolfile.Request.DEMOTE, PAGES * PAGE)
+        control.request(Request.DEMOTE, PAGES * PAGE)
     assert_only_the_victim_is_lost(server, pool)
 
 

@@ -125,7 +125,7 @@ def test_everything_tmemctl_does_to_a_live_device(serve: Serve, pools: Path, dis
     assert 0 < long["put_seconds"]["median"] <= long["put_seconds"]["p99"]
     assert long["compression_ratio"] > 1
     assert ctl(pools, "host")["used_bytes"] > 0
-    assert ctl(pools, "settle", "web")["done_error"] == 0
+    assert ctl(pools, "settle", "web")["used_bytes"] <= used
     counts = ctl(pools, "map", "web")["counts"]
     assert counts["tmem"] > 0 < counts["file"]
     assert sum(counts.values()) == PAGES

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tmemd import protocol, version
 from tmemd.cli import COMMANDS, main, work
 from tmemd.client import Client, UnreachableError
 from tmemd.daemon import daemon
-from tmemd.store import poolfile
+from tmemd.store import poolfile, requests
 from tmemd.store.pool import Pools, perform
+from tmemd.store.requests import ANY_PAGE, Choice, Queued, Request
 
 MIB = fakes.MIB
 Output = pytest.CaptureFixture[str]
@@ -160,23 +162,27 @@ def test_destroy_wants_to_be_sure(directory: Path, capsys: Output) -> None:
 
 
 class Plugin(threading.Thread):
-    """Serves a pool as far as one request goes, which it answers with *error*; with None it dies instead."""
+    """Serves a pool as far as its requests go, which it answers with *error*, with *left* pages in tmem then.
 
-    def __init__(self, directory: Path, name: str, error: int | None) -> None:
+    With None it dies at the first instead.
+    """
+
+    def __init__(self, directory: Path, name: str, error: int | None, left: int = 0) -> None:
         super().__init__()
         self._fd = os.open(directory / f"{name}.pool", os.O_RDWR)
-        self._error = error
+        self._error, self._left = error, left
         self._over = threading.Event()
-        self.asked = (0, poolfile.Request.NONE, 0)
+        self.asked: list[Queued] = []
         assert poolfile.lock(self._fd, control=False)
 
     def run(self) -> None:
-        while not self.asked[0] and not self._over.wait(0.01):
-            self.asked = poolfile.read_request(self._fd)
-        if self._error is not None:
-            done = fakes.counters(done_request=self.asked[0], done_error=self._error, pages_in_tmem=5)
-            fakes.write_counters(self._fd, done)
-            self._over.wait()
+        while not self._over.wait(0.01) and (self._error is not None or not self.asked):
+            for request in requests.waiting(self._fd):
+                self.asked.append(request)
+                if self._error is None:
+                    break
+                fakes.write_counters(self._fd, fakes.counters(pages_in_tmem=self._left))
+                requests.answer(self._fd, request.number, self._error)
         os.close(self._fd)
 
     def __enter__(self) -> Plugin:
@@ -191,14 +197,38 @@ class Plugin(threading.Thread):
 def test_drain_waits_for_the_plugin(directory: Path, capsys: Output) -> None:
     with fakes.pool(directory, "web", pages_in_tmem=105), Plugin(directory, "web", 0) as plugin:
         assert ctl(directory, "drain", "web") == 0
-    assert plugin.asked == (1, poolfile.Request.DRAIN, 0)
-    assert "100 pages" in capsys.readouterr().out
+    assert plugin.asked == [Queued(1, Request.DRAIN, 0, ANY_PAGE)]
+    assert capsys.readouterr().out == "web: drained of 105 pages, none is in tmem\n"
+
+
+def test_drain_says_what_is_in_tmem_again(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", pages_in_tmem=105), Plugin(directory, "web", 0, left=5):
+        assert ctl(directory, "drain", "web") == 0
+    assert capsys.readouterr().out == "web: drained, but not frozen: its guest has put 5 pages in tmem again\n"
+
+
+def test_a_frozen_pool_with_pages_in_tmem_is_not_called_drained(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", pages_in_tmem=105) as fd, Plugin(directory, "web", 0, left=5):
+        poolfile.write_frozen(fd, True)
+        assert ctl(directory, "drain", "web") == 1
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", "tmemctl: pool web was not drained: 5 pages are in tmem still\n")
+
+
+def test_a_waiter_hears_its_own_answer_not_that_of_one_who_left(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web") as fd:
+        left = requests.ask(fd, Request.DRAIN)  # by somebody who does not wait for it
+        with Plugin(directory, "web", 0) as plugin:
+            assert ctl(directory, "settle", "web") == 0
+        assert [(request.number, request.op) for request in plugin.asked] == [(1, Request.DRAIN), (2, Request.SETTLE)]
+        assert requests.answer_to(fd, left) == 0
+    assert "given back" in capsys.readouterr().out
 
 
 def test_demote_hands_on_its_size_and_the_plugins_error(directory: Path, capsys: Output) -> None:
     with fakes.pool(directory, "web"), Plugin(directory, "web", 28) as plugin:
         assert ctl(directory, "demote", "web", "3M") == 1
-    assert plugin.asked == (1, poolfile.Request.DEMOTE, 3 * MIB)
+    assert plugin.asked == [Queued(1, Request.DEMOTE, 3 * MIB, ANY_PAGE)]
     assert "No space left" in capsys.readouterr().err
 
 
@@ -212,14 +242,29 @@ def test_waiting_goes_on_while_tmemd_is_away(directory: Path) -> None:
         return perform(pools, request)
 
     with fakes.pool(directory, "web"), Plugin(directory, "web", 0):
-        assert work.do(Client(transport), "web", "settle").counters.done_request == 1
+        assert work.do(Client(transport), "web", "settle").answer == 0
     assert len(asked) >= 4
 
 
-def test_a_plugin_that_dies_ends_the_waiting(directory: Path, capsys: Output) -> None:
+def test_a_plugin_that_stays_away_ends_the_waiting(
+    directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "_PATIENCE", 0.0)
     with fakes.pool(directory, "web"), Plugin(directory, "web", None):
         assert ctl(directory, "settle", "web") == 1
-    assert "went away" in capsys.readouterr().err
+    assert "went away before it could settle it: the next one will" in capsys.readouterr().err
+
+
+def test_waiting_goes_on_while_the_plugin_is_restarted(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web") as fd:
+        with Plugin(directory, "web", None) as first, ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(work.do, client, "web", "settle")
+            first.join()
+            with Plugin(directory, "web", 0) as second:
+                assert waiting.result().answer == 0
+        assert second.asked == first.asked
+        assert requests.waiting(fd) == []
 
 
 def test_ctrl_c_ends_only_the_waiting(directory: Path) -> None:
@@ -228,11 +273,12 @@ def test_ctrl_c_ends_only_the_waiting(directory: Path) -> None:
         command = [sys.executable, "-m", "tmemd.cli", "drain", "web", f"--pools={directory}"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
-                wait_until(lambda: poolfile.read_request(fd)[0] > 0, "the request")
+                wait_until(lambda: requests.waiting(fd) != [], "the request")
                 process.send_signal(signal.SIGINT)
                 assert process.wait(DEADLINE) == 130
                 assert process.stderr
                 assert process.stderr.read() == ""
+                assert [request.op for request in requests.waiting(fd)] == [Request.DRAIN]
             finally:
                 process.kill()
 
@@ -507,11 +553,9 @@ def test_a_host_below_its_reserve_is_warned_of(
     ],
 )
 def test_demote_chooses_pages(directory: Path, options: list[str], asked: int, choice: tuple[int, bool]) -> None:
-    with used_pool(directory) as fd, Plugin(directory, "web", 0) as plugin:
+    with used_pool(directory), Plugin(directory, "web", 0) as plugin:
         assert ctl(directory, "demote", "web", *options) == 0
-        assert plugin.asked == (1, poolfile.Request.DEMOTE, asked)
-        word = int.from_bytes(os.pread(fd, 8, poolfile.CONTROL_OFFSET + 96), "little")
-        assert poolfile.Choice.unpack(word) == poolfile.Choice(*choice)
+    assert plugin.asked == [Queued(1, Request.DEMOTE, asked, Choice(*choice))]
 
 
 @pytest.mark.parametrize("options", [[], ["--idle=71"], ["--idle=-1"], ["--idle=nan"], ["--idle=x"], ["much"]])

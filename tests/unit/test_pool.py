@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
+import struct
 from contextlib import closing
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 from tests.unit import fakes
 from tmemd import protocol
 from tmemd.client import Client
-from tmemd.store import poolfile
+from tmemd.store import poolfile, requests
 from tmemd.store.pool import Pool, Pools
 from tmemd.store.poolfile import PoolError
+from tmemd.store.requests import Choice, Queued, Request
 
 MIB = fakes.MIB
 
@@ -139,11 +142,70 @@ def test_work_is_asked_of_who_serves_the_pool(directory: Path) -> None:
             client.ask("web", "drain")
         with pytest.raises(PoolError, match="no backing file"):
             client.ask("ram", "demote", 4096)
-        assert poolfile.read_request(fd) == (0, poolfile.Request.NONE, 0)
+        assert requests.waiting(fd) == []
         assert poolfile.lock(fd, control=False)
-        assert client.ask("web", "demote", 4096) == 1
-        assert poolfile.read_request(fd) == (1, poolfile.Request.DEMOTE, 4096)
+        assert client.ask("web", "demote", 4096, Choice(3, True)) == 1
         assert client.ask("web", "drain") == 2
+        demote, drain = requests.waiting(fd)
+        assert demote == Queued(1, Request.DEMOTE, 4096, Choice(3, True))
+        assert (drain.number, drain.op) == (2, Request.DRAIN)
+
+
+def test_every_request_has_its_own_answer(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web") as fd:
+        assert poolfile.lock(fd, control=False)
+        drain, settle = client.ask("web", "drain"), client.ask("web", "settle")
+        requests.answer(fd, drain, errno.ENOSPC)
+        assert [client.pool("web", request=number).answer for number in (drain, settle)] == [errno.ENOSPC, None]
+        requests.answer(fd, settle, 0)
+        assert [client.pool("web", request=number).answer for number in (drain, settle)] == [errno.ENOSPC, 0]
+        assert client.pool("web").answer is None
+
+
+def test_a_queue_that_is_full_says_so_and_keeps_what_it_has(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web") as fd:
+        assert poolfile.lock(fd, control=False)
+        numbers = [client.ask("web", "settle") for _ in range(requests.SLOTS)]
+        with pytest.raises(PoolError, match=f"pool web: {requests.SLOTS} requests are waiting"):
+            client.ask("web", "drain")
+        assert [queued.number for queued in requests.waiting(fd)] == numbers
+        requests.answer(fd, numbers[0], 0)
+        assert client.ask("web", "drain") == numbers[-1] + 1
+
+
+def test_an_answer_that_later_ones_have_replaced_is_known_to_be_gone(directory: Path) -> None:
+    client = Client.of_directory(directory)
+    with fakes.pool(directory, "web") as fd:
+        assert poolfile.lock(fd, control=False)
+        first = client.ask("web", "drain")
+        requests.answer(fd, first, errno.EIO)
+        for _ in range(requests.SLOTS):
+            requests.answer(fd, client.ask("web", "settle"), 0)
+        with pytest.raises(PoolError, match=r"pool web: request 1 was carried out.* ask again"):
+            client.pool("web", request=first)
+
+
+@pytest.mark.parametrize("word", range(5))
+def test_a_request_torn_in_any_word_was_never_made(directory: Path, word: int) -> None:
+    slot = poolfile.CONTROL_OFFSET + poolfile.CONTROL_BYTES + 2 * 40
+    with fakes.pool(directory, "web") as fd:
+        for _ in range(2):
+            requests.ask(fd, Request.DEMOTE, 4096)
+        os.pwrite(fd, b"\7", slot + word * 8)
+        assert [queued.number for queued in requests.waiting(fd)] == [1]
+        assert requests.ask(fd, Request.DRAIN) == 2
+        assert [queued.op for queued in requests.waiting(fd)] == [Request.DEMOTE, Request.DRAIN]
+
+
+def test_numbers_that_cannot_grow_are_ignored(directory: Path) -> None:
+    last = (1 << 64) - 1
+    body = struct.pack("<QQQQ", last, Request.DRAIN, 0, 0)
+    with fakes.pool(directory, "web") as fd:
+        slot = poolfile.CONTROL_OFFSET + poolfile.CONTROL_BYTES + last % requests.SLOTS * 40
+        os.pwrite(fd, body + struct.pack("<Q", fakes.crc32c(body)), slot)
+        assert requests.ask(fd, Request.SETTLE) == 1
 
 
 def test_a_keeper_holds_every_control_lock_and_notices_replaced_files(directory: Path) -> None:

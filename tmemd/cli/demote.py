@@ -11,7 +11,8 @@ from typing import Final
 
 from tmemd.cli import common, work
 from tmemd.sizes import size_argument
-from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Choice
+from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS
+from tmemd.store.requests import Choice
 
 # A page of age n was last used n - 1 to n + 1 generations ago.
 _LONGEST: Final = (GENERATIONS - 2) * GENERATION_SECONDS

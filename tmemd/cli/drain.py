@@ -1,7 +1,8 @@
 """Drain a pool: move all its pages to the backing file, so that the file alone holds the device.
 
 With a plugin that serves the pool, or without one. Puts are refused meanwhile, and accepted again afterwards: freeze
-the pool first to keep it empty. Ctrl-C ends the waiting, not the plugin's work.
+the pool first to keep it empty. What is said afterwards is what was found in tmem then. Ctrl-C ends the waiting, not
+the plugin's work.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
     client = common.client(arguments)
     before = client.pool(arguments.name)
     status = _drain_served(client, before) if before.served else _drain_idle(client, before)
+    left = status.counters.pages_in_tmem
+    if left and status.frozen:
+        raise PoolError(f"pool {status.name} was not drained: {left} pages are in tmem still")
     if arguments.json:
         common.print_json(status.flat())
+    elif left:
+        print(f"{status.name}: drained, but not frozen: its guest has put {left} pages in tmem again")
     else:
-        moved = before.counters.pages_in_tmem - status.counters.pages_in_tmem
-        print(f"{arguments.name}: drained, {max(0, moved)} pages fewer in tmem")
+        print(f"{status.name}: drained of {before.counters.pages_in_tmem} pages, none is in tmem")
     return 0
 
 

@@ -14,10 +14,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from tmemd.client import Client, UnreachableError
 from tmemd.protocol import PoolStatus, Work
-from tmemd.store.poolfile import ANY_PAGE, Choice, PoolError
+from tmemd.store.poolfile import PoolError
+from tmemd.store.requests import ANY_PAGE, Choice
 
 _INTERVAL: Final = 0.1  # seconds
-_PATIENCE: Final = 30.0  # seconds that tmemd may be away while the plugin works on
+_PATIENCE: Final = 30.0  # seconds that tmemd or the plugin may be away: what was asked for stays asked for
 
 
 def do(
@@ -32,28 +33,31 @@ def do(
 ) -> PoolStatus:
     """Ask for *work* and wait, with a bar of *done* out of *total* (None: unknown); returns the status afterwards.
 
-    Raises PoolError when it failed or the plugin went away; Ctrl-C ends only the waiting.
+    Raises PoolError when it failed, or the plugin went away and none came back; Ctrl-C ends only the waiting.
     """
     number = client.ask(name, work, nbytes, choice)
+    served = time.monotonic()
     with bar(f"{work} {name}", total) as advance:
         while True:
-            status = _status(client, name)
+            status = _status(client, name, number)
             advance(done(status))
-            if status.counters.done_request >= number:
+            if status.answer is not None:
                 break
-            if not status.served:
-                raise PoolError(f"the plugin that served {name} went away before it could {work} it")
+            if status.served:
+                served = time.monotonic()
+            elif time.monotonic() >= served + _PATIENCE:
+                raise PoolError(f"the plugin that served {name} went away before it could {work} it: the next one will")
             time.sleep(_INTERVAL)
-    if status.counters.done_request == number and status.counters.done_error:
-        raise PoolError(f"{work} of {name} failed: {os.strerror(status.counters.done_error)}")
+    if status.answer:
+        raise PoolError(f"{work} of {name} failed: {os.strerror(status.answer)}")
     return status
 
 
-def _status(client: Client, name: str) -> PoolStatus:
+def _status(client: Client, name: str, number: int) -> PoolStatus:
     give_up = time.monotonic() + _PATIENCE
     while True:
         try:
-            return client.pool(name)
+            return client.pool(name, request=number)
         except UnreachableError:
             if time.monotonic() >= give_up:
                 raise

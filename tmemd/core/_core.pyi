@@ -71,10 +71,6 @@ class Device:
         """Bytes by which its target exceeds the pool's use (0: it does not)."""
     def wasted(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""
-    def request(self) -> tuple[int, int, int, int]:
-        """The control page's request: number, operation, argument, choice."""
-    def finish_request(self, number: int, error: int) -> None:
-        """Publish a request as done with this errno."""
 
 # The callbacks of nbdkit's Python plugin, API version 2; the handle is a Device. All raise OSError.
 def pread(h: Device, buf: Buffer, offset: int, flags: int) -> None: ...

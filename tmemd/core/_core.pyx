@@ -69,8 +69,6 @@ cdef extern from "tmem.h" nogil:
     void tm_serve(tm_device *device)
     uint64_t tm_room(tm_device *device)
     uint64_t tm_wasted(tm_device *device)
-    uint64_t tm_request(tm_device *device, uint64_t *op, uint64_t *argument, uint64_t *choice)
-    void tm_finish_request(tm_device *device, uint64_t number, int error)
 
 cdef extern from "crc32c.h" nogil:
     uint32_t tm_crc32c(uint32_t crc, const void *data, size_t length)
@@ -248,16 +246,6 @@ cdef class Device:
     def wasted(self):
         """Bytes of the pool's memory that hold no live slot."""
         return tm_wasted(self.handle(0, 0))
-
-    def request(self):
-        """The control page's request: number (0: none), operation, argument, choice."""
-        cdef uint64_t op = 0, argument = 0, choice = 0
-        cdef uint64_t number = tm_request(self.handle(0, 0), &op, &argument, &choice)
-        return number, op, argument, choice
-
-    def finish_request(self, uint64_t number, int error):
-        """Publish a request as done with this errno (0: success)."""
-        tm_finish_request(self.handle(0, 0), number, error)
 
 
 def pread(Device h not None, buf, uint64_t offset, flags):

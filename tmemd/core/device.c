@@ -163,22 +163,4 @@ uint64_t tm_room(struct tm_device *device)
 
 uint64_t tm_wasted(struct tm_device *device) { return tm_slots_free_bytes(&device->slots); }
 
-uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument, uint64_t *choice)
-{
-    const struct tm_control *control = device->control;
-    uint64_t number = atomic_load(&control->request.value);
-    if ((number ^ atomic_load(&control->request.complement)) != UINT64_MAX)
-        return 0;
-    *op = atomic_load(&control->request_op);
-    *argument = atomic_load(&control->request_argument);
-    *choice = atomic_load(&control->request_choice);
-    return number;
-}
-
-void tm_finish_request(struct tm_device *device, uint64_t number, int error)
-{
-    atomic_store(&device->counters->done_error, (uint64_t)error);
-    atomic_store(&device->counters->done_request, number);
-}
-
 const struct tm_counters *tm_counters(const struct tm_device *device) { return device->counters; }

@@ -117,7 +117,8 @@ struct tm_record {
     uint8_t payload[];
 };
 
-/* The counters page; tmemd.store.poolfile.Counters names the same fields in the same order. Writer: the serving process. */
+/* The counters page; tmemd.store.poolfile.Counters names the same fields in the same order. Writer: the serving process, which
+ * keeps its answers to requests in the page's second half (tmemd.store.requests). */
 struct tm_counters {
     _Atomic uint64_t used, limit, minimum;
     _Atomic uint64_t pages_in_tmem, pages_in_file, pages_lost;
@@ -126,7 +127,7 @@ struct tm_counters {
     _Atomic uint64_t gets, file_reads, invalidates, spills, demotions, moves;
     _Atomic uint64_t bad_checksums, io_errors;
     _Atomic uint64_t reads, writes, trims, flushes;
-    _Atomic uint64_t done_request, done_error, granules_set, pid;
+    _Atomic uint64_t granules_set, pid;
     _Atomic uint64_t demotion_writes, promotions;
     _Atomic uint64_t sync_failed; /* not 0: what was written to the file before may be lost, whatever later syncs say */
 };
@@ -158,13 +159,12 @@ struct tm_checked {
     _Atomic uint64_t value, complement;
 };
 
-/* The control page. Writer: the holder of the control lock, another process. */
+/* The control page's first words; requests follow (tmemd.store.requests). Writer: the holder of the control lock, another
+ * process. */
 struct tm_control {
-    struct tm_checked target, frozen, request;
-    _Atomic uint64_t request_op, request_argument;
+    struct tm_checked target, frozen;
     struct tm_checked demotion_writes; /* pages that demotion may have written to the file, ever; none: no bound */
     struct tm_checked compression;     /* 0: store pages as they are */
-    _Atomic uint64_t request_choice;
 };
 
 /* Where the parts of a pool file lie, in bytes. */

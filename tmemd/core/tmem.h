@@ -80,9 +80,6 @@ uint64_t tm_over_target(struct tm_device *device);
 uint64_t tm_room(struct tm_device *device);
 /* Bytes of memory for records that hold no live slot. */
 uint64_t tm_wasted(struct tm_device *device);
-/* The last request of the control page: its number (0: none), operation, argument and choice. */
-uint64_t tm_request(struct tm_device *device, uint64_t *op, uint64_t *argument, uint64_t *choice);
-void tm_finish_request(struct tm_device *device, uint64_t number, int error);
 const struct tm_counters *tm_counters(const struct tm_device *device);
 
 #endif

@@ -181,7 +181,7 @@ def _ask_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[int, Pa
 
 def _format(fd: int, identity: Identity, states: bytes) -> None:
     """Write an empty pool; the identity page last, so that what is half done is no pool. Control words stay."""
-    control = os.pread(fd, poolfile.PAGE, poolfile.CONTROL_OFFSET)
+    control = os.pread(fd, poolfile.CONTROL_BYTES, poolfile.CONTROL_OFFSET)
     os.ftruncate(fd, 0)
     os.ftruncate(fd, identity.file_bytes)
     os.posix_fallocate(fd, 0, identity.index_offset)

@@ -1,6 +1,6 @@
 """A device that is being served: its page path, and the upkeep that goes on beside it.
 
-What decides is here: when to demote, to compact, to age, and what a request of the control page means.
+What decides is here: when to demote, to compact, to age, and what a request means.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from tmemd.device.backing import BackingError
 from tmemd.device.config import ConfigError, DeviceConfig
 from tmemd.device.headroom import Headroom
 from tmemd.device.opening import Opening, open_parts
-from tmemd.store import poolfile
+from tmemd.store import poolfile, requests
 from tmemd.store.mapfile import MapError
-from tmemd.store.poolfile import GENERATION_SECONDS, Choice, Counters, PoolError, Request
+from tmemd.store.poolfile import GENERATION_SECONDS, Counters, PoolError
+from tmemd.store.requests import Choice, Queued, Request
 
 __all__ = [
     "ConfigError",
@@ -119,14 +120,14 @@ class ServedDevice:
 
         Nobody has asked for anything for a while, nor set a target or the like, and no generation has ended.
         """
-        words = poolfile.read_counters_and_control(self._pool_fd)
+        words = requests.read_counters_and_control(self._pool_fd)
         if words != self._words:
             self._words, self._changed = words, now
         quiet = now - self._changed >= REST_AFTER and not self._failure
         return quiet and now - self._aged < GENERATION_SECONDS
 
     def tick(self) -> float:
-        """One round of upkeep: what the control page asks for, the target, density, age.
+        """One round of upkeep: what was asked for, the target, density, age.
 
         Returns in how many seconds the next one is due; 0 while there is more to do.
         """
@@ -168,22 +169,27 @@ class ServedDevice:
         return sum(poolfile.read_ages(self._pool_fd, self.pool_path).file_reads[: _core.PROMOTE_AGE])
 
     def _answer(self) -> None:
-        number, op, argument, choice = self.core.request()
-        if number == self.counters().done_request:
-            return
-        code = 0
+        """Do what was asked for, in the order in which it was. What has no answer when we are killed is done again."""
+        for request in requests.waiting(self._pool_fd):
+            if self._stop.is_set():
+                return
+            requests.answer(self._pool_fd, request.number, self._carry_out(request))
+
+    def _carry_out(self, request: Queued) -> int:
+        """Returns its errno, 0 for success."""
         try:
-            if op == Request.DRAIN:
-                self.core.drain()
-            elif op == Request.DEMOTE:
-                self._demote(argument, Choice.unpack(choice))
-            elif op == Request.SETTLE:
-                self._settle_fully()
-            else:
-                code = errno.EINVAL
+            match request.op:
+                case Request.DRAIN:
+                    self.core.drain()
+                case Request.DEMOTE:
+                    self._demote(request.argument, request.choice)
+                case Request.SETTLE:
+                    self._settle_fully()
+                case _:
+                    return errno.EINVAL
         except OSError as error:
-            code = error.errno or errno.EIO
-        self.core.finish_request(number, code)
+            return error.errno or errno.EIO
+        return 0
 
     def _demote(self, nbytes: int, choice: Choice) -> None:
         """Give *nbytes* of the pool's memory back, as far as there are records that the choice allows to demote.

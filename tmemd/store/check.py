@@ -42,7 +42,7 @@ _MEANT: Final = {
     Kind.TORN: 0xF << 8 | 0x47,
 }
 _NEEDS_FILE: Final = {Kind.FILE, Kind.LOST, Kind.TORN}
-_CONTROL_WORDS: Final = {"target": 0, "frozen": 16, "request": 32, "demotion writes": 64, "compression": 80}
+_CONTROL_WORDS: Final = {"target": 0, "frozen": 16, "demotion writes": 32, "compression": 48}
 _MANY: Final = 100  # problems remembered; the rest are only counted
 _STEP: Final = 64  # spans or chunks of the index between two reports of progress
 

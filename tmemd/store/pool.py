@@ -21,14 +21,15 @@ from tmemd import protocol
 from tmemd.protocol import PoolStatus
 from tmemd.settings import PoolSettings
 from tmemd.sizes import format_size
-from tmemd.store import poolfile
-from tmemd.store.poolfile import Ages, Choice, Counters, Identity, Latencies, PoolError
+from tmemd.store import poolfile, requests
+from tmemd.store.poolfile import Ages, Counters, Identity, Latencies, PoolError
+from tmemd.store.requests import Choice, Request
 
 _OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_WORK: Final[dict[protocol.Work, poolfile.Request]] = {
-    "drain": poolfile.Request.DRAIN,
-    "demote": poolfile.Request.DEMOTE,
-    "settle": poolfile.Request.SETTLE,
+_WORK: Final[dict[protocol.Work, Request]] = {
+    "drain": Request.DRAIN,
+    "demote": Request.DEMOTE,
+    "settle": Request.SETTLE,
 }
 _FILES_SPARED: Final = 128  # descriptors that pools leave to those who ask about them
 _NO_COUNTERS: Final = Counters(*(0 for _ in Counters.__struct_fields__))
@@ -206,12 +207,28 @@ class Pool:
         poolfile.write_compression(self.fd, compression)
 
     def ask(self, work: protocol.Work, nbytes: int, choice: Choice) -> int:
-        """Ask the serving plugin for work; returns the request's number. Raises PoolError where nobody could do it."""
+        """Ask the serving plugin for work; returns the request's number. Raises PoolError where nobody could do it.
+
+        What was asked for stays so if the plugin dies before it is done: the next one does it.
+        """
         if not self.finished().has_file and work != "settle":
             raise PoolError(f"pool {self.name} has no backing file to {work} to")
         if not self.is_served():
             raise PoolError(f"nobody serves pool {self.name}, so nobody could {work} it")
-        return poolfile.write_request(self.fd, _WORK[work], nbytes, choice)
+        try:
+            return requests.ask(self.fd, _WORK[work], nbytes, choice)
+        except PoolError as error:
+            raise PoolError(f"pool {self.name}: {error}") from None
+
+    def answer(self, number: int) -> int | None:
+        """The errno of a request that was carried out, 0 for success; None: it was not yet.
+
+        Raises PoolError where that is not known any more.
+        """
+        try:
+            return requests.answer_to(self.fd, number)
+        except PoolError as error:
+            raise PoolError(f"pool {self.name}: {error}") from None
 
     def destroy(self, *, lose_pages: bool) -> None:
         """Remove the pool file; its memory goes when the last one closes it.
@@ -388,11 +405,12 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
     match request:
         case protocol.List(long):
             return protocol.Listed(pools.statuses(long=long))
-        case protocol.Show(name, long):
+        case protocol.Show(name, long, number):
             with pools.pool(name) as pool:
                 pool.finished()
+                answer = pool.answer(number) if number else None  # before the status, which is what came of it
                 status = pool.status(long=long)
-                return protocol.Listed([status] if status else [])
+                return protocol.Listed([msgspec.structs.replace(status, answer=answer)] if status else [])
         case protocol.Set():
             _set(pools, request)
         case protocol.Freeze(name, frozen):

@@ -8,7 +8,6 @@ pwrite: a process that does not serve the device never maps the file, for a trun
 
 from __future__ import annotations
 
-import enum
 import os
 import re
 import struct
@@ -28,6 +27,7 @@ MAGIC: Final = b"TMEMPOOL"
 VERSION: Final = 2
 COUNTERS_OFFSET: Final = PAGE
 CONTROL_OFFSET: Final = 2 * PAGE
+CONTROL_BYTES: Final = 256  # for control words; requests follow
 STATISTICS_OFFSET: Final = 3 * PAGE
 STATES_OFFSET: Final = 4 * PAGE
 BLOCK_PAGES: Final = 512  # pages of the device whose index words share a page of the index
@@ -54,15 +54,6 @@ class PoolError(Exception):
 def is_name(name: str) -> bool:
     """Whether a pool can have that name."""
     return re.match(NAME_PATTERN, name) is not None
-
-
-class Request(enum.IntEnum):
-    """What the control page can ask of the plugin that serves the pool."""
-
-    NONE = 0
-    DRAIN = 1
-    DEMOTE = 2
-    SETTLE = 3
 
 
 @dataclass(frozen=True)
@@ -155,8 +146,6 @@ class Counters(msgspec.Struct, frozen=True, gc=False):
     writes: int
     trims: int
     flushes: int
-    done_request: int  # sequence number of the last control request carried out
-    done_error: int  # its errno, 0 for success
     granules_set: int  # granules of the map in which the file is not to be trusted
     pid: int  # of the process that serves the device
     demotion_writes: int = 0  # pages that demotion wrote to the file; one that was there already is not written
@@ -222,15 +211,9 @@ _SURVEYS: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
 # Offsets inside the control page; each value stands with its complement, so that a torn write is seen and ignored.
 _TARGET: Final = CONTROL_OFFSET
 _FROZEN: Final = CONTROL_OFFSET + 16
-_REQUEST: Final = CONTROL_OFFSET + 32  # sequence number
-_REQUEST_OP: Final = CONTROL_OFFSET + 48
-_REQUEST_ARG: Final = CONTROL_OFFSET + 56
-_DEMOTION_WRITES: Final = CONTROL_OFFSET + 64
-_COMPRESSION: Final = CONTROL_OFFSET + 80
-_REQUEST_CHOICE: Final = CONTROL_OFFSET + 96
-_RAW_ONLY: Final = 1 << 8
-_CONTROL_WORDS: Final = struct.Struct("<10Q")  # up to and with demotion writes
-_WORDS_BYTES: Final = _REQUEST_CHOICE + _WORD.size - COUNTERS_OFFSET
+_DEMOTION_WRITES: Final = CONTROL_OFFSET + 32
+_COMPRESSION: Final = CONTROL_OFFSET + 48
+_CONTROL_WORDS: Final = struct.Struct("<6Q")  # up to and with demotion writes
 _SNAPSHOT_BYTES: Final = _AGES_OFFSET + _AGE_WORDS.size - COUNTERS_OFFSET
 
 
@@ -294,7 +277,7 @@ class Snapshot:
 
     def control(self) -> Control:
         """What holds for the pool until it is written again."""
-        target, no_target, frozen, no_frozen, _, _, _, _, writes, no_writes = _CONTROL_WORDS.unpack_from(
+        target, no_target, frozen, no_frozen, writes, no_writes = _CONTROL_WORDS.unpack_from(
             self._data, CONTROL_OFFSET - COUNTERS_OFFSET
         )
         return Control(
@@ -308,11 +291,6 @@ class Snapshot:
         if known and _WORD.unpack_from(self._data, _SURVEYS - COUNTERS_OFFSET)[0] == known.surveys:
             return known
         return _ages(_AGE_WORDS.unpack_from(self._data, _AGES_OFFSET - COUNTERS_OFFSET))
-
-
-def read_counters_and_control(fd: int) -> bytes:
-    """Counters and control words as they are now: they are the same again where nothing has happened."""
-    return os.pread(fd, _WORDS_BYTES, COUNTERS_OFFSET)
 
 
 def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
@@ -394,44 +372,3 @@ def freeable(identity: Identity, counters: Counters) -> int:
     """
     stays = identity.index_offset + counters.index_bytes
     return max(counters.used_bytes - stays, 0) if identity.has_file else 0
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Which pages a DEMOTE request is about."""
-
-    min_age: int = 0  # generations, below GENERATIONS
-    raw_only: bool = False  # only incompressible ones
-
-    def pack(self) -> int:
-        """As the word of the control page."""
-        return self.min_age | (_RAW_ONLY if self.raw_only else 0)
-
-    @classmethod
-    def unpack(cls, word: int) -> Choice:
-        """From the word of the control page."""
-        return cls(word % GENERATIONS, bool(word & _RAW_ONLY))
-
-
-ANY_PAGE: Final = Choice()
-
-
-def write_request(fd: int, request: Request, argument: int = 0, choice: Choice = ANY_PAGE) -> int:
-    """Ask the serving plugin for something; done when Counters.done_request equals the number returned.
-
-    *argument* is a number of bytes for DEMOTE, *choice* which pages. The caller holds the control lock.
-    """
-    number = (_read_checked(fd, _REQUEST) or 0) + 1
-    os.pwrite(fd, _WORD.pack(request) + _WORD.pack(argument), _REQUEST_OP)
-    os.pwrite(fd, _WORD.pack(choice.pack()), _REQUEST_CHOICE)
-    _write_checked(fd, _REQUEST, number)
-    return number
-
-
-def read_request(fd: int) -> tuple[int, Request, int]:
-    """The last request: its number (0: none yet), what, and its argument."""
-    number = _read_checked(fd, _REQUEST)
-    if not number:
-        return 0, Request.NONE, 0
-    op, argument = struct.unpack("<QQ", os.pread(fd, 16, _REQUEST_OP))
-    return number, Request(op) if op in iter(Request) else Request.NONE, argument

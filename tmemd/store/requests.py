@@ -1,0 +1,149 @@
+"""What a pool's plugin is asked to do, and its answers: two rings of numbered slots in the pool file.
+
+Requests stand in the control page, behind its words; whoever holds the control lock writes them. Answers stand in the
+second half of the counters page; the serving plugin writes them. It takes requests in the order of their numbers, and
+one that has no answer yet is still to be done, whoever was killed meanwhile. docs/pool-format.md has the layout.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+import google_crc32c
+
+from tmemd.store.poolfile import CONTROL_BYTES, CONTROL_OFFSET, COUNTERS_OFFSET, GENERATIONS, PAGE, PoolError
+
+SLOTS: Final = 16
+_BOUND: Final = 1 << 63  # of numbers
+_RAW_ONLY: Final = 1 << 8
+
+
+class Request(enum.IntEnum):
+    """What can be asked."""
+
+    DRAIN = 1
+    DEMOTE = 2
+    SETTLE = 3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which pages a DEMOTE request is about."""
+
+    min_age: int = 0  # generations, below GENERATIONS
+    raw_only: bool = False  # only incompressible ones
+
+    def pack(self) -> int:
+        """As the word of a request."""
+        return self.min_age | (_RAW_ONLY if self.raw_only else 0)
+
+    @classmethod
+    def unpack(cls, word: int) -> Choice:
+        """From the word of a request."""
+        return cls(word % GENERATIONS, bool(word & _RAW_ONLY))
+
+
+ANY_PAGE: Final = Choice()
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A request that has no answer yet."""
+
+    number: int
+    op: int  # a Request, or what a newer version knows
+    argument: int  # bytes, for DEMOTE
+    choice: Choice
+
+
+class _Ring:
+    """Slots of 64-bit words, the first a number that says which slot it is, and a checksum.
+
+    A slot that is torn, or was never written, holds nothing.
+    """
+
+    def __init__(self, offset: int, words: int) -> None:
+        self._offset = offset
+        self._body = struct.Struct(f"<{words}Q")
+        self._slot = self._body.size + 8
+
+    @property
+    def end(self) -> int:
+        """Where in the file it ends."""
+        return self._offset + SLOTS * self._slot
+
+    def read(self, fd: int) -> dict[int, tuple[int, ...]]:
+        """What the slots hold, by number."""
+        data = os.pread(fd, SLOTS * self._slot, self._offset).ljust(SLOTS * self._slot, b"\0")
+        found = {}
+        for slot in range(SLOTS):
+            body, crc = data[slot * self._slot :][: self._body.size], data[(slot + 1) * self._slot - 8 :][:8]
+            number, *words = self._body.unpack(body)
+            # The pool's owner can write what he likes: the next number must fit as well.
+            plausible = number % SLOTS == slot and number < _BOUND
+            if plausible and int.from_bytes(crc, "little") == google_crc32c.value(body):
+                found[number] = tuple(words)
+        return found
+
+    def write(self, fd: int, number: int, *words: int) -> None:
+        """Fill the number's slot."""
+        body = self._body.pack(number, *words)
+        slot = body + google_crc32c.value(body).to_bytes(8, "little")
+        os.pwrite(fd, slot, self._offset + number % SLOTS * self._slot)
+
+
+_requests: Final = _Ring(CONTROL_OFFSET + CONTROL_BYTES, 4)
+_answers: Final = _Ring(COUNTERS_OFFSET + PAGE // 2, 2)
+
+
+def read_counters_and_control(fd: int) -> bytes:
+    """Counters, control words and requests as they are now: they are the same again where nothing has happened."""
+    return os.pread(fd, _requests.end - COUNTERS_OFFSET, COUNTERS_OFFSET)
+
+
+def ask(fd: int, request: Request, argument: int = 0, choice: Choice = ANY_PAGE) -> int:
+    """Ask the serving plugin for something; returns the number that its answer will have.
+
+    *argument* is a number of bytes for DEMOTE, *choice* which pages. The caller holds the control lock. Raises
+    PoolError when SLOTS requests are still to be done.
+    """
+    answered = max(_answers.read(fd), default=0)
+    last = max(_requests.read(fd), default=0)
+    if last - answered >= SLOTS:
+        raise PoolError(f"{SLOTS} requests are waiting to be done already, and more find no room: try again later")
+    number = max(last, answered) + 1
+    _requests.write(fd, number, request, argument, choice.pack())
+    return number
+
+
+def waiting(fd: int) -> list[Queued]:
+    """The requests that are still to be done, in the order in which they were made."""
+    answered = max(_answers.read(fd), default=0)
+    found = sorted(_requests.read(fd).items())
+    return [
+        Queued(number, op, argument, Choice.unpack(choice))
+        for number, (op, argument, choice) in found
+        if number > answered
+    ]
+
+
+def answer(fd: int, number: int, error: int) -> None:
+    """Note that a request was carried out, with this errno (0: success); so are all before it."""
+    _answers.write(fd, number, error)
+
+
+def answer_to(fd: int, number: int) -> int | None:
+    """The errno of a request that was carried out, 0 for success; None: it was not yet.
+
+    Raises PoolError when so many were carried out since that its answer is gone.
+    """
+    answers = _answers.read(fd)
+    if number in answers:
+        return answers[number][0]
+    if number < max(answers, default=0):
+        raise PoolError(f"request {number} was carried out, but {SLOTS} more since, and its answer is gone: ask again")
+    return None
