@@ -96,7 +96,8 @@ class File:
         self.sectors[sector] = old[:within] + piece + old[within + len(piece) :]
 
     def write_to(self, path: Path) -> None:
-        """Make a sparse file of it."""
+        """Make a sparse file of it, closed to others as ours are."""
+        path.touch(0o600)
         with path.open("wb") as file:
             file.truncate(self.size)
             for sector, data in sorted(self.sectors.items()):

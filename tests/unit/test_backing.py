@@ -1,7 +1,9 @@
-"""Which block devices count as empty; a sparse file stands in for the device."""
+"""What a backing file must be like to be used. For block devices a sparse file stands in."""
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ def block_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_block_device_of_zeros_is_empty(block_device: Path, tmp_path: Path) -> None:
+    block_device.chmod(0o660)  # as the system makes them, for the group disk
     backing.find(block_device, tmp_path / "map", SIZE).close()
 
 
@@ -35,3 +38,42 @@ def test_one_that_may_hold_a_signature_is_not(block_device: Path, tmp_path: Path
         file.write(b"x")
     with pytest.raises(BackingError, match="not empty"):
         backing.find(block_device, tmp_path / "map", SIZE)
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> Path:
+    """A backing file with its map, as we make them."""
+    path = tmp_path / "backing"
+    with ExitStack() as undo:
+        made = backing.find(path, None, SIZE)
+        backing.create(made, undo, reserve=False)
+        made.close()
+        undo.pop_all()
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["", ".map"])
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o606, 0o610])
+def test_what_other_users_can_open_is_refused(used: Path, suffix: str, mode: int) -> None:
+    path = Path(f"{used}{suffix}")
+    backing.find(used, None, SIZE).close()
+    path.chmod(mode)
+    with pytest.raises(BackingError, match=rf"open to other users \(mode 0{mode:o}\): chmod 600 {path}$"):
+        backing.find(used, None, SIZE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+@pytest.mark.parametrize("suffix", ["", ".map"])
+def test_what_belongs_to_another_user_is_refused(used: Path, suffix: str) -> None:
+    os.chown(f"{used}{suffix}", 65534, 65534)
+    with pytest.raises(BackingError, match="belongs to user 65534, who could read the guest's memory: chown it"):
+        backing.find(used, None, SIZE)
+
+
+def test_an_empty_file_that_others_can_read_is_refused_before_it_holds_anything(tmp_path: Path) -> None:
+    path = tmp_path / "made before"
+    path.touch(0o644)
+    with pytest.raises(BackingError, match="chmod 600"):
+        backing.find(path, None, SIZE)
+    path.chmod(0o600)
+    backing.find(path, None, SIZE).close()

@@ -151,6 +151,8 @@ def _open(backing: Backing) -> None:
     with _named_errors(path):
         # On a block device O_EXCL fails where it is mounted or somebody else's.
         backing.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if backing.is_block else 0))
+    if not backing.is_block:  # whose mode is the system's: root's, and its group's, which may read every disk
+        _check_private(backing.fd, path)
     _lock(backing.fd, path)
     _use_direct(backing)
     length = _length(backing.fd)
@@ -162,6 +164,7 @@ def _open_map(backing: Backing) -> None:
     path, map_path = backing.path, backing.map_path
     with _named_errors(map_path):
         backing.map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC)
+    _check_private(backing.map_fd, map_path)
     _lock(backing.map_fd, map_path)
     header = mapfile.read_header(backing.map_fd, map_path)
     if header.size != backing.size:
@@ -207,6 +210,16 @@ def _length(fd: int) -> int:
         return status.st_size
     answer = fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8))
     return int(struct.unpack("Q", answer)[0])
+
+
+def _check_private(fd: int, path: Path) -> None:
+    """What a guest swaps out is for nobody else to read; who may write to the map could have old pages returned."""
+    status = os.fstat(fd)
+    if status.st_uid not in (0, os.geteuid()):
+        raise BackingError(f"{path} belongs to user {status.st_uid}, who could read the guest's memory: chown it")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise BackingError(f"{path} is open to other users (mode {mode:04o}): chmod 600 {path}")
 
 
 def _lock(fd: int, path: Path) -> None:
