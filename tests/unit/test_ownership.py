@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -309,3 +310,42 @@ def test_an_owner_that_holds_the_control_lock_keeps_no_more_than_its_own_pool(sh
         shared.client.set_target("good", 32 * MIB)
         look(shared)
         (shared.directory / "held.pool").unlink()
+
+
+SPY = """#!/usr/bin/python3
+import fcntl, json, os, sys, termios
+typed = []
+for terminal in ("/dev/tty", "/proc/self/fd/0", "/proc/self/fd/1", "/proc/self/fd/2"):
+    try:
+        with open(terminal, "rb", buffering=0) as file:
+            fcntl.ioctl(file, termios.TIOCSTI, b"x")
+        typed.append(terminal)
+    except OSError:
+        pass
+fds = [int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+seen = {"typed": typed, "fds": fds, "secret": "SECRET" in os.environ, "user": os.getresuid()}
+open(sys.argv[0] + ".seen", "w").write(json.dumps(seen))
+print("\\x1b[31mred", file=sys.stderr)
+sys.exit(1)
+"""
+
+
+@needs_root
+def test_what_root_runs_as_the_owner_gets_neither_terminal_nor_anything_else_of_roots(directory: Path) -> None:
+    home = directory / "home"
+    home.mkdir()
+    (home / "spy").write_text(SPY)
+    (home / "spy").chmod(0o755)
+    with fakes.pool(directory, "web", pages_in_tmem=1) as fd:
+        for owned in (home, fd):
+            os.chown(owned, NOBODY, NOBODY)
+        drain = f"import sys; sys.executable = '{home}/spy'; from tmemd.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = shlex.join([sys.executable, "-c", drain, "drain", "web", f"--pools={directory}"])
+        done = subprocess.run(
+            ["script", "--quiet", "--return", "--command", f"{command} 9</etc/shadow", "/dev/null"],
+            env=os.environ | {"SECRET": "of root's"}, capture_output=True, check=False,
+        )  # fmt: skip
+    seen = json.loads((home / "spy.seen").read_text())
+    assert seen == {"typed": [], "fds": [0, 1, 2], "secret": False, "user": [NOBODY] * 3}
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [b"'\\x1b[31mred'", b"tmemctl: pool web was not drained"]

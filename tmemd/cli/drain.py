@@ -13,11 +13,14 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 from tmemd.cli import common, work
 from tmemd.client import Client
 from tmemd.protocol import PoolStatus
 from tmemd.store.poolfile import PoolError
+
+_MOST_SAID: Final = 4096  # bytes, by what runs as another user
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +75,11 @@ def _drain_here(path: Path) -> None:
 
 
 def _drain_as_owner(status: PoolStatus) -> None:
-    """Run this command as the pool's user, who also says where the backing file is: root must not believe that."""
+    """Run this command as the pool's user, who also says where the backing file is: root must not believe that.
+
+    That user may take hold of what runs as him, so it gets nothing of ours: no terminal, into which it could type, no
+    descriptors, no environment.
+    """
     try:
         user = pwd.getpwuid(status.uid)
     except KeyError:
@@ -81,10 +88,15 @@ def _drain_as_owner(status: PoolStatus) -> None:
     command = [sys.executable, "-P", "-m", "tmemd.cli", "drain", f"--pools={path.parent}", "--", status.name]
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
     try:
-        done = subprocess.run(
-            command, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, stdout=subprocess.DEVNULL, check=False
-        )
+        with subprocess.Popen(
+            command, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, cwd="/", env={"PATH": os.defpath},
+            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            assert process.stderr
+            said = process.stderr.read(_MOST_SAID).decode(errors="replace")
     except PermissionError:
         raise PoolError(f"pool {status.name} belongs to {user.pw_name}: run this as that user or as root") from None
-    if done.returncode:
+    for line in said.splitlines():
+        print(common.printable(line), file=sys.stderr)
+    if process.returncode:
         raise PoolError(f"pool {status.name} was not drained")
