@@ -1,6 +1,10 @@
 # Sourced by the scripts beside it.
 # shellcheck shell=bash
 
+# By which detach knows the swap areas that attach made.
+# shellcheck disable=SC2034 # it is theirs
+SWAP_LABEL=tmemd
+
 # Print the caller's header comment, from its Usage line on, as its help.
 usage() {
     sed -nE '/^# Usage:/,/^[^#]/s/^# ?//p' "$0"

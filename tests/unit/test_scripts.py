@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -96,6 +96,44 @@ def test_attach_wants_a_block_device(tmp_path: Path) -> None:
     done = run("attach", [str(tmp_path / "file")])
     assert done.returncode == 1
     assert done.stderr == f"attach: {tmp_path}/file is not a block device\n"
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    """A block device of 4 MiB."""
+    with (tmp_path / "disk").open("wb") as file:
+        file.truncate(4 << 20)
+    made = subprocess.run(["losetup", "--find", "--show", file.name], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"needs a loop device: {made.stderr}")
+    path = made.stdout.strip()
+    try:
+        yield path
+    finally:
+        subprocess.run(["losetup", "--detach", path], check=True)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("label", "left", "said"),
+    [
+        ("tmemd", "", ""),
+        ("", "swap\n", "detach: attach did not make the swap area on {} (label ''): it is off, and stays\n"),
+        ("db", "swap\n", "detach: attach did not make the swap area on {} (label 'db'): it is off, and stays\n"),
+    ],
+)
+def test_detach_wipes_only_what_attach_made(tmp_path: Path, loop: str, label: str, left: str, said: str) -> None:
+    subprocess.run(["mkswap", "--quiet", "--label", label, loop], check=True)
+    (tmp_path / "swaps").write_text(f"Filename Type Size Used Priority\n{loop} partition 4092 0 100\n")
+    (tmp_path / "swapoff").write_text(f"#!/bin/sh\necho off $* >{tmp_path}/done\n")
+    (tmp_path / "swapoff").chmod(0o755)
+    detach = f"mount --bind {tmp_path}/swaps /proc/swaps && PATH={tmp_path}:$PATH exec {ROOT}/scripts/detach {loop}"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", detach], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", said.format(loop))
+    assert (tmp_path / "done").read_text() == f"off {loop}\n"
+    probe = ["blkid", "--probe", "--match-tag", "TYPE", "--output", "value", loop]
+    kind = subprocess.run(probe, capture_output=True, text=True, check=False)
+    assert kind.stdout == left
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
