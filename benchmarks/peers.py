@@ -45,7 +45,8 @@ def ours(place: Place, size: int) -> Peer:
     """Our device of *size* bytes, with room for every page."""
     backing = place.disk / "tmem.backing"
     plugin = [str(ROOT / "plugin" / "tmem.py"), "name=bench", f"size={size}", f"backing={backing}"]
-    return Peer(OURS, ["python", *plugin, f"limit={2 * size}", f"pools={place.pools}"])
+    # A loader stays connected while fio has its turn.
+    return Peer(OURS, ["python", *plugin, f"limit={2 * size}", f"pools={place.pools}", "clients=any"])
 
 
 def all_peers(place: Place, size: int) -> list[Peer]:

@@ -17,6 +17,8 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
                     has no default)
   lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
   flush=none|durable  FLUSH and FUA: acknowledged at once (default; swap needs no more), or made durable
+  clients=one|any   how many clients may have it open at a time (default: one, with any number of connections; two that
+                    write make each other's pages wrong). One client is a process of this machine, or a remote address
   reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)
   headroom=N%       how much of its target is kept free for pages to come: while the guest swaps, cold pages are moved
                     to the file ahead of need (default: 5%); 0%: none, pages are refused when it is full
@@ -24,9 +26,11 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import resource
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -38,9 +42,11 @@ import nbdkit
 
 try:
     from tmemd.core import _core
+    from tmemd.device.clients import EVERYBODY, InUseError
     from tmemd.device.config import HEADROOM_PERCENT
     from tmemd.device.served import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices
     from tmemd.sizes import parse_size
+    from tmemd.system import peer
 except ModuleNotFoundError as error:
     hint = "put the bin directory of the virtual environment that tmemd is installed in first on PATH"
     print(f"nbdkit: tmem: error: {error}: {hint}", file=sys.stderr, flush=True)
@@ -48,7 +54,7 @@ except ModuleNotFoundError as error:
 
 API_VERSION = 2
 
-KEYS = ("size", "backing", "limit", "pools", "tmemd", "map", "lost", "flush", "reserve", "headroom")
+KEYS = ("size", "backing", "limit", "pools", "tmemd", "map", "lost", "flush", "clients", "reserve", "headroom")
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
 # Seconds a thread waits for the GIL before it urges the holder, who lets go in microseconds anyhow. With 100 clients of
 # 16 threads each, Python's own 5 ms cost 180 to 730 us of CPU per 4 KiB request, 50 ms 54 to 61, 1 s 60 to 94.
@@ -61,6 +67,11 @@ trim = _core.trim
 zero = _core.zero
 cache = _core.cache
 extents = _core.extents
+
+# nbdkit tells its plugins who their client is, but not through its module for Python.
+_nbdkit = ctypes.CDLL(None)
+_nbdkit.nbdkit_peer_pid.restype = ctypes.c_int64
+SOCKADDR_BYTES = 128  # of a struct sockaddr_storage
 
 _given: list[dict[str, str]] = []
 _served: dict[str, ServedDevice] = {}
@@ -159,6 +170,7 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         map=_path(device, "map"),
         lost_zero=_choice(device, "lost", "error", "zero"),
         durable=_choice(device, "flush", "none", "durable"),
+        shared=_choice(device, "clients", "one", "any"),
         reserve=not _choice(device, "reserve", "yes", "no"),
         headroom=_percent(device, "headroom", HEADROOM_PERCENT),
     )
@@ -228,7 +240,26 @@ def open(readonly: bool) -> _core.Device:  # noqa: A001
     name = nbdkit.export_name() or default_export(readonly, False)
     if name not in _served:
         raise RefusedError(f"there is no device {name[:64]!r}; this server has {', '.join(_served)}")
-    return _served[name].core
+    served = _served[name]
+    try:
+        served.clients.enter(EVERYBODY if readonly or served.config.shared else _peer())
+    except InUseError as holder:
+        raise RefusedError(f"{name} is in use by {holder}: one client at a time, or clients=any") from None
+    return served.core
+
+
+def close(h: _core.Device) -> None:
+    """A connection has ended; nbdkit calls this when all its requests are done."""
+    _served[h.name].clients.leave()
+
+
+def _peer() -> peer.Peer:
+    """Who made this thread's connection."""
+    sockaddr, length = ctypes.create_string_buffer(SOCKADDR_BYTES), ctypes.c_uint32(SOCKADDR_BYTES)
+    _nbdkit.nbdkit_peer_name(sockaddr, ctypes.byref(length))
+    if int.from_bytes(sockaddr.raw[:2], sys.byteorder) == socket.AF_UNIX:
+        return peer.of_process(_nbdkit.nbdkit_peer_pid())
+    return peer.of_address(sockaddr.raw)
 
 
 def export_description(h: _core.Device) -> str:  # noqa: ARG001

@@ -34,6 +34,7 @@ class DeviceConfig:
     lost_zero: bool = False
     durable: bool = False
     reserve: bool = True
+    shared: bool = False  # any number of clients at a time
     headroom: int = HEADROOM_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
 
     def check(self) -> _core.Layout:

@@ -16,6 +16,7 @@ from typing import Final
 
 from tmemd.core import _core
 from tmemd.device.backing import BackingError
+from tmemd.device.clients import Clients
 from tmemd.device.config import ConfigError, DeviceConfig
 from tmemd.device.headroom import Headroom
 from tmemd.device.opening import Opening, open_parts
@@ -66,6 +67,7 @@ class ServedDevice:
         self.config = opening.config
         self.pool_path = opening.pool_path
         self.core = core
+        self.clients = Clients()
         self._pool_fd = opening.pool_fd
         self._owned = owned
         self._stop = threading.Event()
