@@ -8,7 +8,9 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,30 @@ def test_every_request_of_one_moment_is_done(serve: Serve, pools: Path, disk: Pa
     assert counters(pool).pages_in_tmem == 0
     with server.client() as client:
         assert all(client.pread(PAGE, page * PAGE) == content(page, 1) for page in range(1024))
+
+
+def test_two_who_wait_at_once_each_hear_their_own_answer(serve: Serve, pools: Path, disk: Path) -> None:
+    server = serve(device("queue", pools, 1024 * PAGE, disk, LIMIT))
+    pool = pools / "queue.pool"
+    with server.client() as client:
+        for page in range(1024):
+            client.pwrite(content(page, 1) or b"", page * PAGE)
+    with Control(pool) as control:
+        control.frozen(True)
+    before = counters(pool).pages_in_tmem
+    os.kill(server.pid, signal.SIGSTOP)
+    with pool.open("rb") as file, ExitStack() as stack:
+        waiters = []
+        for number, command in enumerate(("drain", "settle"), 1):
+            ctl = [sys.executable, "-m", "tmemd.cli", command, "queue", f"--pools={pools}"]
+            waiters.append(subprocess.Popen(dying_with_us(ctl), stdout=subprocess.PIPE, text=True))
+            stack.callback(waiters[-1].kill)
+            wait_until(lambda number=number: len(requests.waiting(file.fileno())) == number, command)  # type: ignore[misc]
+        os.kill(server.pid, signal.SIGCONT)
+        said = [waiter.communicate()[0] for waiter in waiters]
+    assert [waiter.returncode for waiter in waiters] == [0, 0]
+    assert said[0] == f"queue: drained of {before} pages, none is in tmem\n"
+    assert "given back" in said[1]
 
 
 def fio(server: Server, report: Path) -> subprocess.Popen[bytes]:
