@@ -288,3 +288,14 @@ def test_the_upkeep_rests_only_while_nothing_happens(opened: Open, monkeypatch: 
             assert rests_again()
     monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", 0.0)
     assert not served.is_resting(now + REST_AFTER), "a generation has ended"
+
+
+def test_a_pool_that_is_made_anew_keeps_its_target_and_no_requests(opened: Open, pools: Path) -> None:
+    path = pools / "x.pool"
+    path.touch(0o600)
+    with path.open("r+b") as pool:
+        poolfile.write_target(pool.fileno(), LIMIT // 2)
+        requests.ask(pool.fileno(), Request.DRAIN)
+        opened()
+        assert requests.waiting(pool.fileno()) == []
+        assert poolfile.read_target(pool.fileno()) == LIMIT // 2

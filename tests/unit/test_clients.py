@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,10 +49,11 @@ def test_those_that_may_share_do() -> None:
 def test_who_waits_enters_when_the_other_has_left() -> None:
     clients = Clients()
     clients.enter(A)
-    with ThreadPoolExecutor(1) as pool:
-        entering = pool.submit(clients.enter, B, DEADLINE)
-        clients.leave()
-        entering.result(DEADLINE)
+    entering = threading.Thread(target=clients.enter, args=(B, threading.TIMEOUT_MAX), daemon=True)
+    entering.start()
+    clients.leave()
+    entering.join(DEADLINE)
+    assert not entering.is_alive()
     with pytest.raises(InUseError, match="client b"):
         clients.enter(A, 0)
 

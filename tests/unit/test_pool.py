@@ -199,6 +199,14 @@ def test_a_request_torn_in_any_word_was_never_made(directory: Path, word: int) -
         assert [queued.op for queued in requests.waiting(fd)] == [Request.DEMOTE, Request.DRAIN]
 
 
+def test_a_number_that_was_answered_is_not_given_again(directory: Path) -> None:
+    with fakes.pool(directory, "web") as fd:
+        requests.answer(fd, requests.ask(fd, Request.SETTLE), 0)
+        os.pwrite(fd, bytes(poolfile.PAGE), poolfile.CONTROL_OFFSET)
+        assert requests.ask(fd, Request.DRAIN) == 2
+        assert [queued.op for queued in requests.waiting(fd)] == [Request.DRAIN]
+
+
 def test_numbers_that_cannot_grow_are_ignored(directory: Path) -> None:
     last = (1 << 64) - 1
     body = struct.pack("<QQQQ", last, Request.DRAIN, 0, 0)

@@ -61,7 +61,7 @@ class Queued:
 
 
 class _Ring:
-    """Slots of 64-bit words, the first a number that says which slot it is, and a checksum.
+    """Slots of 64-bit words, the first a number, which says which slot it goes to, and a checksum.
 
     A slot that is torn, or was never written, holds nothing.
     """
@@ -84,8 +84,7 @@ class _Ring:
             body, crc = data[slot * self._slot :][: self._body.size], data[(slot + 1) * self._slot - 8 :][:8]
             number, *words = self._body.unpack(body)
             # The pool's owner can write what he likes: the next number must fit as well.
-            plausible = number % SLOTS == slot and number < _BOUND
-            if plausible and int.from_bytes(crc, "little") == google_crc32c.value(body):
+            if number < _BOUND and int.from_bytes(crc, "little") == google_crc32c.value(body):
                 found[number] = tuple(words)
         return found
 
