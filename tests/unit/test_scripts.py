@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -113,25 +114,38 @@ def loop(tmp_path: Path) -> Iterator[str]:
         subprocess.run(["losetup", "--detach", path], check=True)
 
 
+NOT_OURS = "detach: attach did not make the swap area on {} (label '{}'): it is off, and stays\n"
+
+
 @needs_root
 @pytest.mark.parametrize(
-    ("label", "left", "said"),
+    ("made", "left", "said"),
     [
-        ("tmemd", "", ""),
-        ("", "swap\n", "detach: attach did not make the swap area on {} (label ''): it is off, and stays\n"),
-        ("db", "swap\n", "detach: attach did not make the swap area on {} (label 'db'): it is off, and stays\n"),
+        ([ROOT / "scripts/attach"], "", ""),
+        (["mkswap", "--quiet"], "swap\n", NOT_OURS.format("{}", "")),
+        (["mkswap", "--quiet", "--label", "db"], "swap\n", NOT_OURS.format("{}", "db")),
     ],
+    ids=["attach", "mkswap", "labelled"],
 )
-def test_detach_wipes_only_what_attach_made(tmp_path: Path, loop: str, label: str, left: str, said: str) -> None:
-    subprocess.run(["mkswap", "--quiet", "--label", label, loop], check=True)
-    (tmp_path / "swaps").write_text(f"Filename Type Size Used Priority\n{loop} partition 4092 0 100\n")
-    (tmp_path / "swapoff").write_text(f"#!/bin/sh\necho off $* >{tmp_path}/done\n")
-    (tmp_path / "swapoff").chmod(0o755)
-    detach = f"mount --bind {tmp_path}/swaps /proc/swaps && PATH={tmp_path}:$PATH exec {ROOT}/scripts/detach {loop}"
-    done = subprocess.run(["unshare", "--mount", "sh", "-c", detach], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", said.format(loop))
-    assert (tmp_path / "done").read_text() == f"off {loop}\n"
-    probe = ["blkid", "--probe", "--match-tag", "TYPE", "--output", "value", loop]
+def test_detach_wipes_only_what_attach_made(
+    tmp_path: Path, loop: str, made: list[str | Path], left: str, said: str
+) -> None:
+    for command in ("swapon", "swapoff"):
+        (tmp_path / command).write_text(f"#!/bin/sh\necho {command} $* >>{tmp_path}/done\n")
+        (tmp_path / command).chmod(0o755)
+    # attach refuses /dev/loop*; under another path it is a disk like any other.
+    device = tmp_path / Path(loop).name
+    os.mknod(device, stat.S_IFBLK | 0o600, Path(loop).stat().st_rdev)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run([*map(str, made), str(device)], env=environment, check=True, capture_output=True)
+    (tmp_path / "swaps").write_text(f"Filename Type Size Used Priority\n{device} partition 4092 0 100\n")
+    detach = f"mount --bind {tmp_path}/swaps /proc/swaps && exec {ROOT}/scripts/detach {device}"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", detach], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", said.format(device))
+    assert (tmp_path / "done").read_text().splitlines()[-1] == f"swapoff {device}"
+    probe = ["blkid", "--probe", "--match-tag", "TYPE", "--output", "value", str(device)]
     kind = subprocess.run(probe, capture_output=True, text=True, check=False)
     assert kind.stdout == left
 
