@@ -16,7 +16,8 @@ import pytest
 from tests.harness import DEADLINE, wait_until
 from tests.unit import fakes
 from tmemd import protocol, version
-from tmemd.cli import COMMANDS, main, work
+from tmemd.cli import main, work
+from tmemd.cli.commands import COMMANDS
 from tmemd.client import Client, UnreachableError
 from tmemd.daemon import daemon
 from tmemd.store import poolfile, requests
@@ -308,12 +309,13 @@ def test_who_may_not_ask_is_told_who_may(directory: Path) -> None:
     assert done.stderr.endswith("Permission denied: only root, tmemd's own user and its --group may ask it\n")
 
 
-def test_ctrl_c_while_it_starts_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tmemd.cli.build_parser", interrupted)
-    assert main(["list"]) == 130
+@pytest.mark.parametrize("loaded", ["argparse", "msgspec", "rich"])
+def test_ctrl_c_while_it_starts_is_no_traceback(tmp_path: Path, loaded: str) -> None:
+    (tmp_path / f"{loaded}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "tmemd.cli", "list"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_the_socket_is_found_by_option_and_environment(
