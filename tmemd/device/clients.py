@@ -8,7 +8,7 @@ from typing import Final
 from tmemd.system.peer import Peer
 
 # Seconds for who leaves. One that is killed has left when the last of its requests is done: with 32 writes of 64 KiB on
-# their way after 5 ms (median of 60), and after 48 at most; a slow disk takes longer.
+# their way after 5 ms (median), and after 48 at most; a slow disk takes longer.
 PATIENCE: Final = 3.0
 EVERYBODY: Final = Peer("everybody", "several clients")  # those that may share are one
 
