@@ -9,7 +9,7 @@ SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci 
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-quick bench inversion policies demo clean
+.PHONY: help setup build sanitize lint format test test-quick mutants bench inversion policies demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,6 +46,9 @@ test: build lint  ## lint and all tests, real guests included (eleven minutes on
 
 test-quick: build  ## the tests that boot no guest
 	pytest -m 'not vm'
+
+mutants: setup  ## break the code by rule and see whether the quick tests notice (hours; ARGS=--help)
+	@$(PYTHON) -m tests.mutants $(ARGS)
 
 bench: build  ## measure our device against nbdkit's own
 	@benchmarks/run

@@ -1,0 +1,1 @@
+"""Mutation tests: break the code by rule, and see whether the tests notice. `python -m tests.mutants --help`."""
