@@ -11,6 +11,7 @@ date.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +27,22 @@ from tests.mutants.ledger import Ledger, Result, Score
 from tests.mutants.mutant import Mutant
 from tests.mutants.sample import choose, mutants_of
 from tests.mutants.tree import TreeError
+from tmemd.system import locks
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PLACE: Final = ROOT / "build" / "mutants"
 SURVIVORS: Final = Path(__file__).with_name("survivors.toml")
 GOAL: Final = 0.95
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock for the length of a with block. Raises TreeError when another run has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        if not locks.try_lock(file.fileno()):
+            raise TreeError(f"another run uses {path.parent}")
+        yield
 
 
 @contextmanager
@@ -99,10 +111,13 @@ def main() -> int:
         for mutant in chosen:
             console.print(f"{mutant.id}\n    {_change(mutant)}", markup=False)
         return 0
+    # Whoever is started in the background ignores SIGINT; and after SIGTERM no test may go on without us.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     results: list[tuple[Mutant, Result]] = []
-    known = Ledger(PLACE / "results.jsonl", forget={mutant.id for mutant in chosen} if args.again else set())
     try:
-        with _progress(console, len(chosen)) as progress:
+        with _alone(PLACE / "lock"), _progress(console, len(chosen)) as progress:
+            known = Ledger(PLACE / "results.jsonl", forget={mutant.id for mutant in chosen} if args.again else ())
             for mutant, result in Judge(ROOT, PLACE, console, known, verify=not args.only).run(chosen, args.jobs):
                 results.append((mutant, result))
                 console.print(_report(mutant, result, explained), markup=False)

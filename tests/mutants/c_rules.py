@@ -15,7 +15,8 @@ _ERRORS: Final = {"error", "failed"}  # what variables that hold an errno are ca
 _ERRNO: Final = re.compile(r"\b(errno|E[A-Z]{2,})\b")
 _FAILURE: Final = re.compile(r"\b(error|failed|errno|E[A-Z]{2,}|false|NULL|FAILED)\b")
 _FLAG: Final = re.compile(r"\w+_FLAG|TM_IN_FLUX")
-_LOCK: Final = re.compile(r"(?<!un)(?<!try_)(?<!try)(lock|look)(?=$|_run$|_block$)")
+_LOCK: Final = re.compile(r"(?:^|(?<=_))(?:rd|wr)?(lock|look)(?=_|$)")
+_UNLOCK: Final = re.compile(r"(?:^|_)un(lock|look)(?=_|$)")
 _SYNC: Final = re.compile(r"(sync|flush)$")
 _MARK: Final = re.compile(r"(?<!is_)(mark|keep|cleaning|overwriting|wait_for_changes|note_|begin_)")
 _COUNT: Final = re.compile(r"^(tm_)?(un)?count(_|$)|^atomic_fetch_(add|sub)")
@@ -122,11 +123,31 @@ def _lock_left_out(body: Node) -> _Edits:
     for node in _find(body, "expression_statement"):
         if _called(node):
             statements.setdefault(_text(node), []).append(node)
+    paired = set()
     for text, locks in statements.items():
         called = _called(locks[0])
-        unlocks = statements.get(text.replace(called, _LOCK.sub(r"un\1", called), 1), [])
-        if _LOCK.search(called) and unlocks:
-            yield "lock-left-out", [edit for node in locks + unlocks for edit in _leave_out(node)]
+        unlock = text.replace(called, _LOCK.sub(r"un\1", called), 1)
+        if _LOCK.search(called) and unlock in statements:
+            paired.add(unlock)
+            yield "lock-left-out", [edit for node in locks + statements[unlock] for edit in _leave_out(node)]
+    for text, unlocks in statements.items():
+        if _UNLOCK.search(_called(unlocks[0])) and text not in paired and (place := _after_locking(body)):
+            released = Edit(place, place, f" {text}".encode())
+            yield "lock-left-out", [released, *(edit for node in unlocks for edit in _leave_out(node))]
+
+
+def _after_locking(body: Node) -> int | None:
+    """Where whatever the function locks, and unlocks in other words, could be unlocked at once."""
+    for call in _find(body, "call_expression"):
+        if not _LOCK.search(_called(call)):
+            continue
+        statement = call
+        while statement.parent is not None and statement.parent.type != "compound_statement":
+            statement = statement.parent
+        check = statement.next_named_sibling
+        refused = check is not None and check.type == "if_statement" and statement.type != "if_statement"
+        return check.end_byte if check is not None and refused else statement.end_byte
+    return None
 
 
 def _call_left_out(node: Node) -> _Edits:

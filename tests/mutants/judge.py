@@ -82,7 +82,7 @@ class Baseline(msgspec.Struct, frozen=True):
 
 
 def order(file: str, baseline: Baseline, killers: Counter[str]) -> list[str]:
-    """The files of tests for a mutant of *file*: near ones first, among them the cheap and those that caught others."""
+    """The files of tests for a mutant of *file*: its own first, then near ones; cheap ones, and who caught others."""
     near, blind = (
         tuple(each for part, prefixes in table.items() if file.startswith(part) for each in prefixes)
         for table in (_NEAR, _BLIND)
@@ -90,7 +90,12 @@ def order(file: str, baseline: Baseline, killers: Counter[str]) -> list[str]:
     kills = Counter(test.partition("::")[0] for test in killers.elements())
     seconds = baseline.by_file()
     seen = [test for test in seconds if not test.startswith(blind)] if blind else list(seconds)
-    return sorted(seen, key=lambda test: (not test.startswith(near), seconds[test] / (1 + kills[test]), test))
+    own = f"/test_{Path(file).stem}"
+
+    def rank(test: str) -> tuple[bool, bool, float, str]:
+        return own not in test, not test.startswith(near), seconds[test] / (1 + kills[test]), test
+
+    return sorted(seen, key=rank)
 
 
 class Judge:

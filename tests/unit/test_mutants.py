@@ -46,6 +46,17 @@ def made(body: str) -> set[tuple[str, str]]:
         ("return x < 0 ? errno : 0;", "error-ignored", "return ((void)(x < 0 ? errno : 0), 0);"),
         ("lock(s->a); g(s); unlock(s->a);", "lock-left-out", "(void)0; g(s); (void)0;"),
         ("tm_lock_run(s, 1); tm_unlock_run(s, 1);", "lock-left-out", "(void)0; (void)0;"),
+        ("pthread_rwlock_rdlock(s); pthread_rwlock_unlock(s);", "lock-left-out", "(void)0; (void)0;"),
+        (
+            "int error = lock_in_index(s); if (error) return error; g(s); unlock_run(s);",
+            "lock-left-out",
+            "int error = lock_in_index(s); if (error) return error; unlock_run(s); g(s); (void)0;",
+        ),
+        (
+            "if (!try_lock(s)) return; g(s); unlock(s, 1);",
+            "lock-left-out",
+            "if (!try_lock(s)) return; unlock(s, 1); g(s); (void)0;",
+        ),
         ("if (fdatasync(s->fd) < 0) g(s);", "sync-left-out", "if (0 < 0) g(s);"),
         ("error = tm_map_mark(s, 1);", "mark-left-out", "error = 0;"),
         ("tm_map_keep(s, 1);", "mark-left-out", "(void)0;"),
@@ -187,11 +198,12 @@ def test_the_list_of_survivors_is_whole(tmp_path: Path) -> None:
         explanations(bad)
 
 
-def test_near_cheap_and_successful_tests_go_first() -> None:
+def test_own_near_cheap_and_successful_tests_go_first() -> None:
     seconds = {"tests/unit/test_a.py::t": 1.0, "tests/model/test_b.py::t": 9.0, "tests/model/test_c.py::t": 3.0}
     baseline = Baseline("", seconds)
     near = ["tests/model/test_c.py", "tests/model/test_b.py"]
     assert order("tmemd/core/map.c", baseline, Counter()) == [*near, "tests/unit/test_a.py"]
+    assert order("tmemd/core/b.c", baseline, Counter()) == [*near[::-1], "tests/unit/test_a.py"]
     killers = Counter({"tests/model/test_b.py::t": 5})
     assert order("tmemd/core/map.c", baseline, killers)[:2] == near[::-1]
     assert order("tmemd/daemon/daemon.py", baseline, Counter()) == ["tests/unit/test_a.py"]
