@@ -43,13 +43,23 @@ _NEAR: Final = {
     "tmemd/settings": ("tests/unit/test_settings", "tests/unit/test_administration"),
 }
 _PAGE_PATH: Final = ("tests/core/", "tests/model/", "tests/crash/")
+_WITHOUT_TMEMD: Final = (
+    *_PAGE_PATH,
+    *(
+        f"tests/nbd/test_{name}"
+        for name in (
+            "bad_configuration", "check", "control", "corruption", "exports", "falling_target", "memory_limits",
+            "requests", "serve_script", "slow_disk",
+        )
+    ),
+)  # fmt: skip
 _BLIND: Final = {
     "tmemd/core": tuple(
         f"tests/unit/test_{name}"
         for name in ("administration", "daemon", "governor", "hostile", "metrics", "policy", "simulate", "top")
     ),
-    "tmemd/governor": _PAGE_PATH,
-    "tmemd/daemon": _PAGE_PATH,
+    "tmemd/governor": _WITHOUT_TMEMD,
+    "tmemd/daemon": _WITHOUT_TMEMD,
     "tmemd/settings": _PAGE_PATH,
     "tmemd/device": ("tests/core/", "tests/model/test_sanitized"),
     "tmemd/store": ("tests/core/", "tests/model/test_sanitized"),
