@@ -190,7 +190,7 @@ class Judge:
         elif not _compiles(tree.path / mutant.file):
             return ledger.INVALID, ""
         with self._lock:
-            killers = self._known.killers(mutant.file)
+            killers = self._known.killers(mutant)
         limits = self._baseline.limits()
         run = tree.test(
             order(mutant.file, self._baseline, killers), first=[test for test, _ in killers.most_common(3)],

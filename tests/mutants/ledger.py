@@ -71,9 +71,14 @@ class Ledger:
         data = self._path.read_bytes() if self._path.exists() else b""
         return bool(data) and not data.endswith(b"\n")
 
-    def killers(self, file: str) -> Counter[str]:
-        """The tests that caught mutants of that file, and how many."""
-        return Counter(each.by for each in self._results.values() if each.is_caught and each.id.split(":")[0] == file)
+    def killers(self, mutant: Mutant) -> Counter[str]:
+        """The tests that caught mutants of its file, or by its rule of its folder, and how many."""
+
+        def is_like(other: str) -> bool:
+            file, _, rule, *_ = other.split(":")
+            return file == mutant.file or (rule == mutant.rule and Path(file).parent == Path(mutant.file).parent)
+
+        return Counter(each.by for each in self._results.values() if each.is_caught and is_like(each.id))
 
 
 class Explained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

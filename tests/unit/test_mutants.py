@@ -165,7 +165,7 @@ def test_results_are_found_again_until_what_they_say_may_have_changed(tmp_path: 
     assert again.of(caught, "other source", "t") is None
     assert again.of(survived, "s", "t") is not None
     assert again.of(survived, "s", "other tests") is None
-    assert again.killers("f.c") == {"tests/x.py::test": 1}
+    assert again.killers(survived) == {"tests/x.py::test": 1}
     assert Ledger(path, forget={caught.id}).of(caught, "s", "t") is None
 
 
