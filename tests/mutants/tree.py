@@ -150,19 +150,18 @@ class Tree:
         """Another content for a file, for the length of a with block."""
         path = self.path / file
         original, times = path.read_bytes(), path.stat()
-        path.write_bytes(content)
-        self._unbuild(path)
+        self._write(path, content)
         try:
             yield
         finally:
-            path.write_bytes(original)
-            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # what was compiled of it is as good as before
-            self._unbuild(path)
+            self._write(path, original)
+            if path.suffix == ".py":
+                os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # it was compiled when it was copied
 
-    def _unbuild(self, path: Path) -> None:
-        """Setuptools looks at whole seconds to see what is newer."""
-        if path.suffix != ".py":
-            for extension in (self.path / "tmemd/core").glob("*.so"):
+    def _write(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+        if path.suffix != ".py":  # setuptools looks at whole seconds to see what is newer
+            for extension in (*self.path.glob("tmemd/core/*.so"), *self.path.glob("build/**/*.so")):
                 extension.unlink()
 
     def test(

@@ -247,3 +247,15 @@ def test_a_mutant_is_gone_after_its_run(tree: Tree, tmp_path: Path) -> None:
         assert tree.test(["test_it.py"], first=[], limits={}, limit=60, total=60).passed
     assert (tmp_path / "test_it.py").read_text() == TESTS
     assert (tmp_path / "test_it.py").stat().st_mtime_ns == before
+
+
+def test_what_was_compiled_of_a_mutant_is_gone_too(tree: Tree, tmp_path: Path) -> None:
+    source, *built = (tmp_path / name for name in ("tmemd/core/a.c", "tmemd/core/_core.so", "build/plain/lib/_core.so"))
+    for path in (source, *built):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    with tree.with_file("tmemd/core/a.c", b"int x;"):
+        assert not any(path.exists() for path in built)
+        for path in built:
+            path.touch()
+    assert not any(path.exists() for path in built)
