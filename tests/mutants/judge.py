@@ -42,6 +42,12 @@ _NEAR: Final = {
     "tmemd/daemon": ("tests/unit/", "tests/nbd/test_daemon"),
     "tmemd/settings": ("tests/unit/test_settings", "tests/unit/test_administration"),
 }
+# Those that see what a rule does to the core, whatever its file.
+_BY_RULE: Final = {
+    "lock-left-out": ("tests/core/",),
+    "sync-left-out": ("tests/crash/test_host_death", "tests/model/test_written_through"),
+    "mark-left-out": ("tests/crash/test_host_death", "tests/model/test_written_through"),
+}
 _PAGE_PATH: Final = ("tests/core/", "tests/model/", "tests/crash/")
 _WITHOUT_TMEMD: Final = (
     *_PAGE_PATH,
@@ -91,7 +97,7 @@ class Baseline(msgspec.Struct, frozen=True):
         return {test: max(PATIENCE * seconds, LEAST_LIMIT) for test, seconds in self.seconds.items()}
 
 
-def order(file: str, baseline: Baseline, killers: Counter[str]) -> list[str]:
+def order(file: str, rule: str, baseline: Baseline, killers: Counter[str]) -> list[str]:
     """The files of tests for a mutant of *file*: its own first, then near ones; cheap ones, and who caught others."""
     near, blind = (
         tuple(each for part, prefixes in table.items() if file.startswith(part) for each in prefixes)
@@ -101,9 +107,15 @@ def order(file: str, baseline: Baseline, killers: Counter[str]) -> list[str]:
     seconds = baseline.by_file()
     seen = [test for test in seconds if not test.startswith(blind)] if blind else list(seconds)
     own = f"/test_{Path(file).stem}"
+    by_rule = _BY_RULE.get(rule, ()) if file.startswith("tmemd/core") else ()
 
     def rank(test: str) -> tuple[bool, bool, float, str]:
-        return own not in test, not test.startswith(near), seconds[test] / (1 + kills[test]), test
+        return (
+            own not in test and not test.startswith(by_rule),
+            not test.startswith(near),
+            seconds[test] / (1 + kills[test]),
+            test,
+        )
 
     return sorted(seen, key=rank)
 
@@ -192,10 +204,10 @@ class Judge:
         with self._lock:
             killers = self._known.killers(mutant)
         limits = self._baseline.limits()
-        run = tree.test(
-            order(mutant.file, self._baseline, killers), first=[test for test, _ in killers.most_common(3)],
-            limits=limits, limit=LEAST_LIMIT, total=LEAST_LIMIT + 2 * PATIENCE * sum(self._baseline.seconds.values()),
-        )  # fmt: skip
+        files = order(mutant.file, mutant.rule, self._baseline, killers)
+        first = [test for test, _ in killers.most_common(3)]
+        total = LEAST_LIMIT + 2 * PATIENCE * sum(self._baseline.seconds.values())
+        run = tree.test(files, first=first, limits=limits, limit=LEAST_LIMIT, total=total)
         if run.passed:
             return ledger.SURVIVED, ""
         return ledger.HUNG if run.hung else ledger.CAUGHT, run.by

@@ -199,15 +199,18 @@ def test_the_list_of_survivors_is_whole(tmp_path: Path) -> None:
 
 
 def test_own_near_cheap_and_successful_tests_go_first() -> None:
-    seconds = {"tests/unit/test_a.py::t": 1.0, "tests/model/test_b.py::t": 9.0, "tests/model/test_c.py::t": 3.0}
-    baseline = Baseline("", seconds)
-    near = ["tests/model/test_c.py", "tests/model/test_b.py"]
-    assert order("tmemd/core/map.c", baseline, Counter()) == [*near, "tests/unit/test_a.py"]
-    assert order("tmemd/core/b.c", baseline, Counter()) == [*near[::-1], "tests/unit/test_a.py"]
-    killers = Counter({"tests/model/test_b.py::t": 5})
-    assert order("tmemd/core/map.c", baseline, killers)[:2] == near[::-1]
-    assert order("tmemd/daemon/daemon.py", baseline, Counter()) == ["tests/unit/test_a.py"]
-    assert baseline.limits()["tests/model/test_b.py::t"] == 72
+    a, b, c, d = "tests/unit/test_a.py", "tests/model/test_b.py", "tests/model/test_c.py", "tests/core/test_d.py"
+    baseline = Baseline("", {f"{a}::t": 1.0, f"{b}::t": 9.0, f"{c}::t": 3.0, f"{d}::t": 20.0})
+
+    def ordered(file: str, rule: str = "border", **kills: int) -> list[str]:
+        return order(file, rule, baseline, Counter({f"tests/model/test_{name}.py::t": n for name, n in kills.items()}))
+
+    assert ordered("tmemd/core/map.c") == [c, b, d, a]
+    assert ordered("tmemd/core/b.c") == [b, c, d, a]
+    assert ordered("tmemd/core/map.c", b=5) == [b, c, d, a]
+    assert ordered("tmemd/core/map.c", "lock-left-out") == [d, c, b, a]
+    assert ordered("tmemd/daemon/daemon.py") == [a]
+    assert baseline.limits()[f"{b}::t"] == 72
 
 
 TESTS = """
