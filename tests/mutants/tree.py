@@ -182,4 +182,5 @@ def _judge(code: int | None, notes: list[Note], output: str) -> Run:
     ended = {note.test for note in notes if note.seconds is not None}
     unended = [note.test for note in notes if note.test not in ended]
     by = (failed or unended or ["no test could begin"])[0]
-    return Run(code == 0, bool(code != 0 and not failed and unended), "" if code == 0 else by, notes, output)
+    hung = code is None or (code > 0 and not failed and bool(unended))  # a crash ends it by a signal
+    return Run(code == 0, hung, "" if code == 0 else by, notes, output)

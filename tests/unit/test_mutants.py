@@ -214,16 +214,17 @@ def test_own_near_cheap_and_successful_tests_go_first() -> None:
 
 
 TESTS = """
-import pathlib, time
+import os, pathlib, time
 def test_notes(): (pathlib.Path(__file__).parent / "ran").touch()
 def test_fails(): assert 1 == 2
 def test_hangs(): time.sleep(1000)
+def test_crashes(): os.abort()
 """
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
-    """A tree with a file of tests of which one passes, one fails and one hangs."""
+    """A tree with a file of tests of which one passes, one fails, one hangs and one crashes."""
     (tmp_path / ".venv").symlink_to(sys.prefix)
     (tmp_path / "tests").symlink_to(ROOT / "tests")
     (tmp_path / "test_it.py").write_text(TESTS)
@@ -233,15 +234,19 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.mark.parametrize(
     ("first", "hung", "by"),
-    [([], False, "test_it.py::test_fails"), (["test_it.py::test_hangs"], True, "test_it.py::test_hangs")],
+    [
+        ([], False, "test_it.py::test_fails"),
+        (["test_it.py::test_hangs"], True, "test_it.py::test_hangs"),
+        (["test_it.py::test_crashes"], False, "test_it.py::test_crashes"),
+    ],
 )
-def test_runs_end_with_the_first_failure_or_hang(
+def test_runs_end_with_the_first_failure_hang_or_crash(
     tree: Tree, tmp_path: Path, first: list[str], *, hung: bool, by: str
 ) -> None:
     limits = {"test_it.py::test_hangs": 0.5}
     run = tree.test(["test_it.py"], first=first, limits=limits, limit=60, total=60)
     assert (run.passed, run.hung, run.by) == (False, hung, by), run.output
-    assert (tmp_path / "ran").exists() is not hung
+    assert (tmp_path / "ran").exists() is not bool(first)
 
 
 def test_a_mutant_is_gone_after_its_run(tree: Tree, tmp_path: Path) -> None:
