@@ -109,9 +109,9 @@ def test_promotion_leaves_room_for_writes(rig: Rig) -> None:
     used = rig.counters().used_bytes
     rig.target(used)
     assert read(rig, 600) is Kind.FILE
-    rig.target(used + used // 64)
+    rig.target(used + used // 512)
     assert read(rig, 600) is Kind.FILE
-    rig.target(used + used // 16)
+    rig.target(used + used // 64)
     assert read(rig, 600) is Kind.TMEM
 
 

@@ -13,8 +13,10 @@
  * devices spent together long after it was gone. */
 #define HEADROOM_MARGIN (UINT64_C(16) << 20)
 
-/* The part of the target that promotion leaves to writes. */
-enum { ROOM_SHARE = 32 };
+/* The part of the target that promotion leaves to writes. Of what is kept free little more than this is ever missing between two
+ * looks of the maintenance thread: with a 32nd, pages that came back in between found no room, more of them the busier the
+ * machine (docs/decisions/0004-cold-pages-make-room.md). */
+enum { ROOM_SHARE = 256 };
 
 int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, struct tm_counters *counters,
                    const struct tm_control *control)

@@ -10,8 +10,8 @@ from typing import Final
 
 from tmemd.store.poolfile import Counters
 
-# Of what is to be free: with less room than this, cold pages are demoted. With the default of 5 % it stays above the
-# thirty-second of the target that promotion leaves to writes.
+# Of what is to be free: with less room than this, cold pages are demoted. Far above the 256th of the target that promotion
+# leaves to writes, for what comes back before the next look takes from the room in between.
 LOW: Final = 3 / 4
 
 
