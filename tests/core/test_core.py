@@ -48,6 +48,10 @@ def test_promotion_neither_waits_nor_brings_back_what_was_overwritten(tmp_path: 
     run([str(build(tmp_path, "promotion", "address,undefined"))])
 
 
+def test_a_full_pool_does_not_compress_what_it_refuses(tmp_path: Path) -> None:
+    run([str(build(tmp_path, "refusal", "address,undefined"))])
+
+
 def test_latencies_fall_into_the_buckets_they_should(tmp_path: Path) -> None:
     run([str(build(tmp_path, "buckets", "address,undefined"))])
 
