@@ -1,105 +1,97 @@
-/* The map is cleaned: what the file lacks is written there, and the bits of what nobody has changed meanwhile are cleared. */
+/* The map is cleaned: the file gets the zeros that it lacks, and the bits are cleared of all granules in which the file then holds
+ * everything, durably, and nobody has changed a page meanwhile. */
 #include <errno.h>
 
 #include "device.h"
 
-enum chore { NOTHING, COPY, ZERO, IMPOSSIBLE };
-
-/* Neighbours that are looked after together, under their I/O lock. */
-struct batch {
-    uint64_t first;
-    uint32_t n;
-    uint8_t *content;
-    enum chore chores[TM_RUN_MAX];
-};
-
-static enum chore chore_of(const struct tm_device *device, uint64_t word)
+static uint64_t granule_end(const struct tm_device *device, uint64_t granule)
 {
-    switch (tm_kind(word)) {
-    case TM_TMEM:
-        return word & TM_WORD_CLEAN ? NOTHING : COPY;
-    case TM_ZERO:
-        return ZERO;
-    case TM_LOST:
-        return device->lost_zero ? ZERO : IMPOSSIBLE; /* the file cannot say 'lost', only the map can */
-    case TM_TORN:
-        return IMPOSSIBLE;
-    default:
-        return NOTHING;
-    }
+    uint64_t end = (granule + 1) * device->map.granule_pages;
+    return end < device->layout.pages ? end : device->layout.pages;
 }
 
-/* See what there is to do, and mark the pages it is about. */
-static void take(struct tm_device *device, struct batch *batch)
+static bool needs_zeros(const struct tm_device *device, uint64_t word)
 {
+    return tm_kind(word) == TM_ZERO || (tm_kind(word) == TM_LOST && device->lost_zero);
+}
+
+/* Whether a write to the file was killed or has failed: the page is one of two, or damaged. */
+static bool is_unsettled(uint64_t word) { return tm_kind(word) == TM_FILE && word & TM_WORD_WRITING; }
+
+/* Whether the file holds the page. It cannot say 'lost'; only the map can. */
+static bool is_in_file(const struct tm_device *device, uint64_t word)
+{
+    return word == TM_NOWHERE || (tm_kind(word) == TM_FILE && !is_unsettled(word)) ||
+           (tm_kind(word) == TM_TMEM && tm_is_clean(device, word));
+}
+
+/* Find out which of the two the page is. One that is neither stays as it is. */
+static void settle(struct tm_device *device, uint64_t page)
+{
+    uint8_t content[TM_PAGE];
+    struct tm_io io = {.first = page, .n = 1};
     uint64_t word;
-    tm_lock_run(&device->locks, batch->first, batch->n);
-    for (uint32_t i = 0; i < batch->n; i++) {
-        uint64_t page = batch->first + i;
-        enum chore chore = chore_of(device, tm_word(device, page));
-        if (chore == COPY && !tm_copy_out(device, page, batch->content + (size_t)i * TM_PAGE, &word))
-            chore = IMPOSSIBLE;
-        if (chore == COPY || chore == ZERO)
-            tm_start_writing(device, page);
-        batch->chores[i] = chore;
-    }
-    tm_unlock_run(&device->locks, batch->first, batch->n);
+    tm_io_lock(&device->locks, &io);
+    bool known = tm_read_ordered(device, page, content, &word) == 0;
+    tm_lock_run(&device->locks, page, 1);
+    if (known && is_unsettled(word) && tm_same_content(tm_word(device, page), word))
+        tm_publish(device, page, tm_file_word(tm_crc32c(0, content, TM_PAGE), tm_generation(word)));
+    tm_unlock_run(&device->locks, page, 1);
+    tm_io_unlock(&device->locks, &io);
 }
 
-/* Do a run of one chore; what has changed meanwhile has called the granule's cleaning off. */
-static int do_chore(struct tm_device *device, struct batch *batch, uint32_t start, uint32_t n)
+/* Mark neighbours from `page` on whose zeros the file lacks, under their I/O lock; returns how many there are. */
+static uint32_t mark(struct tm_device *device, uint64_t page, uint32_t most)
 {
-    uint64_t first = batch->first + start;
-    enum chore chore = batch->chores[start];
-    int error = chore == COPY ? tm_file_write(&device->file, first, n, batch->content + (size_t)start * TM_PAGE)
-                              : tm_file_zero(&device->file, first, n);
-    tm_lock_run(&device->locks, first, n);
-    for (uint64_t page = first; page < first + n; page++) {
-        if (!tm_is_still_writing(device, page))
-            continue;
-        tm_stop_writing(device, page);
-        if (!error && chore == COPY)
-            tm_set_clean(device, page);
-        else if (!error)
-            tm_publish(device, page, TM_NOWHERE);
-    }
-    tm_unlock_run(&device->locks, first, n);
+    uint32_t n = 0;
+    tm_lock_run(&device->locks, page, most);
+    for (; n < most && needs_zeros(device, tm_word(device, page + n)); n++)
+        tm_start_writing(device, page + n);
+    tm_unlock_run(&device->locks, page, most);
+    return n;
+}
+
+/* Write zeros to the file from `page` on, as far as it lacks them; *n is how far it got. Who has changed a page meanwhile has
+ * taken its mark away. */
+static int zero_run(struct tm_device *device, uint64_t page, uint32_t *n)
+{
+    struct tm_io io = {.first = page, .n = *n};
+    tm_io_lock(&device->locks, &io);
+    *n = mark(device, page, *n);
+    int error = *n ? tm_file_zero(&device->file, page, *n) : 0;
+    tm_lock_run(&device->locks, page, *n);
+    for (uint64_t end = page + *n; page < end; page++)
+        if (tm_is_still_writing(device, page))
+            tm_publish(device, page, error ? tm_word(device, page) & ~TM_WORD_WRITING : TM_NOWHERE);
+    tm_unlock_run(&device->locks, io.first, *n);
+    tm_io_unlock(&device->locks, &io);
     tm_count(&device->counters->io_errors, error != 0);
     return error;
 }
 
-/* EAGAIN: there is a page that the file cannot hold. */
-static int clean_batch(struct tm_device *device, struct batch *batch)
+static int write_zeros(struct tm_device *device, uint64_t granule)
 {
+    uint64_t page = granule * device->map.granule_pages, end = granule_end(device, granule);
     int error = 0;
-    take(device, batch);
-    for (uint32_t i = 0, run; i < batch->n; i += run) {
-        enum chore chore = batch->chores[i];
-        for (run = 1; i + run < batch->n && batch->chores[i + run] == chore; run++)
-            ;
-        int failed = chore == IMPOSSIBLE ? EAGAIN : chore == NOTHING ? 0 : do_chore(device, batch, i, run);
-        error = error ? error : failed;
+    while (page < end && !error) {
+        uint32_t n = end - page < TM_RUN_MAX ? (uint32_t)(end - page) : TM_RUN_MAX;
+        uint64_t word = tm_word(device, page);
+        if (is_unsettled(word))
+            settle(device, page);
+        if (needs_zeros(device, word))
+            error = zero_run(device, page, &n);
+        page += needs_zeros(device, word) && n ? n : 1;
     }
     return error;
 }
 
-static int clean_granule(struct tm_device *device, uint64_t granule)
+static void keep_unless_in_file(struct tm_device *device, uint64_t granule)
 {
-    uint64_t page = granule * device->map.granule_pages, end = page + device->map.granule_pages;
-    struct tm_bounce *bounce = tm_bounce_get(&device->file);
-    if (!bounce)
-        return ENOMEM;
-    int error = 0;
-    for (end = end < device->layout.pages ? end : device->layout.pages; page < end && !error; page += TM_RUN_MAX) {
-        uint32_t n = end - page < TM_RUN_MAX ? (uint32_t)(end - page) : TM_RUN_MAX;
-        struct tm_io io = {.first = page, .n = n};
-        struct batch batch = {.first = page, .n = n, .content = bounce->pages};
-        tm_io_lock(&device->locks, &io);
-        error = clean_batch(device, &batch);
-        tm_io_unlock(&device->locks, &io);
-    }
-    tm_bounce_put(&device->file, bounce);
-    return error;
+    uint64_t page = granule * device->map.granule_pages, end = granule_end(device, granule);
+    while (page < end && is_in_file(device, tm_word(device, page)))
+        page++;
+    if (page < end)
+        tm_map_keep(&device->map, granule);
 }
 
 void tm_wait_for_changes(struct tm_device *device)
@@ -112,23 +104,20 @@ void tm_wait_for_changes(struct tm_device *device)
 
 int tm_clean(struct tm_device *device)
 {
-    int failed = 0;
+    int error = 0;
+    for (uint64_t granule = 0; granule < device->map.n && !error; granule++)
+        if (tm_map_is_set(&device->map, granule))
+            error = write_zeros(device, granule);
+    if (error)
+        return error;
     tm_map_begin_cleaning(&device->map);
     tm_wait_for_changes(device);
-    for (uint64_t granule = 0; granule < device->map.n; granule++) {
-        if (!tm_map_is_cleaning(&device->map, granule))
-            continue;
-        int error = failed ? failed : clean_granule(device, granule);
-        if (error)
-            tm_map_keep(&device->map, granule);
-        failed = error && error != EAGAIN ? error : failed;
-    }
-    int error = tm_file_sync(&device->file);
+    for (uint64_t granule = 0; granule < device->map.n; granule++)
+        keep_unless_in_file(device, granule);
+    error = tm_file_sync(&device->file);
     for (uint64_t granule = 0; error && granule < device->map.n; granule++)
         tm_map_keep(&device->map, granule);
-    if (!error)
-        error = tm_map_finish_cleaning(&device->map);
-    return failed ? failed : error;
+    return error ? error : tm_map_finish_cleaning(&device->map);
 }
 
 int tm_flush(struct tm_device *device)

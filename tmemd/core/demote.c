@@ -37,7 +37,8 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
     struct tm_device *device = demotion->device;
     if (tm_kind(word) != TM_TMEM || tm_age_of(device, word) < demotion->age)
         return false;
-    if (demotion->choice.raw_only && tm_encoding(word) != TM_RAW)
+    if ((demotion->choice.raw_only && tm_encoding(word) != TM_RAW) ||
+        (demotion->choice.dirty_only && tm_is_clean(device, word)))
         return false;
     return tm_is_clean(device, word) ||
            atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) < bound_of(demotion);

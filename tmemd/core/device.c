@@ -61,15 +61,18 @@ static int map_pool(struct tm_device *device, char *error, size_t error_size)
     return tm_sigbus_watch(base, device->mapped, device->name);
 }
 
-static int init_parts(struct tm_device *device, const struct tm_config *config)
+static int init_parts(struct tm_device *device, const struct tm_config *config, char *error, size_t error_size)
 {
     struct tm_counters *counters = device->counters;
     int failed = tm_budget_init(&device->budget, config, counters, device->control);
     if (!failed)
         failed = tm_slots_init(&device->slots, device->pool_fd, device->base + device->layout.data_offset,
                                &device->layout, &device->budget);
-    if (!failed)
+    if (!failed) {
         failed = tm_map_init(&device->map, config->map_fd, config->granule, &device->layout, counters);
+        if (failed)
+            snprintf(error, error_size, "the map of its backing file cannot be read or synced: %s", strerror(failed));
+    }
     tm_heat_init(device);
     tm_file_init(&device->file, config->file_fd, config->file_bytes, config->direct, &counters->sync_failed);
     atomic_store(&counters->limit, config->limit);
@@ -77,14 +80,17 @@ static int init_parts(struct tm_device *device, const struct tm_config *config)
     return failed;
 }
 
-/* What the process before has written to the file must be there before anybody relies on it. One whose sync fails is served
- * all the same, for its pages can be read; it says so, and that nothing is durable. A durable device begins with all pages
- * clean: those of its granules that are not can only be told by the map, which it does not keep. */
+/* What the process before has written to the file must be there before anybody relies on it. Where the sync fails the device is
+ * served all the same, for its pages can be read. A durable device begins with all pages clean and the map clear, for it does not
+ * keep the map. */
 static int settle_file(struct tm_device *device, char *error, size_t error_size)
 {
     if (!tm_has_file(device) || tm_file_sync(&device->file) != 0 || !device->durable)
         return 0;
-    int failed = tm_clean(device);
+    uint64_t freed;
+    int failed = tm_demote(device, UINT64_MAX, (struct tm_choice){.dirty_only = true}, &freed);
+    if (!failed)
+        failed = tm_clean(device);
     uint64_t lost = atomic_load(&device->counters->granules_set);
     if (!failed && lost) {
         snprintf(error, error_size, "pages were lost with the host in %" PRIu64 " regions of %" PRIu64 " MiB, and flush=durable "
@@ -101,7 +107,7 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
     if (!failed)
         failed = map_pool(device, error, error_size);
     if (!failed)
-        failed = init_parts(device, config);
+        failed = init_parts(device, config, error, error_size);
     if (!failed)
         failed = tm_index_attach(device, error, error_size);
     return failed ? failed : settle_file(device, error, error_size);

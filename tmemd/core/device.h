@@ -152,7 +152,7 @@ int tm_overwrite(struct tm_device *device, uint64_t first, uint32_t n, const uin
 
 /* clean.c */
 
-/* Make the file hold everything and clear the map's bits. Under demote_lock. */
+/* Clear the map's bits where nothing is in tmem that the file does not hold. Under demote_lock. */
 int tm_clean(struct tm_device *device);
 /* After this, whoever held a page's change lock when it began has let go of it. */
 void tm_wait_for_changes(struct tm_device *device);

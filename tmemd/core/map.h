@@ -35,14 +35,14 @@ int tm_map_mark(struct tm_map *map, uint64_t first, uint32_t n);
 bool tm_map_is_marked(struct tm_map *map, uint64_t first, uint32_t n);
 
 /* Cleaning, for one caller at a time: begin turns every set granule into cleaning, keep takes one back, finish clears the
- * bits of those that nobody has marked since. Between begin and the first look at a page, whoever holds a change lock then must
- * have let go of it. */
+ * bits of those that nobody has marked since. Between begin and the first look at a page, whoever held a change lock must have
+ * let go of it. */
 void tm_map_begin_cleaning(struct tm_map *map);
 void tm_map_keep(struct tm_map *map, uint64_t granule);
 int tm_map_finish_cleaning(struct tm_map *map);
-static inline bool tm_map_is_cleaning(struct tm_map *map, uint64_t granule)
+static inline bool tm_map_is_set(struct tm_map *map, uint64_t granule)
 {
-    return atomic_load(&map->granules[granule]) == TM_CLEANING;
+    return atomic_load(&map->granules[granule]) != TM_CLEAN;
 }
 
 #endif

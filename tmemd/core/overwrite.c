@@ -5,8 +5,9 @@
  *           A page that is only in the file keeps, besides, what tells old and new content apart.
  * 2. write: without any other lock. Readers find what they would find without it; whoever puts or trims a page replaces its
  *           word, and with it the mark.
- * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed they say what they said
- *           before, or, where no checksum could tell a mixture, that the page is torn. */
+ * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed, that of a page that is only in
+ *           the file keeps the mark and both checksums, which a mixture does not have; where the old one is not known the
+ *           page is torn. */
 #include <errno.h>
 
 #include "device.h"
@@ -96,10 +97,10 @@ static void give_up(struct tm_device *device, uint64_t first, uint32_t n, const 
     for (uint32_t i = 0; i < n; i++) {
         if (!tm_is_still_writing(device, first + i))
             continue;
-        if (tm_kind(before[i]) == TM_FILE)
-            tm_publish(device, first + i, before[i] & TM_WORD_UNVERIFIED ? TM_TORN : before[i]);
-        else
+        if (tm_kind(before[i]) != TM_FILE)
             tm_stop_writing(device, first + i);
+        else if (before[i] & (TM_WORD_UNVERIFIED | TM_WORD_WRITING))
+            tm_publish(device, first + i, TM_TORN);
     }
     tm_unlock_run(&device->locks, first, n);
 }

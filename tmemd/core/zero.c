@@ -17,6 +17,15 @@ static int zero_in_memory(struct tm_device *device, uint64_t first, uint32_t n)
     return 0;
 }
 
+/* Whether the page is zeros, and nothing is to be done about it in the file. */
+static bool is_zeroed(const struct tm_device *device, uint64_t page)
+{
+    uint64_t word = tm_word(device, page);
+    bool through = tm_is_written_through(device, page);
+    return through ? word == TM_NOWHERE && !tm_file_is_doubtful(&device->file)
+                   : word == TM_NOWHERE || tm_kind(word) == TM_ZERO;
+}
+
 /* Zeros are written to the file where it may hold something else. */
 static int zero_in_file(struct tm_device *device, uint64_t first, uint32_t n)
 {
@@ -24,11 +33,10 @@ static int zero_in_file(struct tm_device *device, uint64_t first, uint32_t n)
     int error = 0;
     tm_io_lock(&device->locks, &io);
     for (uint32_t i = 0, run; i < n && !error; i += run) {
-        bool is_zero = tm_word(device, first + i) == TM_NOWHERE;
-        for (run = 1; i + run < n && (tm_word(device, first + i + run) == TM_NOWHERE) == is_zero; run++)
+        for (run = 0; i + run < n && !is_zeroed(device, first + i + run); run++)
             ;
-        if (!is_zero)
-            error = tm_overwrite(device, first + i, run, NULL, false, NULL);
+        error = run ? tm_overwrite(device, first + i, run, NULL, false, NULL) : 0;
+        run = run ? run : 1;
     }
     tm_io_unlock(&device->locks, &io);
     return error;
@@ -37,13 +45,6 @@ static int zero_in_file(struct tm_device *device, uint64_t first, uint32_t n)
 static int zero_run(struct tm_device *device, uint64_t first, uint32_t n)
 {
     return tm_is_written_through(device, first) ? zero_in_file(device, first, n) : zero_in_memory(device, first, n);
-}
-
-/* Whether the page is zeros, and nothing is to be done about it in the file. */
-static bool is_zeroed(const struct tm_device *device, uint64_t page)
-{
-    uint64_t word = tm_word(device, page);
-    return word == TM_NOWHERE || (tm_kind(word) == TM_ZERO && !tm_is_written_through(device, page));
 }
 
 static int zero_pages(struct tm_device *device, uint64_t page, uint64_t end)

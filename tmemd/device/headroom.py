@@ -10,8 +10,8 @@ from typing import Final
 
 from tmemd.store.poolfile import Counters
 
-# Of what is to be free: with less room than this, cold pages are demoted. Far above the 256th of the target that promotion
-# leaves to writes, for what comes back before the next look takes from the room in between.
+# Of what is to be free: with less room than this, cold pages are demoted. What comes back before the next look takes of
+# the rest, all but the 256th of the target that promotion leaves to writes.
 LOW: Final = 3 / 4
 
 
