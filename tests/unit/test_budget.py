@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tmemd.governor.budget import BAND, CUT, GROWTH, HOLD_MAX, HOLD_MIN, Budget, Limits, Moment
+from tmemd.governor.budget import BAND, CUT, GROWTH, HOLD_MAX, HOLD_MIN, NEAR, Budget, Limits, Moment
 
 MIB, GIB = 1 << 20, 1 << 30
 TOTAL = 16 * GIB
@@ -90,23 +90,42 @@ def test_after_a_shrink_growth_waits() -> None:
     assert budget.step(moment(6 * GIB)) == low + 8 * GIB * GROWTH
 
 
+NEAR_BYTES = int(TOTAL * NEAR)
+
+
 def test_pressure_cuts_in_proportion_and_only_once_for_what_is_owed() -> None:
     budget = Budget(LIMITS, 4 * GIB)
-    assert budget.step(moment(GIB, used=4 * GIB, pressure=0.15)) == pytest.approx(4 * GIB * 0.95, abs=2)
-    owing = budget.step(moment(GIB, used=4 * GIB, pressure=1.0))
+    assert budget.step(moment(0, used=4 * GIB, pressure=0.15)) == pytest.approx(4 * GIB * 0.95, abs=2)
+    owing = budget.step(moment(0, used=4 * GIB, pressure=1.0))
     assert owing == pytest.approx(4 * GIB * 0.95, abs=2)
-    assert budget.step(moment(GIB, used=owing, pressure=1.0)) == pytest.approx(owing * (1 - CUT), abs=2)
+    assert budget.step(moment(0, used=owing, pressure=1.0)) == pytest.approx(owing * (1 - CUT), abs=2)
 
 
 def test_pressure_takes_back_what_was_not_used() -> None:
     budget = Budget(LIMITS, 8 * GIB)
-    assert budget.step(moment(10 * GIB, used=GIB, pressure=0.5)) == GIB * (1 - CUT)
+    assert budget.step(moment(0, used=GIB, pressure=0.5)) == GIB * (1 - CUT)
 
 
-def test_nothing_grows_until_pressure_is_gone() -> None:
+def test_pressure_takes_nothing_where_plenty_is_available() -> None:
+    """A container at its own limit waits all the time, and nothing of ours would help it."""
     budget = Budget(LIMITS, 4 * GIB)
-    assert {budget.step(moment(10 * GIB, pressure=0.06)) for _ in range(100)} == {4 * GIB}
-    assert ticks_until(budget, moment(10 * GIB, pressure=0.05), 4 * GIB + 1) == HOLD_MIN
+    seen = [budget.step(moment(NEAR_BYTES, used=4 * GIB, pressure=1.0)) for _ in range(100)]
+    assert min(seen) >= 4 * GIB
+    assert seen[-1] == 4 * GIB + NEAR_BYTES - BAND_BYTES // 2, "it does not keep what is idle from the pools, either"
+
+
+def test_pressure_takes_no_more_than_leads_away_from_the_reserve() -> None:
+    budget, used = Budget(LIMITS, 4 * GIB), 4 * GIB
+    for _ in range(100):
+        used = budget.step(moment(NEAR_BYTES - 100 * MIB + 4 * GIB - used, used=used, pressure=1.0))
+    assert used >= 4 * GIB - 100 * MIB
+
+
+def test_nothing_grows_near_the_reserve_until_pressure_is_gone() -> None:
+    budget = Budget(LIMITS, 4 * GIB)
+    near = NEAR_BYTES - MIB
+    assert {budget.step(moment(near, used=4 * GIB, pressure=0.06)) for _ in range(100)} == {4 * GIB}
+    assert ticks_until(budget, moment(near, used=4 * GIB, pressure=0.05), 4 * GIB + 1) == HOLD_MIN
 
 
 def test_a_limit_of_all_the_time_means_no_limit() -> None:

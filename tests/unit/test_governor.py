@@ -386,17 +386,39 @@ def test_a_governor_that_comes_back_changes_nothing_at_once(host: Host) -> None:
     assert sum(after) - sum(each or 0 for each in before) <= 500 * MIB / 16
 
 
-def test_pressure_takes_memory_back_where_little_is_free(host: Host) -> None:
+def test_pressure_takes_memory_back_where_little_is_available(host: Host) -> None:
     host.pool("a", 100)
     host.tick(40)
-    host.memory(available=500, free=400, stalled=0.3)
-    host.tick()
+    for _ in range(40):
+        host.memory(available=800, free=20, stalled=0.3)
+        host.tick()
     assert host.governor.status.pressure_some == pytest.approx(0.6)
     assert host.governor.status.pressure_full == pytest.approx(0.3)
-    assert host.target("a") == 256 * MIB, "whoever waits has a limit of his own: memory is free"
-    host.memory(available=500, free=50, stalled=0.3)
+    assert host.target("a") == 256 * MIB, "whoever waits has a limit of his own: only the page cache is large"
+    host.memory(available=110, free=20, stalled=0.3)
     host.tick()
-    assert (host.target("a") or 0) < host.taken("a")
+    assert host.taken("a") - 40 * MIB <= (host.target("a") or 0) < host.taken("a")
+
+
+def test_the_pressure_of_others_does_not_count_where_a_cgroup_of_our_own_binds(host: Host) -> None:
+    host.pool("a", 40)
+    box: dict[str, object] = {
+        "proc/self/cgroup": "0::/box",
+        "sys/fs/cgroup/box/memory.max": 100 * MIB,
+        "sys/fs/cgroup/box/memory.current": 87 * MIB,
+        "sys/fs/cgroup/box/memory.pressure": "some avg10=0 total=0\nfull avg10=0 total=0",
+    }
+    tree(host.root, {"proc/meminfo": (host.root / "proc/meminfo").read_text()} | box)
+    host.start()
+    host.tick(10)
+    before = host.governor.status.budget_bytes
+    host.memory(available=1000, stalled=0.5)
+    host.tick()
+    assert host.governor.status.budget_bytes == before
+    tree(host.root, {"sys/fs/cgroup/box/memory.pressure": "some avg10=0 total=400000\nfull avg10=0 total=0"})
+    host.memory(available=1000)
+    host.tick()
+    assert host.governor.status.budget_bytes < before
 
 
 def test_a_cgroup_s_limit_binds_with_its_share_of_the_reserve(host: Host) -> None:

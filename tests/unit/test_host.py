@@ -40,9 +40,7 @@ def tree(root: Path, files: dict[str, object]) -> Path:
 def test_a_recorded_host() -> None:
     (memory,) = read_memory(RECORDED)
     words = {line.split()[0]: int(line.split()[1]) * KIB for line in (RECORDED / "proc/meminfo").open()}
-    assert (memory.total, memory.available, memory.free) == tuple(
-        words[key] for key in ("MemTotal:", "MemAvailable:", "MemFree:")
-    )
+    assert (memory.total, memory.available) == (words["MemTotal:"], words["MemAvailable:"])
     lines = [line.split() for line in (RECORDED / "proc/pressure/memory").open()]
     assert memory.stalls == Stalls(*(int(words[-1].removeprefix("total=")) for words in lines))
 
@@ -55,7 +53,7 @@ def test_this_host_and_psutil_are_left_as_they_were(tmp_path: Path) -> None:
 
 
 def test_without_pressure_and_cgroups_there_is_the_host_alone(tmp_path: Path) -> None:
-    assert read_memory(tree(tmp_path, {})) == [Memory(8 * GIB, 4 * GIB, 512 * MIB, None)]
+    assert read_memory(tree(tmp_path, {})) == [Memory(8 * GIB, 4 * GIB, None)]
 
 
 def test_pressure_that_is_disabled_or_nonsense_is_not_known(tmp_path: Path) -> None:
@@ -92,7 +90,7 @@ def test_a_version_2_cgroup_with_a_limit(tmp_path: Path) -> None:
     })  # fmt: skip
     host, group = read_memory(tmp_path)
     assert host.total == 8 * GIB
-    assert group == Memory(GIB, (1024 - 700 + 150) * MIB, (1024 - 700) * MIB, Stalls(20, 10))
+    assert group == Memory(GIB, (1024 - 700 + 150) * MIB, Stalls(20, 10))
 
 
 def test_memory_high_binds_as_well(tmp_path: Path) -> None:
@@ -102,7 +100,7 @@ def test_memory_high_binds_as_well(tmp_path: Path) -> None:
         f"{GROUP}/memory.high": 500 * MIB,
         f"{GROUP}/memory.current": 600 * MIB,
     }
-    assert read_memory(tree(tmp_path, files))[1] == Memory(500 * MIB, 0, 0, None)
+    assert read_memory(tree(tmp_path, files))[1] == Memory(500 * MIB, 0, None)
 
 
 def test_the_cgroups_above_bind_as_well(tmp_path: Path) -> None:
@@ -128,7 +126,7 @@ def test_version_1_cgroups(tmp_path: Path) -> None:
         f"{base}/jobs/one/memory.usage_in_bytes": 200 * MIB,
         f"{base}/jobs/one/memory.stat": f"cache 1\ninactive_file 3\ntotal_inactive_file {40 * MIB}\nx",
     }
-    assert read_memory(tree(tmp_path, files))[1:] == [Memory(256 * MIB, 96 * MIB, 56 * MIB, None)]
+    assert read_memory(tree(tmp_path, files))[1:] == [Memory(256 * MIB, 96 * MIB, None)]
 
 
 def test_cgroup_files_that_vanish_or_say_nonsense_do_not_bind(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 data/pressure.csv was recorded twice a second on a host of 24 GiB without pools, while one process took most of the RAM
 at once, in steps, as a sawtooth, and at random, others going on with their work: seconds, MiB of RAM, available and
-free, then the `total=` microseconds of some and full memory pressure.
+free (not used: the page cache keeps it low), then the `total=` microseconds of some and full memory pressure.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ DEMOTION = 250 * MIB // 2  # and what is given back in one
 def recorded() -> list[Memory]:
     with TRACE.open() as file:
         rows = [[float(word) for word in row] for row in csv.reader(file)]
-    return [
-        Memory(int(row[1]) * MIB, int(row[2]) * MIB, int(row[3]) * MIB, Stalls(int(row[4]), int(row[5])))
-        for row in rows
-    ]
+    return [Memory(int(row[1]) * MIB, int(row[2]) * MIB, Stalls(int(row[4]), int(row[5]))) for row in rows]
 
 
 def replay(history: list[Memory], limits: Limits, reserve: int) -> list[tuple[Moment, int]]:
@@ -40,10 +37,7 @@ def replay(history: list[Memory], limits: Limits, reserve: int) -> list[tuple[Mo
         assert before.stalls
         assert now.stalls
         stalled = (now.stalls.some_us - before.stalls.some_us) / 1e6 / TICK
-        short = now.free - used < now.total // 10
-        moment = Moment(
-            total=now.total, spare=now.available - used - reserve, used=used, pressure=stalled if short else 0.0
-        )
+        moment = Moment(total=now.total, spare=now.available - used - reserve, used=used, pressure=min(stalled, 1.0))
         nbytes = budget.step(moment)
         seen.append((moment, nbytes))
         used = max(nbytes, used - DEMOTION) if used > nbytes else min(nbytes, used + PUTS)

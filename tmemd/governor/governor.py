@@ -30,8 +30,6 @@ from tmemd.store.sample import PoolSample
 _log: Final = logging.getLogger("tmemd")
 
 TICK: Final = 0.5  # seconds
-# With more of RAM free than this, or than the reserve, whoever waits for memory is held back by a limit of his own.
-_FREE_ENOUGH: Final = 1 / 10
 # A frozen pool keeps what it takes, and this much more so that nothing has to be demoted to keep within the target.
 _FROZEN_ROOM: Final = 4 << 20
 
@@ -91,12 +89,13 @@ class Governor:
         seconds, self._ticked = max(now - self._ticked, 1e-3), now
         before, self._memory = self._memory, read_memory(self._root)
         self._seen = self._observer.look(self._pools.controlled())
-        tightest = min(self._memory, key=self._spare)
+        number, tightest = min(enumerate(self._memory), key=lambda found: self._spare(found[1]))
+        known = len(before) == len(self._memory)  # whose it was that waited
         moment = Moment(
             total=tightest.total,
             spare=self._spare(tightest),
             used=sum(seen.taken for seen in self._seen.values()),
-            pressure=self._pressure(before, seconds),
+            pressure=(known and _stalled(before[number], tightest, seconds)[0]) or 0.0,
         )
         budget = self._step(moment)
         short = moment.spare < 0
@@ -139,16 +138,6 @@ class Governor:
 
     def _spare(self, memory: Memory) -> int:
         return memory.available - self._reserve(memory)
-
-    def _pressure(self, before: Sequence[Memory], seconds: float) -> float:
-        """The share of time that tasks waited for memory, where ours would have helped them."""
-        found = [0.0]
-        if len(before) == len(self._memory):
-            for earlier, now in zip(before, self._memory, strict=True):
-                some, _ = _stalled(earlier, now, seconds)
-                if some and now.free < max(self._reserve(now), int(now.total * _FREE_ENOUGH)):
-                    found.append(some)
-        return max(found)
 
     def _step(self, moment: Moment) -> int:
         total = min(memory.total for memory in self._memory)

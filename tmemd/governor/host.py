@@ -36,7 +36,6 @@ class Memory(msgspec.Struct, frozen=True):
 
     total: int
     available: int  # without swapping, as MemAvailable
-    free: int  # not in use at all, page cache included in what is used
     stalls: Stalls | None  # None: this kernel does not tell
 
 
@@ -56,7 +55,7 @@ def _read_host(root: Path) -> Memory:
             memory = psutil.virtual_memory()
     except (OSError, KeyError, ValueError, IndexError) as error:
         raise PoolError(f"{root / 'proc/meminfo'}: {error}") from None
-    return Memory(memory.total, memory.available, memory.free, _read_stalls(root / "proc/pressure/memory"))
+    return Memory(memory.total, memory.available, _read_stalls(root / "proc/pressure/memory"))
 
 
 @contextmanager
@@ -78,7 +77,7 @@ def _read_group(limit: Path, usage: Path, host_total: int) -> Memory | None:
         return None
     free = max(total - used, 0)
     cache = _reclaimable(limit.with_name("memory.stat"), _RECLAIMABLE[limit.name])
-    return Memory(total, min(free + cache, total), free, _read_stalls(limit.with_name("memory.pressure")))
+    return Memory(total, min(free + cache, total), _read_stalls(limit.with_name("memory.pressure")))
 
 
 def _number(path: Path) -> int | None:
