@@ -2,6 +2,6 @@
 
 import sys
 
-from tmemd.daemon.daemon import main
+from tmemd.daemon import main
 
 sys.exit(main())
