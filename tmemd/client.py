@@ -48,11 +48,13 @@ def attach_pool(socket_path: Path | str, request: protocol.Attach) -> tuple[int,
 class Client:
     """What can be asked about pools. Every method raises PoolError, with a line for the user, when it was not done."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, tell: Callable[[str], None] = lambda _: None) -> None:
+        """*tell* is called with what should be known of something that was done."""
         self._call = transport
+        self._tell = tell
 
     @classmethod
-    def of_daemon(cls, socket_path: Path) -> Client:
+    def of_daemon(cls, socket_path: Path, tell: Callable[[str], None] = lambda _: None) -> Client:
         """Ask the tmemd that listens there."""
 
         def call(request: protocol.Request) -> protocol.Answer:
@@ -60,7 +62,7 @@ class Client:
             _close_all(fds)
             return answer
 
-        return cls(call)
+        return cls(call, tell)
 
     @classmethod
     def of_directory(cls, directory: Path) -> Client:
@@ -72,7 +74,11 @@ class Client:
 
     def pools(self, *, long: bool = False) -> list[PoolStatus]:
         """All pools that may be seen, by name; *long*: with latencies and ages."""
-        return _expect(protocol.Listed, self._call(protocol.List(long))).pools
+        return self.listed(long=long).pools
+
+    def listed(self, *, long: bool = False) -> protocol.Listed:
+        """The same, with the problems that tmemd has."""
+        return _expect(protocol.Listed, self._call(protocol.List(long)))
 
     def pool(self, name: str, *, long: bool = False, request: int = 0) -> PoolStatus:
         """One pool; *long*: with latencies and ages; *request*: with the answer to that one, by its number."""
@@ -87,7 +93,7 @@ class Client:
 
     def set(self, name: str, **settings: Any) -> None:
         """Change a pool's settings, all of these or none: the fields of protocol.Set."""
-        _expect(protocol.Done, self._call(protocol.Set(name=protocol.check_name(name), **settings)))
+        self._change(protocol.Set(name=protocol.check_name(name), **settings))
 
     def set_target(self, name: str, target: int) -> None:
         """Fix a pool's target, in bytes."""
@@ -96,7 +102,7 @@ class Client:
     def set_frozen(self, name: str | None, frozen: bool) -> None:
         """Freeze or thaw a pool; None: all of them."""
         checked = None if name is None else protocol.check_name(name)
-        _expect(protocol.Done, self._call(protocol.Freeze(checked, frozen)))
+        self._change(protocol.Freeze(checked, frozen))
 
     def ask(self, name: str, work: protocol.Work, nbytes: int = 0, choice: Choice = ANY_PAGE) -> int:
         """Ask the serving plugin for work; returns the number by which `pool` knows its answer."""
@@ -105,7 +111,11 @@ class Client:
 
     def destroy(self, name: str, *, lose_pages: bool = False) -> None:
         """Remove a pool nobody serves."""
-        _expect(protocol.Done, self._call(protocol.Destroy(protocol.check_name(name), lose_pages)))
+        self._change(protocol.Destroy(protocol.check_name(name), lose_pages))
+
+    def _change(self, request: protocol.Set | protocol.Freeze | protocol.Destroy) -> None:
+        if note := _expect(protocol.Done, self._call(request)).note:
+            self._tell(note)
 
 
 def _close_all(fds: list[int]) -> None:

@@ -109,6 +109,13 @@ class Host(_Message, frozen=True):
     """What the host can spare, and what the governor makes of it."""
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """Something that keeps tmemd from doing as it was told; it tries again until that is mended."""
+
+    what: str  # a word: what it is about
+    words: str  # what is wrong, and what to do
+
+
 class HostStatus(_Message, frozen=True, kw_only=True, tag="hoststatus"):
     """Answer to Host. Sizes in bytes, shares from 0 to 1."""
 
@@ -122,6 +129,7 @@ class HostStatus(_Message, frozen=True, kw_only=True, tag="hoststatus"):
     pressure_some: float | None  # share of the last tick in which some task waited for memory; None: not known here
     pressure_full: float | None  # and in which all did
     writes_left_bytes: int | None  # what demotion may write now; more comes in bit by bit; None: no bound
+    problems: list[Problem] = []
 
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +181,7 @@ class Listed(_Message, frozen=True):
     """Answer to List (all) and Show (one)."""
 
     pools: list[PoolStatus]
+    problems: list[Problem] = []  # of tmemd itself
 
 
 class Asked(_Message, frozen=True):
@@ -182,7 +191,9 @@ class Asked(_Message, frozen=True):
 
 
 class Done(_Message, frozen=True):
-    """It was done."""
+    """It was done; *note*: and this should be known of it."""
+
+    note: str | None = None
 
 
 class Failed(_Message, frozen=True):

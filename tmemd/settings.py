@@ -5,16 +5,15 @@ What `tmemctl set` said goes before the configuration file's [pools.NAME], and t
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 
 from tmemd.store.poolfile import NAME_PATTERN, PoolError
+from tmemd.system.locks import open_lock_file
 
 DEFAULT_STATE: Final = Path("/var/lib/tmemd/settings.json")
 MAX_WEIGHT: Final = 10_000  # as cgroup v2's cpu.weight
@@ -80,53 +79,93 @@ def merge(*sources: object) -> PoolSettings:
 
 
 class SettingsStore:
-    """The state file: what was set for each pool, those included that are not there now, for a device comes back."""
+    """The state file: what was set for each pool, those included that are not there now, for a device comes back.
+
+    What cannot be written holds all the same, and is written as soon as it can be; `problem` says why it is not.
+    A file that cannot be read stays as it is until somebody mends it or moves it away; what it says comes back then.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read the file, if there is one, and keep other processes from using it. Raises PoolError."""
+        """Read the file, if there is one, and keep other processes from using it. Raises PoolError if another does."""
         self.path = path
-        with ExitStack() as undo:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = undo.enter_context(path.with_name(path.name + ".lock").open("w"))
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._pools: Mapping[str, Overrides] = _read(path)
-            except BlockingIOError:
-                raise PoolError(f"another tmemd keeps its settings in {path}: say --state") from None
-            except OSError as error:
-                raise PoolError(f"cannot keep settings in {path}: {error.strerror}") from None
-            undo.pop_all()
+        self.problem: str | None = None
+        self._lock: int | None = None
+        self._kept: Mapping[str, Overrides] | None = None  # on disk; None: that is not known
+        self._waiting: Mapping[str, Overrides] = {}  # to be written; goes before that
+        self._save({})
+        if self._lock is None and self.problem == self._in_use:
+            raise PoolError(self.problem)
 
     def close(self) -> None:
         """Let others have it."""
-        self._lock.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def _in_use(self) -> str:
+        return f"another tmemd keeps its settings in {self.path}: say --state"
 
     def names(self) -> list[str]:
-        """The pools that something is kept for."""
-        return sorted(self._pools)
+        """The pools that something was set for."""
+        return sorted(_without_empty({**(self._kept or {}), **self._waiting}))
 
     def of(self, name: str) -> Overrides:
         """What was set for that pool."""
-        return self._pools.get(name, Overrides())
+        return self._waiting.get(name) or (self._kept or {}).get(name, Overrides())
 
     def change(self, changes: Mapping[str, Overrides]) -> None:
-        """Replace what is kept for these pools, all or none. Raises PoolError.
+        """Replace what was set for these pools, all or none.
 
-        It is on disk when this returns, which can take as long as the disk is busy. Any thread may call it, one at a
-        time; until it returns the others see what was kept before.
+        It is on disk when this returns, unless there is a `problem` then. That can take as long as the disk is busy.
+        Any thread may call it, one at a time; until it returns the others see what was set before.
         """
-        pools = {**self._pools, **changes}
-        self._replace({name: overrides for name, overrides in pools.items() if not overrides.is_empty})
+        self._save(changes)
 
-    def _replace(self, pools: Mapping[str, Overrides]) -> None:
-        if pools == self._pools:
-            return
-        text = msgspec.json.format(msgspec.json.encode(_State(2, dict(sorted(pools.items())))), indent=2)
+    def _save(self, changes: Mapping[str, Overrides]) -> None:
+        kept, waiting, problem = self._kept, {**self._waiting, **changes}, None
         try:
-            _write_atomically(self.path, text + b"\n")
+            if self._lock is None:
+                self._lock = _lock(self.path)
+            if kept is None:
+                kept = _read(self.path)
+                waiting = {name: _over(kept.get(name, Overrides()), new) for name, new in waiting.items()}
+            pools = _without_empty({**kept, **waiting})
+            if pools != kept:
+                _write_atomically(self.path, _encoded(pools))
+            kept, waiting = pools, {}
+        except BlockingIOError:
+            problem = self._in_use
+        except PoolError as error:
+            problem = str(error)
         except OSError as error:
-            raise PoolError(f"cannot keep settings in {self.path}: {error.strerror}") from None
-        self._pools = pools
+            problem = (
+                f"cannot keep settings in {self.path}: {error.strerror}; what is set holds until tmemd ends, and is"
+                " written as soon as it can be"
+            )
+        self._kept = kept
+        self._waiting, self.problem = waiting, problem
+
+
+def _lock(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open_lock_file(path.with_name(path.name + ".lock"))
+
+
+def _without_empty(pools: Mapping[str, Overrides]) -> dict[str, Overrides]:
+    return {name: overrides for name, overrides in pools.items() if not overrides.is_empty}
+
+
+def _over(kept: Overrides, new: Overrides) -> Overrides:
+    """What was set while it was not known what is *kept*: of one owner's pool, what is new goes before that."""
+    of_another = msgspec.UNSET not in (kept.owner, new.owner) and kept.owner != new.owner
+    if new.is_empty or of_another:
+        return new
+    return changed(kept, **msgspec.structs.asdict(new))
+
+
+def _encoded(pools: Mapping[str, Overrides]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(_State(2, dict(sorted(pools.items())))), indent=2) + b"\n"
 
 
 def _read(path: Path) -> Mapping[str, Overrides]:
@@ -135,7 +174,10 @@ def _read(path: Path) -> Mapping[str, Overrides]:
     except FileNotFoundError:
         return {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PoolError(f"{path}: the kept settings are damaged ({error}): mend the file, or move it away") from None
+        raise PoolError(
+            f"{path}: the kept settings are damaged ({error}): mend the file, or move it away; until then what it says"
+            " does not hold, and what is set holds until tmemd ends"
+        ) from None
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

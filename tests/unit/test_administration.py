@@ -54,6 +54,7 @@ def administration(base: Path, config: str = "", *, total: int = TOTAL) -> Itera
         store = SettingsStore(base / "state")
         opened.callback(store.close)
         made = Administration(pools, store, parse_config(config), total)
+        made.name_owners()
         made.adopt()
         yield made
 
@@ -248,13 +249,84 @@ def test_what_cannot_be_kept_is_refused_and_changes_nothing(base: Path, wrong: S
             assert made.settings("web") == PoolSettings()
 
 
-def test_a_promise_of_a_pool_that_is_gone_binds_nobody(base: Path) -> None:
-    with administration(base, '[budget]\nmaximum = "200M"') as made:
+def test_a_promise_of_a_pool_that_is_away_binds_until_it_is_destroyed(base: Path) -> None:
+    with administration(base, '[budget]\nmaximum = "200M"\n[pools.never]\nminimum = "10M"') as made:
         attach(made, "web")
         attach(made, "other")
         perform(made, Set(name="other", minimum=150 * MIB))
         (base / "pools/other.pool").unlink()
+    with administration(base, '[budget]\nmaximum = "200M"\n[pools.never]\nminimum = "10M"') as made:
+        with pytest.raises(
+            PoolError, match=r"would be 310M in all, .* pools that are away count, never, other: destroy"
+        ):
+            perform(made, Set(name="web", minimum=150 * MIB))
+        perform(made, Destroy("other"))
         perform(made, Set(name="web", minimum=150 * MIB))
+
+
+def test_promises_that_do_not_fit_any_more_are_kept_in_part_and_said(base: Path) -> None:
+    with administration(base, '[budget]\nmaximum = "800M"') as made:
+        attach(made, "web")
+        attach(made, "db")
+        perform(made, Set(name="web", minimum=200 * MIB))
+        perform(made, Set(name="db", target=200 * MIB))
+        assert made.problems.all() == []
+    with administration(base, '[budget]\nmaximum = "200M"') as made:
+        (problem,) = made.problems.all()
+        assert (problem.what, problem.words.partition(" (")[0]) == (
+            "promises", "minimums and fixed targets are 400M in all, and the host gives at most 200M",
+        )  # fmt: skip
+        assert made.granted("web").minimum == 100 * MIB
+        assert page(base, "db")[0] == 100 * MIB
+        assert made.settings("web").minimum == 200 * MIB, "what was set is kept"
+        perform(made, Set(name="web", minimum=0))
+        assert made.problems.all() == []
+        assert page(base, "db")[0] == 100 * MIB
+        made.adopt()
+        assert page(base, "db")[0] == 200 * MIB
+
+
+def test_what_is_set_while_the_disk_is_full_holds_at_once_and_whoever_sets_it_is_told(base: Path) -> None:
+    with administration(base) as made:
+        attach(made, "web")
+        attach(made, "gone")
+        perform(made, Set(name="gone", weight=5))
+        (base / "state.new").mkdir()  # as well as a full disk: nothing can be written there
+        (base / "pools/gone.pool").touch()
+        notes = set()
+        for request in (Set(name="web", target=50 * MIB), Freeze("web", True), Destroy("gone", True)):
+            answer = perform(made, request)
+            assert isinstance(answer, protocol.Done)
+            notes.add(answer.note)
+        assert page(base) == (50 * MIB, True, True)
+        assert not (base / "pools/gone.pool").exists()
+        (problem,) = made.problems.all()
+        assert notes == {problem.words}
+        assert problem.words.startswith(f"cannot keep settings in {base}/state: Is a directory")
+        (base / "state.new").rmdir()
+        asyncio.run(made.retry())
+        assert made.problems.all() == []
+        assert perform(made, Freeze("web", True)) == protocol.Done()
+    with administration(base) as made:
+        assert status(made).settings == PoolSettings(target=50 * MIB, frozen=True)
+        assert made.settings("gone") == PoolSettings()
+
+
+def test_damaged_settings_are_read_again_when_they_are_mended(base: Path) -> None:
+    with administration(base) as made:
+        attach(made, "web")
+        perform(made, Set(name="web", weight=7, minimum=MIB))
+    whole = (base / "state").read_bytes()
+    (base / "state").write_bytes(whole[:-9])
+    with administration(base) as made:
+        assert [problem.what for problem in made.problems.all()] == ["settings"]
+        assert status(made).settings == PoolSettings()
+        perform(made, Set(name="web", weight=8))
+        assert (base / "state").read_bytes() == whole[:-9]
+        (base / "state").write_bytes(whole)
+        asyncio.run(made.retry())
+        assert made.problems.all() == []
+        assert status(made).settings == PoolSettings(weight=8, minimum=MIB)
 
 
 def test_what_became_impossible_does_not_stop_other_changes(base: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -327,6 +328,11 @@ def test_sighup_reads_the_configuration_again_and_a_bad_one_changes_nothing(base
         config.unlink()
         running.process.send_signal(signal.SIGHUP)
         assert "No such file" in line_with(running, "the configuration stays as it was")
+        assert [problem.what for problem in running.client.host().problems] == ["configuration"]
+        config.write_text("[pools.web]\nweight = 9\n")
+        line_with(running, "mended")
+        assert running.client.pool("web").settings.weight == 9
+        assert running.client.host().problems == []
 
 
 def test_sighup_while_pools_cannot_be_looked_at_is_carried_out_whole(base: Path) -> None:
@@ -354,17 +360,54 @@ def test_what_was_done_is_logged_in_words(base: Path) -> None:
         assert "froze all pools" in line_with(running, "user")
 
 
-@pytest.mark.parametrize("bad", ["weight = 1", '[budget]\nminimum = "99%"', None])
-def test_a_bad_configuration_at_the_start_is_one_line(base: Path, bad: str | None) -> None:
+def told_of(running: fakes.Tmemd) -> dict[str, str]:
+    """The problems that tmemd has, which must be told in the same words wherever somebody looks."""
+    problems = {problem.what: problem.words for problem in running.client.host().problems}
+    for command in (["list"], ["list", "--json"], ["host"], ["top", "--once", "--interval=0.1"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tmemd.cli", *command, f"--socket={running.socket}"],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        shown = done.stdout + done.stderr
+        assert all(words[:100] in shown for words in problems.values()), shown
+    for command in (["host", "--json"], ["top", "--once", "--interval=0.1", "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tmemd.cli", *command, f"--socket={running.socket}"],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        answer = json.loads(done.stdout)
+        told = answer.get("host", answer)["problems"]
+        assert {problem["what"]: problem["words"] for problem in told} == problems
+    return problems
+
+
+@pytest.mark.parametrize("bad", ["weight = 1", "[[", '[budget]\nminimum = "99%"', None])
+def test_a_bad_configuration_at_the_start_is_said_and_devices_have_their_pools(base: Path, bad: str | None) -> None:
     config = base / "config"
     if bad is not None:
         config.write_text(bad)
-    where = [f"--socket={base}/s", f"--pools={base}", f"--state={base}/state", f"--config={config}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "tmemd.daemon", *where], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert done.stderr.startswith(f"tmemd: {config}: ")
+    with fakes.tmemd(base, f"--config={config}") as running:
+        os.close(attach_pool(running.socket, running.attach("web"))[0])
+        (words,) = told_of(running).values()
+        assert words.startswith(f"{config}: ")
+        config.write_text("[pools.web]\nweight = 9\n")
+        line_with(running, f"mended: {config}: ")
+        assert running.client.host().problems == []
+
+
+def test_minimums_that_the_host_does_not_have_are_said_and_devices_have_their_pools(base: Path) -> None:
+    config = "[budget]\nmaximum = '300M'\nreserve = '1M'\n[pools.web]\nminimum = '400M'\n[pools.db]\nminimum = '200M'\n"
+    with fakes.tmemd(base, config=config) as running, ExitStack() as plugins:
+        for name in ("web", "db"):
+            fd, _ = attach_pool(running.socket, running.attach(name, limit=1 << 30))
+            plugins.callback(os.close, fd)
+            assert poolfile.lock(fd, control=False)
+            fakes.finish_pool(fd, name, limit_bytes=1 << 30)
+        problems = told_of(running)
+        assert "minimums of 600M in all" in problems["configuration"]
+        assert "minimums and fixed targets are 600M in all" in problems["promises"]
+        wait_until(lambda: running.client.host().targets_bytes == 300 * MIB, "targets to be within the budget")
+        assert [status.target_bytes // MIB for status in running.client.pools()] == [100, 200]
 
 
 @pytest.mark.parametrize(("text", "status"), [('policy = "fair"', 0), ('policy = "none"', 1)])
@@ -377,11 +420,73 @@ def test_a_configuration_can_be_checked_without_starting(base: Path, text: str, 
     assert [path.name for path in base.iterdir()] == ["config"]
 
 
-def test_damaged_settings_keep_it_from_starting(base: Path) -> None:
+def test_damaged_settings_are_said_and_kept_and_devices_have_their_pools(base: Path) -> None:
     (base / "state").write_text('{"version":1,"poo')
-    with pytest.raises(RuntimeError, match=f"tmemd: {base}/state: the kept settings are damaged"):
+    with fakes.tmemd(base) as running:
+        os.close(attach_pool(running.socket, running.attach("web"))[0])
+        (words,) = told_of(running).values()
+        assert words.startswith(f"{base}/state: the kept settings are damaged")
+        assert (base / "state").read_text() == '{"version":1,"poo'
+        (base / "state").write_text('{"version":2,"pools":{"web":{"weight":7}}}')
+        line_with(running, "mended")
+        assert running.client.host().problems == []
+        with fakes.pool(running.directory, "web"):
+            assert running.client.pool("web").settings.weight == 7
+
+
+def test_the_sets_of_a_full_disk_are_told_by_tmemctl(base: Path) -> None:
+    (base / "state.new").mkdir()
+    with fakes.tmemd(base) as running, fakes.pool(running.directory, "web") as fd:
+        for command in (["set", "web", "--target=9M"], ["freeze", "--all"]):
+            done = subprocess.run(
+                [sys.executable, "-m", "tmemd.cli", *command, f"--socket={running.socket}"],
+                capture_output=True, text=True, timeout=60, check=True,
+            )  # fmt: skip
+            assert done.stderr.startswith(f"tmemctl: cannot keep settings in {base}/state: Is a directory")
+        assert (poolfile.read_target(fd), poolfile.read_frozen(fd)) == (9 * MIB, True)
+
+
+def test_a_metrics_address_that_is_not_there_yet_is_said_and_served_when_it_comes(base: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        running = fakes.start_tmemd(base, f"--metrics=127.0.0.1:{port}")
+        with running.process:
+            try:
+                assert told_of(running)["metrics"].startswith(f"cannot serve metrics on 127.0.0.1:{port}: ")
+                taken.close()
+                line_with(running, "mended")
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+                    assert b"tmemd_problem{" not in answer.read()
+            finally:
+                running.process.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_other_users_cannot_keep_it_from_starting(base: Path) -> None:
+    """The locks of a tmemd that ran once: to take one it is enough to be able to read it."""
+    with fakes.tmemd(base) as first:
+        first.stop()
+    script = (
+        "import fcntl, os, sys; os.setresuid(65534, 65534, 65534)\n"
+        "for path in sys.argv[1:]:\n"
+        "    try: fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB); print('locked', path)\n"
+        "    except PermissionError: pass\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    locks = [str(base / f"{name}.lock") for name in ("socket", "state")]
+    command = [sys.executable, "-c", script, *locks, str(base / "pools")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "\n"
+        with fakes.tmemd(base) as second:
+            assert second.client.pools() == []
+
+
+def test_a_file_in_the_socket_s_place_is_not_removed(base: Path) -> None:
+    (base / "socket").write_text("precious")
+    with pytest.raises(RuntimeError, match=f"tmemd: {base}/socket is there already, and is no socket"):
         fakes.start_tmemd(base)
-    assert (base / "state").read_text() == '{"version":1,"poo'
+    assert (base / "socket").read_text() == "precious"
 
 
 def test_settings_survive_sigkill(base: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import http.client
+import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -229,14 +230,6 @@ def answers(port: int) -> bool:
         return False
 
 
-def test_an_address_in_use_is_one_clear_line(base: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        where = [f"--socket={base}/socket", f"--pools={base}", f"--state={base}/state"]
-        assert main([*where, f"--metrics=127.0.0.1:{port}"]) == 1
-    assert f"cannot serve metrics on 127.0.0.1:{port}: Address already in use" in caplog.text
-
-
 @pytest.mark.parametrize("address", ["", "9632", "localhost", "127.0.0.1:", "127.0.0.1:0", "127.0.0.1:99999"])
 def test_what_is_no_address_is_a_usage_error(address: str) -> None:
     with pytest.raises(SystemExit) as usage:
@@ -248,8 +241,21 @@ def test_the_configuration_says_where(base: Path) -> None:
     port = free_port()
     config = base / "tmemd.toml"
     config.write_text(f'[metrics]\nlisten = "127.0.0.1:{port}"\n')
-    with fakes.tmemd(base, f"--config={config}"):
+    with fakes.tmemd(base, f"--config={config}") as running:
         assert get(port)[0] == 200
+        other = free_port()
+        config.write_text(f'[metrics]\nlisten = "127.0.0.1:{other}"\n')
+        running.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: answers(other), "metrics to be where they are wanted now")
+        assert not answers(port)
+
+
+def test_problems_are_told_in_words(base: Path) -> None:
+    (base / "state").write_text("damaged")
+    with tmemd(base) as (running, port):
+        found = samples(get(port)[1])
+        (problem,) = running.client.host().problems
+        assert value(found, "tmemd_problem", what="settings", words=problem.words) == 1
 
 
 # How it is served: what would take too long with a tmemd's own times
@@ -258,14 +264,13 @@ def test_the_configuration_says_where(base: Path) -> None:
 async def _serving(
     snapshot: Callable[[], Awaitable[Snapshot]], timeout: float, use: Callable[[int], Awaitable[None]]
 ) -> None:
-    with ExitStack() as resources:
-        listener = metricserver.listen(Address(f"127.0.0.1:{free_port()}"), resources)
-        server = asyncio.create_task(MetricsServer(listener, snapshot, timeout=timeout).run())
-        try:
-            await use(listener.getsockname()[1])
-        finally:
-            server.cancel()
-            await asyncio.gather(server, return_exceptions=True)
+    listener = metricserver.listen(Address(f"127.0.0.1:{free_port()}"))
+    server = asyncio.create_task(MetricsServer(listener, snapshot, timeout=timeout).run())
+    try:
+        await use(listener.getsockname()[1])
+    finally:
+        server.cancel()
+        await asyncio.gather(server, return_exceptions=True)
 
 
 async def _nothing() -> Snapshot:
@@ -292,15 +297,17 @@ def test_who_reads_slowly_or_says_nothing_is_cut_off_and_delays_nobody(monkeypat
     asyncio.run(_serving(_nothing, 1.0, use))
 
 
-def test_too_many_connections_are_turned_away() -> None:
+def test_connections_that_say_nothing_blind_nobody_and_are_bounded() -> None:
     async def use(port: int) -> None:
         with ExitStack() as connections:
             all_ = [
                 connections.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
-                for _ in range(metricserver._CONNECTIONS + 1)
+                for _ in range(metricserver._CONNECTIONS + 8)
             ]
-            assert await asyncio.to_thread(all_[-1].recv, 1) == b""
-            for sock in all_[:-1]:
+            assert (await asyncio.to_thread(get, port))[0] == 200
+            for sock in all_[:9]:
+                assert await asyncio.to_thread(sock.recv, 1) == b""
+            for sock in all_[9:]:
                 sock.setblocking(False)
                 with pytest.raises(BlockingIOError):
                     sock.recv(1)

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.harness import ROOT
 from tests.unit.test_top import HOST, status
 from tmemd.daemon.metrics import Snapshot, TickTimes, exposition
+from tmemd.protocol import Problem
 from tmemd.settings import PoolSettings
 
 DASHBOARD = ROOT / "scripts" / "monitoring" / "dashboard.json"
@@ -30,7 +31,9 @@ def known() -> Known:
     """The labels of every metric, when all of them are there."""
     pool = msgspec.structs.replace(status("web"), settings=PoolSettings(cap=1, target=1))
     names: Known = {}
-    for family in text_string_to_metric_families(exposition(Snapshot([pool], HOST, TickTimes())).decode()):
+    for family in text_string_to_metric_families(
+        exposition(Snapshot([pool], HOST, TickTimes(), [Problem("settings", "damaged")])).decode()
+    ):
         for sample in family.samples:
             names.setdefault(sample.name, set()).update(sample.labels)
     return names

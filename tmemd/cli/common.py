@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tmemd.client import Client
-from tmemd.protocol import DEFAULT_SOCKET, PoolStatus
+from tmemd.protocol import DEFAULT_SOCKET, PoolStatus, Problem
 from tmemd.sizes import format_size
 
 _WIDEST: Final = 1000  # of a table
@@ -57,7 +57,7 @@ def client(arguments: argparse.Namespace) -> Client:
     """Whom to ask, by the options of `add_where`."""
     if arguments.pools:
         return Client.of_directory(arguments.pools)
-    return Client.of_daemon(arguments.socket or Path(os.environ.get("TMEMD_SOCKET") or DEFAULT_SOCKET))
+    return Client.of_daemon(arguments.socket or Path(os.environ.get("TMEMD_SOCKET") or DEFAULT_SOCKET), warn)
 
 
 def print_json(value: Any) -> None:
@@ -121,6 +121,12 @@ def warn_of(status: PoolStatus) -> None:
             f"{status.name}: its guest swaps and never says which pages are dead, so that they fill tmem:"
             " attach it as scripts/attach does (non-rotational, swapon --discard)"
         )
+
+
+def warn_of_problems(problems: Sequence[Problem]) -> None:
+    """Lines on standard error about what keeps tmemd from doing as it was told."""
+    for problem in problems:
+        warn(printable(problem.words))
 
 
 def warn(message: str) -> None:

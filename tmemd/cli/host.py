@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print it."""
     status = common.client(arguments).host()
+    common.warn_of_problems(status.problems)
     if arguments.json:
         common.print_json(msgspec.to_builtins(status))
         return 0

@@ -25,13 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print all pools that may be seen."""
-    pools = common.client(arguments).pools(long=arguments.long)
+    listed = common.client(arguments).listed(long=arguments.long)
+    pools = listed.pools
     if arguments.json:
         common.print_json([long_form(status) if arguments.long else status.flat() for status in pools])
     else:
         _print(("SIZE", "TARGET", "USED", "TMEM", "FILE", "LOST", "PUTS", "REFUSED", "STATE"), map(_row, pools))
         if arguments.long:
             _print_long(pools)
+    common.warn_of_problems(listed.problems)
     for status in pools:
         common.warn_of(status)
     return 0

@@ -23,7 +23,7 @@ class Frame:
     seconds: float  # since the look before
     host: HostStatus | None  # None without a tmemd, or where it does not tell
     pools: list[Activity]
-    notes: list[str]  # what is wrong with pools, a line each
+    notes: list[str]  # what is wrong with tmemd and pools, a line each
     error: str | None = None  # why there was no answer; the rest is from the last one then
 
     def builtins(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Watch:
     def look(self) -> Frame:
         """Ask once. Raises PoolError when the very first question is not answered; later ones make a frame of it."""
         try:
-            statuses, host = self._client.pools(long=True), self._host()
+            listed, host = self._client.listed(long=True), self._host()
         except PoolError as error:
             if self._last is None:
                 raise
@@ -59,8 +59,10 @@ class Watch:
             return self._last
         now = self._clock()
         seconds = now - self._at
+        statuses = listed.pools
         pools = [activity(self._before.get(status.name), status, seconds) for status in statuses]
-        notes = [f"{status.name}: {status.error}" for status in statuses if status.error]
+        notes = [problem.words for problem in listed.problems]
+        notes += [f"{status.name}: {status.error}" for status in statuses if status.error]
         self._before, self._at = {status.name: status for status in statuses}, now
         self._last = Frame(time.time(), seconds, host, pools, notes)
         return self._last

@@ -1,7 +1,8 @@
 """What tmemd does to pools for those who ask, and what it remembers of them.
 
 Settings are on disk before they are in a pool's control page, and there before anybody is told that they hold: whenever
-tmemd dies, what it told survives. What it finds in a pool that it adopts is made what is on disk.
+tmemd dies, what it told survives. What it finds in a pool that it adopts is made what is on disk. Where the disk is
+full, or what is kept is damaged, they hold without, for memory may have to be taken back now; who sets them is told so.
 
 The disk may be slow: it is written in a thread, and meanwhile what was set before holds. Changes wait for each other.
 
@@ -21,6 +22,7 @@ import msgspec
 from msgspec import UNSET
 
 from tmemd import protocol
+from tmemd.daemon.problems import Problems
 from tmemd.daemonconfig import DaemonConfig, PoolConfig
 from tmemd.protocol import PoolStatus
 from tmemd.settings import Overrides, PoolSettings, SettingsStore, changed, merge
@@ -47,6 +49,8 @@ class Administration:
         self._total = total
         self._merged: dict[str, PoolSettings] = {}  # the governor asks for every pool's twice a second
         self._owners: dict[str, int] = {}  # whose pools they were that settings were merged for
+        self._overcommitted: tuple[int, int] | None = None  # bytes there are, and bytes promised, where these are more
+        self.problems = Problems()
         self.changing = asyncio.Lock()  # held by whoever changes settings or makes pools, until it is done
 
     def settings(self, name: str) -> PoolSettings:
@@ -55,6 +59,15 @@ class Administration:
         if found is None:
             found = self._merged[name] = merge(self._kept(name), self.config.pools.get(name, _NO_CONFIG))
         return found
+
+    def granted(self, name: str) -> PoolSettings:
+        """The same, with no more promised than there is: where it would be more, each has the same part of its own."""
+        settings = self.settings(name)
+        if self._overcommitted is None:
+            return settings
+        there, promised = self._overcommitted
+        target = None if settings.target is None else settings.target * there // promised
+        return msgspec.structs.replace(settings, minimum=settings.minimum * there // promised, target=target)
 
     def _kept(self, name: str) -> Overrides:
         """What was set for the pool, if it is still the same user's, or nobody's now."""
@@ -70,14 +83,45 @@ class Administration:
         return changed(self._kept(name), forget=forget, owner=UNSET if owner is None else owner, **fields)
 
     async def _keep(self, changes: dict[str, Overrides]) -> None:
-        """It is on disk when this returns, and holds. Pools may have come and gone meanwhile."""
+        """It is on disk when this returns, or there is a problem, and holds. Pools may have come and gone meanwhile."""
         await asyncio.to_thread(self._store.change, changes)
+        self._stored()
+
+    def _stored(self) -> None:
         self._merged.clear()
+        self.problems.note("settings", self._store.problem)
+        self._review()
+
+    def _review(self) -> None:
+        """Hold all that is promised against what there is, of pools that are not there now as well: they come back."""
+        try:
+            promised, there = sum(self.settings(name).promised for name in self._names()), self._most()
+        except PoolError:
+            return  # the directory is away; what held goes on
+        self._overcommitted = (there, promised) if promised > there else None
+        self.problems.note("promises", self._overcommitted and (
+            f"minimums and fixed targets are {format_size(promised)} in all, and the host gives at most"
+            f" {format_size(there)} (budget.maximum, or the size of the tmpfs): each has {there / promised:.0%} of its"
+            " own; set smaller ones, or destroy pools that do not come back"
+        ))  # fmt: skip
+
+    def _names(self) -> set[str]:
+        """The pools that are there, or may come and have something set for them."""
+        return {*self.pools.names(), *self._store.names(), *self.config.pools}
+
+    def _most(self) -> int:
+        return min(self.config.budget.maximum.of(self._total), self.pools.capacity())
 
     def name_owners(self) -> None:
         """Note whose pools those are that settings were kept for before owners were. Waits for the disk."""
         names = [name for name in self._store.names() if self._store.of(name).owner is UNSET]
         self._store.change({name: self._changed(name) for name in names})
+        self._stored()
+
+    async def retry(self) -> None:
+        """Write what could not be written, and read what could not be read."""
+        if self._store.problem:
+            await self._keep({})
 
     def configure(self, config: DaemonConfig) -> None:
         """Go by another configuration from now on; what it says of pools is in their control pages after `adopt`."""
@@ -89,6 +133,7 @@ class Administration:
 
         Returns the names of those that somebody else controls or that cannot be used. Raises PoolError.
         """
+        self._review()
         return self.pools.adopt_all(self._apply)
 
     @contextmanager
@@ -132,7 +177,7 @@ class Administration:
 
     def _first_target(self, found: Pool, request: protocol.Attach) -> int:
         """A target once found stays; one that stood at the device's limit follows that limit."""
-        settings = self.settings(found.name)
+        settings = self.granted(found.name)
         if settings.pinned is not None:
             return settings.pinned
         target = poolfile.read_target(found.fd)
@@ -149,12 +194,12 @@ class Administration:
             case protocol.Set() | protocol.Freeze() | protocol.Destroy():
                 async with self.changing:
                     await self._change(request)
+                    return protocol.Done(self._store.problem)
             case _:
                 answer = pool.perform(self.pools, request)
                 if isinstance(answer, protocol.Listed):
                     return protocol.Listed([self._with_settings(status) for status in answer.pools])
                 return answer
-        return protocol.Done()
 
     async def _change(self, request: protocol.Set | protocol.Freeze | protocol.Destroy) -> None:
         match request:
@@ -219,12 +264,17 @@ class Administration:
             self._check_promises(found.name, wanted.promised)
 
     def _check_promises(self, name: str, promised: int) -> None:
-        others = sum(self.settings(other).promised for other in self.pools.names() if other != name)
-        maximum = min(self.config.budget.maximum.of(self._total), self.pools.capacity())
-        if others + promised > maximum:
+        others = {other: self.settings(other).promised for other in self._names() if other != name}
+        there, wanted = self._most(), sum(others.values()) + promised
+        if wanted > there:
+            away = sorted(other for other in others.keys() - set(self.pools.names()) if others[other])
             raise PoolError(
-                f"pool {name}: minimums and fixed targets would be {format_size(others + promised)} in all,"
-                f" and the host gives at most {format_size(maximum)} (budget.maximum, or the size of the tmpfs)"
+                f"pool {name}: minimums and fixed targets would be {format_size(wanted)} in all,"
+                f" and the host gives at most {format_size(there)} (budget.maximum, or the size of the tmpfs)"
+                + (
+                    f"; those of pools that are away count, {', '.join(away)}: destroy what does not come back"
+                    * bool(away)
+                )
             )
 
     async def _freeze(self, name: str, frozen: bool) -> None:
@@ -265,7 +315,7 @@ class Administration:
                     "pool %s belongs to user %d: what was set for user %d's pool of that name does not hold",
                     found.name, found.uid(), self._store.of(found.name).owner,
                 )  # fmt: skip
-        settings = self.settings(found.name)
+        settings = self.granted(found.name)
         if poolfile.read_compression(found.fd) != settings.compression:
             poolfile.write_compression(found.fd, settings.compression)
         if self._kept(found.name).frozen not in (UNSET, poolfile.read_frozen(found.fd)):

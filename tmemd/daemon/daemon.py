@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import grp
 import logging
 import os
@@ -19,12 +18,14 @@ import stat
 import struct
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Final, TypeVar
+
+import msgspec
 
 from tmemd import protocol, version
 from tmemd.daemon import metricserver
@@ -33,7 +34,7 @@ from tmemd.daemon.metrics import Snapshot, TickTimes
 from tmemd.daemon.metricserver import MetricsServer
 from tmemd.daemon.sdnotify import notify
 from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
-from tmemd.daemonconfig import Address, DaemonConfig, load_config
+from tmemd.daemonconfig import Address, ConfigFileError, DaemonConfig, load_config
 from tmemd.governor.governor import TICK, Governor
 from tmemd.governor.host import read_memory
 from tmemd.settings import DEFAULT_STATE, SettingsStore
@@ -41,6 +42,7 @@ from tmemd.sizes import format_size, size_argument
 from tmemd.store.pool import Pools, open_pool_file
 from tmemd.store.poolfile import PoolError
 from tmemd.system import tmpfs
+from tmemd.system.locks import open_lock_file
 
 _log: Final = logging.getLogger("tmemd")
 _T = TypeVar("_T")
@@ -98,7 +100,23 @@ class Access:
 class Daemon:
     """What tmemd knows while it runs: the pools it controls, who may ask, and who is asking."""
 
-    def __init__(self, administration: Administration, governor: Governor, access: Access, *, timeout: float) -> None:
+    def __init__(
+        self,
+        administration: Administration,
+        governor: Governor,
+        access: Access,
+        *,
+        timeout: float,
+        config: Path | None = None,
+        metrics: Address | None = None,
+    ) -> None:
+        """*config* is read again when it is asked for; *metrics* goes before what is configured."""
+        self._config = config
+        self._metrics = metrics
+        self._problems = administration.problems
+        self._look_now = asyncio.Event()
+        self._reload = False
+        self._publishing: tuple[Address, asyncio.Task[None]] | None = None
         self._administration = administration
         self._governor = governor
         self._access = access
@@ -111,20 +129,71 @@ class Daemon:
         self._ticks = TickTimes()
         self._uncontrolled: set[str] = set()
 
-    async def run(self, listener: socket.socket, metrics: socket.socket | None = None) -> None:
-        """Serve everybody who connects and look after the pools, until cancelled."""
+    async def run(self, listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve everybody who connects and look after the pools, until cancelled; *ready* is called when it is so."""
         async with asyncio.TaskGroup() as group:
-            if metrics:
-                group.create_task(MetricsServer(metrics, self.snapshot).run())
             group.create_task(self._accept(listener))
-            group.create_task(self._look_after())
+            await self._look(group)
+            ready()
+            group.create_task(self._look_after(group))
             group.create_task(self._govern())
 
-    async def _look_after(self) -> None:
-        """Find pools that others made or removed; the memory of a removed one is only free once we let go of it."""
+    async def _look_after(self, group: asyncio.TaskGroup) -> None:
         while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look_now.wait(), _SCAN_INTERVAL)
+            self._look_now.clear()
+            try:
+                await self._look(group)
+            except Exception as error:
+                _log.exception("pools are not looked after: %s", error)
+
+    async def _look(self, group: asyncio.TaskGroup) -> None:
+        """Find pools that others made or removed, and try again what did not go well.
+
+        The memory of a removed pool is only free once we let go of it.
+        """
+        async with self._administration.changing:
+            await self._administration.retry()
+            self._read_configuration()
             self._adopt()
-            await asyncio.sleep(_SCAN_INTERVAL)
+        await self._publish(group)
+
+    def _read_configuration(self) -> None:
+        """Where it was asked for, and after that until it can be used."""
+        wanted, self._reload = self._reload, False
+        if not wanted and self._problems.of("configuration") is None:
+            return
+        try:
+            config = read_config(self._config)
+        except PoolError as error:
+            if wanted or not str(self._problems.of("configuration")).startswith(str(error)):
+                self._problems.note("configuration", f"{error}; the configuration stays as it was")
+            return
+        self._administration.configure(config)
+        self._governor.configure(config)
+        self._problems.note("configuration", None)
+        self._adopt()
+        _log.info("configuration read again")
+        with suppress(PoolError):
+            tell_of_small_tmpfs(self._administration.pools, config)
+
+    async def _publish(self, group: asyncio.TaskGroup) -> None:
+        """Serve metrics where they are wanted now, as soon as there is such an address."""
+        wanted = self._metrics or self._administration.config.metrics.listen
+        address, task = self._publishing or (None, None)
+        if wanted != address and task:
+            task.cancel()
+            self._publishing = None
+            await asyncio.wait([task])
+        if wanted and self._publishing is None:
+            try:
+                listener = await asyncio.to_thread(metricserver.listen, wanted)
+            except PoolError as error:
+                self._problems.note("metrics", f"{error}; trying again")
+                return
+            self._publishing = wanted, group.create_task(MetricsServer(listener, self.snapshot).run())
+        self._problems.note("metrics", None)
 
     def _adopt(self) -> None:
         try:
@@ -223,7 +292,7 @@ class Daemon:
 
     async def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
         if isinstance(request, protocol.Host):
-            return self._governor.status
+            return msgspec.structs.replace(self._governor.status, problems=self._problems.all())
         if isinstance(request, protocol.List | protocol.Show):
             async with self._turns[uid]:
                 await asyncio.sleep(0)  # everybody else's
@@ -236,7 +305,7 @@ class Daemon:
         seen = [status for status in answer.pools if self._access.may_see(status, uid)]
         if isinstance(request, protocol.Show) and not seen:
             raise PoolError(f"pool {request.name} belongs to another user")
-        return protocol.Listed(seen)
+        return protocol.Listed(seen, self._problems.all())
 
     def _attach(self, sock: socket.socket, peer: Peer, request: protocol.Attach) -> None:
         bounded = not self._access.is_admin(peer.uid)
@@ -258,29 +327,17 @@ class Daemon:
                 if status := self._administration.status(name):
                     pools.append(status)
             await asyncio.sleep(0)
-        return Snapshot(pools, self._host(), self._ticks)
+        return Snapshot(pools, self._host(), self._ticks, self._problems.all())
 
     def _host(self) -> protocol.HostStatus | None:
         with suppress(PoolError, OSError):
             return self._governor.status
         return None
 
-    def reload(self, path: Path | None) -> None:
-        """Read the configuration again; one that cannot be used is logged, and the one before stays."""
-        before = self._administration.config.metrics
-        try:
-            config = read_config(path)
-        except PoolError as error:
-            _log.error("%s; the configuration stays as it was", error)
-            return
-        self._administration.configure(config)
-        self._governor.configure(config)
-        self._adopt()
-        _log.info("configuration read again")
-        if config.metrics != before:
-            _log.warning("metrics.listen only changes when tmemd is restarted")
-        with suppress(PoolError):
-            tell_of_small_tmpfs(self._administration.pools, config)
+    def reload(self) -> None:
+        """Read the configuration again, soon; one that cannot be used is a problem, and the one before stays."""
+        self._reload = True
+        self._look_now.set()
 
 
 def total_memory() -> int:
@@ -299,6 +356,22 @@ def read_config(path: Path | None) -> DaemonConfig:
     except ValueError as error:
         raise PoolError(f"{path}: {error}") from None
     return config
+
+
+def usable_config(path: Path | None) -> tuple[DaemonConfig, str | None]:
+    """The same as far as it can be used, and what is wrong with it: guests need their devices, whatever is in a file.
+
+    One that cannot be read is taken for an empty one: what pools take is theirs until the host needs it, which the
+    default reserve and maximum see to.
+    """
+    try:
+        return read_config(path), None
+    except PoolError as error:
+        problem = str(error)
+    try:
+        return load_config(path or DEFAULT_CONFIG), f"{problem}; it holds as far as it can be kept to"
+    except ConfigFileError:
+        return DaemonConfig(), f"{problem}; the defaults hold until it is mended"
 
 
 async def _receive_line(sock: socket.socket) -> bytes | None:
@@ -334,12 +407,14 @@ def listen(path: Path, group: int | None, resources: ExitStack) -> socket.socket
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The lock says whether another tmemd lives; the socket's file alone cannot.
-    lock = resources.enter_context(path.with_name(path.name + ".lock").open("w"))
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        resources.callback(os.close, open_lock_file(path.with_name(path.name + ".lock")))
     except BlockingIOError:
-        raise PoolError(f"another tmemd listens on {path}") from None
-    path.unlink(missing_ok=True)
+        raise PoolError(f"another tmemd listens on {path}: it holds {path}.lock") from None
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise PoolError(f"{path} is there already, and is no socket: say --socket=PATH")
+        path.unlink()
     listener = resources.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
     # Between bind and chmod nobody can connect: connect() is refused until listen().
     listener.bind(str(path))
@@ -394,23 +469,27 @@ def _check_safe(path: Path) -> None:
         raise PoolError(f"{path}: others may write to it: chmod go-w")
 
 
-async def _run(daemon: Daemon, listener: socket.socket, metrics: socket.socket | None, config: Path | None) -> None:
+async def _run(daemon: Daemon, listener: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    running = loop.create_task(daemon.run(listener, metrics))
+
+    def ready() -> None:
+        _log.info("listening on %s", listener.getsockname())
+        notify("READY=1")
+
+    running = loop.create_task(daemon.run(listener, ready))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, running.cancel)
-    loop.add_signal_handler(signal.SIGHUP, daemon.reload, config)
-    _log.info("listening on %s", listener.getsockname())
-    notify("READY=1")
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
     with suppress(asyncio.CancelledError):
         await running
     notify("STOPPING=1")
 
 
 def _start(arguments: argparse.Namespace) -> None:
-    config = read_config(arguments.config)
     if arguments.check_config:
+        read_config(arguments.config)
         return
+    config, problem = usable_config(arguments.config)
     with ExitStack() as resources:
         prepare_directory(arguments.pools, arguments.tmpfs_size)
         pools = Pools(arguments.pools.resolve(), keep=True)
@@ -418,16 +497,16 @@ def _start(arguments: argparse.Namespace) -> None:
         listener = listen(arguments.socket, arguments.group, resources)
         store = resources.enter_context(closing(SettingsStore(arguments.state)))
         administration = Administration(pools, store, config, total_memory())
-        with suppress(PoolError):  # until it is set again it holds for whoever has the pool
-            administration.name_owners()
+        administration.problems.note("configuration", problem)
+        administration.name_owners()
         administration.adopt()
         tell_of_small_tmpfs(pools, config)
-        governor = Governor(pools, administration.settings, config)
-        access = Access(frozenset(arguments.allow_user))
-        daemon = Daemon(administration, governor, access, timeout=arguments.timeout)
-        address = arguments.metrics or config.metrics.listen
-        metrics = metricserver.listen(address, resources) if address else None
-        asyncio.run(_run(daemon, listener, metrics, arguments.config))
+        governor = Governor(pools, administration.granted, config)
+        daemon = Daemon(
+            administration, governor, Access(frozenset(arguments.allow_user)),
+            timeout=arguments.timeout, config=arguments.config, metrics=arguments.metrics,
+        )  # fmt: skip
+        asyncio.run(_run(daemon, listener))
 
 
 def _uid(text: str) -> int:

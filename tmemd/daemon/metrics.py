@@ -23,7 +23,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tmemd import version
-from tmemd.protocol import HostStatus, PoolStatus
+from tmemd.protocol import HostStatus, PoolStatus, Problem
 from tmemd.store.poolfile import LATENCY_BOUNDS_NS, Histogram, Latencies
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -48,6 +48,7 @@ class Snapshot:
     pools: Sequence[PoolStatus]  # with latencies
     host: HostStatus | None = None
     ticks: TickTimes | None = None
+    problems: Sequence[Problem] = ()
 
 
 # Every second bound, from 512 ns to 1.07 s: an octave is as fine as a quantile over minutes can make use of, and each
@@ -127,8 +128,18 @@ class _Collected(Collector):
             yield from _of_host(self._snapshot.host)
         if self._snapshot.ticks:
             yield from _without_creation(self._snapshot.ticks.collect())
+        yield _of_problems(self._snapshot.problems)
         yield _gauge("tmemd_pools", "Pools there are.", len(self._snapshot.pools))
         yield from _of_pools(self._snapshot.pools)
+
+
+def _of_problems(problems: Iterable[Problem]) -> Metric:
+    gauge = GaugeMetricFamily(
+        "tmemd_problem", "1 for each thing that keeps tmemd from doing as it was told.", labels=["what", "words"]
+    )
+    for problem in problems:
+        gauge.add_metric([problem.what, problem.words], 1)
+    return gauge
 
 
 def _of_host(host: HostStatus) -> Iterator[Metric]:

@@ -1,7 +1,8 @@
 """Answers Prometheus over HTTP, and survives everybody else who connects.
 
-A connection carries one request and has a few seconds for it; there are only so many at once, and all of them send the
-same bytes, so that neither slow readers nor many cost memory. Text is made in a thread of its own, from a snapshot, and
+A connection carries one request and has a few seconds for it. There are only so many at once: who has said nothing for
+longest goes before whoever comes is turned away. All of them send the same bytes, so that neither slow readers nor many
+cost memory. Text is made in a thread of its own, from a snapshot, and
 not so often that it could take more than a fifth of a core.
 """
 
@@ -12,8 +13,7 @@ import ipaddress
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
-from typing import Final
+from typing import Final, cast
 
 from tmemd.daemon.metrics import CONTENT_TYPE, Snapshot, exposition
 from tmemd.daemonconfig import Address
@@ -28,13 +28,13 @@ _REST: Final = 4  # an answer is used again for this many times as long as it to
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
-def listen(address: Address, resources: ExitStack) -> socket.socket:
-    """A listening socket there, closed by *resources*. Raises PoolError."""
+def listen(address: Address) -> socket.socket:
+    """A listening socket there, for a MetricsServer. It may have to wait for a name server. Raises PoolError."""
     try:
         family, _, _, _, where = socket.getaddrinfo(
             address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = resources.enter_context(socket.create_server(where, family=family, backlog=_BACKLOG))
+        listener = socket.create_server(where, family=family, backlog=_BACKLOG)
     except OSError as error:
         raise PoolError(f"cannot serve metrics on {address}: {error.strerror or error}") from None
     listener.setblocking(False)
@@ -53,12 +53,13 @@ class MetricsServer:
         self._listener = listener
         self._snapshot = snapshot
         self._timeout = timeout
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], socket.socket] = {}  # the oldest first
+        self._silent: dict[asyncio.Task[None], None] = {}  # of these, those whose request has not come yet
         self._making: asyncio.Task[bytes] | None = None
         self._stale_at = 0.0
 
     async def run(self) -> None:
-        """Serve until cancelled."""
+        """Serve until cancelled; the listening socket is closed then."""
         loop = asyncio.get_running_loop()
         try:
             while True:
@@ -69,27 +70,34 @@ class MetricsServer:
                     await asyncio.sleep(0.1)
                     continue
                 if len(self._tasks) >= _CONNECTIONS:
-                    sock.close()
-                    continue
+                    self._end(next(iter(self._silent or self._tasks)))
                 task = loop.create_task(self._serve(sock))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                self._tasks[task] = sock
+                self._silent[task] = None
+                task.add_done_callback(self._end)
+                await asyncio.sleep(0)  # let it ask, before others take its place
         finally:
+            self._listener.close()
             ending = [*self._tasks, *([self._making] if self._making else [])]
             for task_ in ending:
                 task_.cancel()
             await asyncio.gather(*ending, return_exceptions=True)
 
+    def _end(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        self._silent.pop(task, None)
+        if sock := self._tasks.pop(task, None):
+            sock.close()
+
     async def _serve(self, sock: socket.socket) -> None:
         try:
             async with asyncio.timeout(self._timeout):
                 head = await _receive_head(sock)
+                self._silent.pop(cast("asyncio.Task[None]", asyncio.current_task()), None)
                 for part in await self._answer(head):
                     await asyncio.get_running_loop().sock_sendall(sock, part)
         except OSError as error:  # TimeoutError is one
             _log.debug("metrics: %s", error)
-        finally:
-            sock.close()
 
     async def _answer(self, head: bytes) -> tuple[bytes, bytes]:
         method, path = _parsed(head)

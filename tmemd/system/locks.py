@@ -1,14 +1,37 @@
-"""Open file description locks: they belong to one open of a file and go when its last descriptor is closed."""
+"""Locks that go with the last descriptor of the open file they were taken on."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import struct
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 _UNLOCKED: Final = struct.pack("h", fcntl.F_UNLCK)
+
+
+def open_lock_file(path: Path) -> int:
+    """Open the lock file at *path*, made if need be, and take its lock; closing the descriptor is the caller's.
+
+    Nobody but its owner can open it: to lock a file it is enough to be able to read it. Raises BlockingIOError when
+    somebody else has the lock, OSError when there is no such file to be had.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"not a regular file of user {os.geteuid()}", str(path))
+        if status.st_mode & 0o077:
+            os.fchmod(fd, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def try_lock(fd: int, start: int = 0, length: int = 0) -> bool:
