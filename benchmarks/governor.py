@@ -37,7 +37,7 @@ class Load:
         self._fds = [held.enter_context(fakes.pool(directory, f"guest-{n:03}")) for n in range(pools)]
         self._ticks = 0
         for fd in self._fds:
-            poolfile.lock(fd, control=False)
+            poolfile.lock(fd)
             os.posix_fallocate(fd, poolfile.COUNTERS_OFFSET, MIB)
 
     def go_on(self) -> None:

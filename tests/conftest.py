@@ -33,7 +33,10 @@ def pytest_sessionstart() -> None:
 def pools() -> Iterator[Path]:
     """An empty directory in tmpfs."""
     with leftovers.directory("/dev/shm") as path:
-        yield path
+        path.chmod(0o711)
+        free = path / "base"  # the other is locked
+        free.mkdir(mode=0o700)
+        yield free
 
 
 @pytest.fixture

@@ -146,7 +146,6 @@ class Control:
     def __init__(self, pool: Path) -> None:
         self.pool = pool
         self._fd = os.open(pool, os.O_RDWR)
-        assert poolfile.lock(self._fd, control=True), "somebody else holds the control lock"
 
     def __enter__(self) -> Control:
         return self

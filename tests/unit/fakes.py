@@ -93,7 +93,9 @@ def on_tmpfs() -> Iterator[Path]:
     """A directory on tmpfs."""
     with leftovers.directory("/dev/shm") as path:
         path.chmod(0o755)  # other users' plugins must be able to reach what lies in it
-        yield path
+        free = path / "base"  # the other is locked
+        free.mkdir()
+        yield free
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
@@ -188,8 +189,8 @@ def test_all_are_frozen_those_that_come_back_later_too(base: Path) -> None:
 
 
 def test_pools_that_could_not_be_frozen_are_named(base: Path) -> None:
-    with fakes.pool(base / "pools", "other"), open(base / "pools/other.pool", "r+b") as other:
-        assert poolfile.lock(other.fileno(), control=True)
+    with fakes.pool(base / "pools", "other") as other:
+        fcntl.fcntl(other, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # opening it would have to wait
         with administration(base) as made:
             attach(made, "web")
             with pytest.raises(PoolError, match="all pools were frozen but other"):

@@ -197,7 +197,7 @@ def test_problems_beyond_the_first_hundred_are_counted(directory: Path) -> None:
 def test_of_a_pool_in_use_only_what_stays_wrong_counts(directory: Path) -> None:
     with fakes.filled(directory) as filler:
         fill(filler)
-        assert poolfile.lock(filler.fd, control=False)
+        assert poolfile.lock(filler.fd)
         filler.word(5000, 7)
         flip(filler, filler.identity.data_offset + (filler.read_word(2) >> 28) * 16)
         assert len(check(directory).problems) == 2

@@ -174,7 +174,7 @@ class Plugin(threading.Thread):
         self._error, self._left = error, left
         self._over = threading.Event()
         self.asked: list[Queued] = []
-        assert poolfile.lock(self._fd, control=False)
+        assert poolfile.lock(self._fd)
 
     def run(self) -> None:
         while not self._over.wait(0.01) and (self._error is not None or not self.asked):
@@ -270,7 +270,7 @@ def test_waiting_goes_on_while_the_plugin_is_restarted(directory: Path) -> None:
 
 def test_ctrl_c_ends_only_the_waiting(directory: Path) -> None:
     with fakes.pool(directory, "web") as fd:
-        assert poolfile.lock(fd, control=False)
+        assert poolfile.lock(fd)
         command = [sys.executable, "-m", "tmemd.cli", "drain", "web", f"--pools={directory}"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
@@ -328,7 +328,7 @@ def test_the_socket_is_found_by_option_and_environment(
         assert main(["thaw", "web", "--json"]) == 0
         assert parsed(capsys)["frozen"] is False
         assert ctl(running.directory, "freeze", "web") == 1
-        assert "controls pool web" in capsys.readouterr().err
+        assert "controls the pools in" in capsys.readouterr().err
 
 
 def test_a_closed_pipe_is_no_traceback(directory: Path) -> None:

@@ -56,8 +56,7 @@ def test_attach_gives_an_own_open_file_of_a_new_pool(tmemd: fakes.Tmemd) -> None
         assert poolfile.read_identity(fd, path) is None
         assert poolfile.read_target(fd) == 100 * MIB
         assert not os.get_inheritable(fd)
-        assert poolfile.is_locked(fd, control=True), "tmemd's lock is its own, not shared with our open file"
-        assert poolfile.lock(fd, control=False)
+        assert poolfile.lock(fd)
         fakes.finish_pool(fd, "web", pid=4711)
         (seen,) = tmemd.client.pools()
         assert (seen.name, seen.served, seen.flat()["pid"]) == ("web", True, 4711)
@@ -111,9 +110,7 @@ def test_a_restarted_tmemd_adopts_its_pools(base: Path) -> None:
         first.client.set_target("web", 10 * MIB)
         first.client.set_frozen("web", True)
         first.stop(signal.SIGKILL)
-    assert not poolfile.is_locked(fd, control=True)
     with fakes.tmemd(base) as second:
-        assert poolfile.is_locked(fd, control=True)
         status = second.client.pool("web")
         assert (status.target_bytes, status.frozen) == (10 * MIB, True)
         second.client.set_frozen("web", False)
@@ -401,7 +398,7 @@ def test_minimums_that_the_host_does_not_have_are_said_and_devices_have_their_po
         for name in ("web", "db"):
             fd, _ = attach_pool(running.socket, running.attach(name, limit=1 << 30))
             plugins.callback(os.close, fd)
-            assert poolfile.lock(fd, control=False)
+            assert poolfile.lock(fd)
             fakes.finish_pool(fd, name, limit_bytes=1 << 30)
         problems = told_of(running)
         assert "minimums of 600M in all" in problems["configuration"]
@@ -505,7 +502,7 @@ def test_targets_keep_to_the_budget_and_the_host_s_state_can_be_asked_for(base: 
         for name in ("first", "second"):
             fd, _ = attach_pool(running.socket, running.attach(name, limit=200 * MIB))
             plugins.callback(os.close, fd)
-            assert poolfile.lock(fd, control=False)
+            assert poolfile.lock(fd)
             fakes.finish_pool(fd, name, limit_bytes=200 * MIB)
             assert poolfile.read_target(fd) == (200 if name == "first" else 100) * MIB
             wait_until(lambda: running.client.host().targets_bytes > 0, "the pool to be governed")
@@ -525,7 +522,7 @@ def test_after_sigkill_targets_go_on_from_what_they_were(base: Path) -> None:
     (base / "pools").mkdir()
     with ExitStack() as plugins:
         fds = [plugins.enter_context(fakes.pool(base / "pools", name)) for name in "ab"]
-        assert all(poolfile.lock(fd, control=False) for fd in fds)
+        assert all(poolfile.lock(fd) for fd in fds)
         with fakes.tmemd(base, config=config.format("300M", "100%")) as first:
             wait_until(lambda: targets(fds) == [150 * MIB] * 2, "targets to be set")
             first.stop(signal.SIGKILL)

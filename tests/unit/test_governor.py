@@ -86,7 +86,7 @@ class Host:
         self.use(name, taken)
         fakes.write_counters(fd, fakes.counters(**({"used_bytes": self.taken(name)} | values)))
         if served:
-            assert poolfile.lock(fd, control=False)
+            assert poolfile.lock(fd)
         self.pools.adopt_all()
         return fd
 
@@ -132,7 +132,7 @@ def test_the_budget_is_shared_out_by_the_policy(host: Host) -> None:
     host.set("a", weight=300)
     for name in "ab":
         host.pool(name, limit_bytes=GIB)
-        poolfile.write_target(host.pools.controlled()[-1].fd, 250 * MIB)
+        poolfile.write_target(host.pools.kept()[-1].fd, 250 * MIB)
     host.tick()
     assert host.governor.status.budget_bytes == 500 * MIB
     assert (host.target("a"), host.target("b")) == (375 * MIB, 125 * MIB)
@@ -178,7 +178,7 @@ def test_frozen_pools_keep_what_they_take_and_no_more_is_kept_for_them(host: Hos
     host.pool("a", 64, limit_bytes=GIB)
     host.pool("b", limit_bytes=GIB)
     host.tick(40)
-    poolfile.write_frozen(host.pools.controlled()[0].fd, True)
+    poolfile.write_frozen(host.pools.kept()[0].fd, True)
     host.tick(40)
     frozen, taken = host.target("a") or 0, host.taken("a")
     assert taken < frozen < taken * 1.2 + 4 * MIB
@@ -197,7 +197,7 @@ def test_frozen_pools_keep_what_they_take_and_no_more_is_kept_for_them(host: Hos
 def test_a_cap_goes_before_a_frozen_pool_s_use_and_a_pinned_target(host: Host) -> None:
     host.pool("frozen", 60, limit_bytes=GIB)
     host.pool("pinned", 60, limit_bytes=GIB)
-    poolfile.write_frozen(host.pools.controlled()[0].fd, True)
+    poolfile.write_frozen(host.pools.kept()[0].fd, True)
     host.set("pinned", target=100 * MIB)
     host.tick()
     for name in ("frozen", "pinned"):
@@ -247,7 +247,7 @@ def test_a_pool_nobody_serves_counts_with_what_it_takes(host: Host) -> None:
     host.tick(40)
     assert host.target("a") is None
     assert host.target("b") == 500 * MIB - host.taken("a")
-    assert poolfile.lock(fd, control=False)
+    assert poolfile.lock(fd)
     host.tick(3)
     assert host.target("a") == 250 * MIB
 
@@ -336,11 +336,11 @@ def test_a_plugin_that_lies_takes_nobody_s_share(make: MakeHost, policy: str, li
 def test_counters_that_run_backwards_are_a_new_beginning(host: Host) -> None:
     host.pool("a", puts=1 << 40, gets=1 << 40, demotion_writes=1 << 40)
     observer = Observer(host.of)
-    observer.look(host.pools.controlled())
+    observer.look(host.pools.kept())
     host.use("a", 0, puts=5, gets=5)
-    assert observer.look(host.pools.controlled())["a"].before is None
+    assert observer.look(host.pools.kept())["a"].before is None
     host.use("a", 0, puts=6, gets=5)
-    assert observer.look(host.pools.controlled())["a"].before is not None
+    assert observer.look(host.pools.kept())["a"].before is not None
 
 
 def test_damaged_pools_count_with_what_they_take(host: Host, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -17,12 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import Serve
-from tests.harness import device
+from tests.harness import device, wait_until
 from tests.unit import fakes
 from tmemd.client import attach_pool
 from tmemd.daemon.daemon import prepare_directory
 from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
+from tmemd.system import locks
 
 MIB = fakes.MIB
 NOBODY, OTHER = 65534, 65533
@@ -252,7 +255,7 @@ def look(tmemd: fakes.Tmemd) -> None:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[fakes.Tmemd]:
     with fakes.on_tmpfs() as path, fakes.tmemd(path) as running, fakes.pool(running.directory, "good") as fd:
-        assert poolfile.lock(fd, control=False)
+        assert poolfile.lock(fd)
         yield running
 
 
@@ -273,7 +276,7 @@ def test_whatever_an_owner_writes_tmemd_lives(
 ) -> None:
     with scribbled(shared) as fd:
         if served:
-            assert poolfile.lock(fd, control=False)
+            assert poolfile.lock(fd)
         for word, data in pieces:
             os.pwrite(fd, data, word * 8)
         if length is not None:
@@ -302,14 +305,6 @@ def test_a_pool_that_changes_while_it_is_read_is_survived(shared: fakes.Tmemd) -
                 look(shared)
         finally:
             owner.kill()
-
-
-def test_an_owner_that_holds_the_control_lock_keeps_no_more_than_its_own_pool(shared: fakes.Tmemd) -> None:
-    with fakes.pool(shared.directory, "held") as fd:
-        assert poolfile.lock(fd, control=True) or poolfile.is_locked(fd, control=True)
-        shared.client.set_target("good", 32 * MIB)
-        look(shared)
-        (shared.directory / "held.pool").unlink()
 
 
 SPY = """#!/usr/bin/python3
@@ -349,3 +344,17 @@ def test_what_root_runs_as_the_owner_gets_neither_terminal_nor_anything_else_of_
     assert seen == {"typed": [], "fds": [0, 1, 2], "secret": False, "user": [NOBODY] * 3}
     assert done.returncode == 1
     assert done.stdout.splitlines() == [b"'\\x1b[31mred'", b"tmemctl: pool web was not drained"]
+
+
+@pytest.mark.parametrize("lock", [locks.try_lock, lambda fd: fcntl.flock(fd, fcntl.LOCK_EX)], ids=["ofd", "flock"])
+def test_an_owner_that_locks_all_of_its_pool_stays_under_control(base: Path, lock: Callable[[int], object]) -> None:
+    """Whatever locks it holds over a restart of tmemd."""
+    with fakes.tmemd(base) as first, fakes.pool(first.directory, "held") as fd:
+        first.stop(signal.SIGKILL)
+        lock(fd)
+        with fakes.tmemd(base) as second:
+            second.client.set_target("held", 32 * MIB)
+            assert poolfile.read_target(fd) == 32 * MIB
+            second.client.set("held", target=None, cap=16 * MIB)
+            assert poolfile.read_target(fd) == 16 * MIB
+            wait_until(lambda: second.client.host().used_bytes == os.fstat(fd).st_blocks * 512, "it to be counted")

@@ -64,12 +64,13 @@ def test_one_pool_that_cannot_be_frozen_leaves_the_others_frozen(directory: Path
         assert poolfile.read_frozen(fd)
 
 
-def test_changes_need_the_control_lock_and_reading_does_not(directory: Path) -> None:
+def test_changes_need_control_of_the_directory_and_reading_does_not(directory: Path) -> None:
     client = Client.of_directory(directory)
-    with fakes.pool(directory, "web") as fd:
-        assert poolfile.lock(fd, control=True)
+    with fakes.pool(directory, "web") as fd, closing(Pools(directory, keep=True)):
         with pytest.raises(PoolError, match="controls"):
             client.set_frozen("web", True)
+        with pytest.raises(PoolError, match="controls"):
+            Pools(directory, keep=True)
         assert not poolfile.read_frozen(fd)
         assert [status.name for status in client.pools()] == ["web"]
 
@@ -124,7 +125,7 @@ def test_a_directory_that_is_not_there_is_an_error(directory: Path) -> None:
 def test_destroy_refuses_what_is_served_or_would_lose_pages(directory: Path) -> None:
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web", pages_in_tmem=3) as fd:
-        assert poolfile.lock(fd, control=False)
+        assert poolfile.lock(fd)
         with pytest.raises(PoolError, match="served"):
             client.destroy("web", lose_pages=True)
     with pytest.raises(PoolError, match="3 pages"):
@@ -143,7 +144,7 @@ def test_work_is_asked_of_who_serves_the_pool(directory: Path) -> None:
         with pytest.raises(PoolError, match="no backing file"):
             client.ask("ram", "demote", 4096)
         assert requests.waiting(fd) == []
-        assert poolfile.lock(fd, control=False)
+        assert poolfile.lock(fd)
         assert client.ask("web", "demote", 4096, Choice(3, True)) == 1
         assert client.ask("web", "drain") == 2
         demote, drain = requests.waiting(fd)
@@ -154,7 +155,7 @@ def test_work_is_asked_of_who_serves_the_pool(directory: Path) -> None:
 def test_every_request_has_its_own_answer(directory: Path) -> None:
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web") as fd:
-        assert poolfile.lock(fd, control=False)
+        assert poolfile.lock(fd)
         drain, settle = client.ask("web", "drain"), client.ask("web", "settle")
         requests.answer(fd, drain, errno.ENOSPC)
         assert [client.pool("web", request=number).answer for number in (drain, settle)] == [errno.ENOSPC, None]
@@ -166,7 +167,7 @@ def test_every_request_has_its_own_answer(directory: Path) -> None:
 def test_a_queue_that_is_full_says_so_and_keeps_what_it_has(directory: Path) -> None:
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web") as fd:
-        assert poolfile.lock(fd, control=False)
+        assert poolfile.lock(fd)
         numbers = [client.ask("web", "settle") for _ in range(requests.SLOTS)]
         with pytest.raises(PoolError, match=f"pool web: {requests.SLOTS} requests are waiting"):
             client.ask("web", "drain")
@@ -178,7 +179,7 @@ def test_a_queue_that_is_full_says_so_and_keeps_what_it_has(directory: Path) -> 
 def test_an_answer_that_later_ones_have_replaced_is_known_to_be_gone(directory: Path) -> None:
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web") as fd:
-        assert poolfile.lock(fd, control=False)
+        assert poolfile.lock(fd)
         first = client.ask("web", "drain")
         requests.answer(fd, first, errno.EIO)
         for _ in range(requests.SLOTS):
@@ -216,24 +217,40 @@ def test_numbers_that_cannot_grow_are_ignored(directory: Path) -> None:
         assert requests.ask(fd, Request.SETTLE) == 1
 
 
-def test_a_keeper_holds_every_control_lock_and_notices_replaced_files(directory: Path) -> None:
+def test_a_keeper_notices_replaced_files(directory: Path) -> None:
     with fakes.pool(directory, "web") as old, closing(Pools(directory, keep=True)) as keeper:
         assert keeper.adopt_all() == set()
-        assert poolfile.is_locked(old, control=True)
         (directory / "web.pool").unlink()
         with fakes.pool(directory, "web") as new:
             with keeper.pool("web", control=True) as pool:
                 pool.set_frozen(True)
             assert poolfile.read_frozen(new)
-            assert not poolfile.is_locked(old, control=True)
+            assert not poolfile.read_frozen(old)
 
 
-def test_a_keeper_says_what_it_cannot_control_and_gets_it_later(directory: Path) -> None:
-    with closing(Pools(directory, keep=True)) as keeper:
-        with fakes.pool(directory, "web") as fd:
-            assert poolfile.lock(fd, control=True)
-            assert keeper.adopt_all() == {"web"}
-        assert keeper.adopt_all() == set()
+def test_a_keeper_whose_directory_is_replaced_makes_nothing_there_until_it_moves_in(directory: Path) -> None:
+    place = directory / "pools"
+    place.mkdir()
+    with fakes.pool(place, "web") as fd, closing(Pools(place, keep=True)) as keeper:
+        keeper.adopt_all()
+        place.rename(directory / "away")
+        for _ in range(2):
+            with pytest.raises(PoolError, match="is not the directory that tmemd keeps pools in"):
+                keeper.create("db", os.geteuid(), os.getegid())
+            assert keeper.names() == ["web"]
+            with keeper.pool("web", control=True) as pool:
+                pool.set_target(50 * MIB)
+            assert poolfile.read_target(fd) == 50 * MIB, "what is served from where it was goes on"
+            assert keeper.adopt_all() == set()
+            place.mkdir(exist_ok=True)
+        assert list(place.iterdir()) == []
+        keeper.move_in()
+        keeper.create("db", os.geteuid(), os.getegid())
+        keeper.adopt_all()
+        assert keeper.names() == ["db"]
+        with pytest.raises(PoolError, match="controls"):
+            Pools(place, keep=True)
+        Pools(directory / "away", keep=True).close()
 
 
 def test_created_pools_belong_to_their_user_from_the_first_moment(directory: Path) -> None:

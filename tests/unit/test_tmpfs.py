@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.harness import wait_until
 from tests.unit import fakes
+from tmemd.client import attach_pool
 from tmemd.daemon.daemon import main
+from tmemd.store.poolfile import PoolError
 from tmemd.system import tmpfs
 
 
@@ -64,6 +67,43 @@ def test_pools_survive_the_tmemd_that_mounted_their_tmpfs(tmp_path: Path) -> Non
         with fakes.tmemd(tmp_path, "--tmpfs-size=9M") as second:
             assert [status.name for status in second.client.pools()] == ["web"]
             assert capacity(path) == 9 << 20
+
+
+def unmount(path: Path) -> None:
+    """Although tmemd uses it."""
+    assert subprocess.run(["umount", path], stderr=subprocess.DEVNULL, check=False).returncode, "it is in use"
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def test_a_tmpfs_that_is_unmounted_is_mounted_again(tmp_path: Path) -> None:
+    with mountable(tmp_path / "pools") as path, fakes.tmemd(tmp_path, "--tmpfs-size=8M") as running:  # noqa: SIM117
+        with fakes.pool(path, "web", size=fakes.MIB):
+            assert len(running.client.pools()) == 1
+            unmount(path)
+            with pytest.raises(PoolError, match="its tmpfs was unmounted"):
+                attach_pool(running.socket, running.attach("db"))
+            assert list(path.iterdir()) == []
+            wait_until(path.is_mount, "it to be mounted again")
+            wait_until(lambda: running.client.pools() == [], "the pools there to be looked for")
+            os.close(attach_pool(running.socket, running.attach("db"))[0])
+            assert (path / "db.pool").exists()
+            assert tmpfs.is_tmpfs(path / "db.pool")
+            assert running.client.host().problems == []
+
+
+def test_a_tmpfs_that_is_unmounted_and_not_ours_to_mount_is_waited_for(tmp_path: Path) -> None:
+    with mountable(tmp_path / "pools") as path:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0711", "ours", path], check=True)
+        with fakes.tmemd(tmp_path) as running:
+            unmount(path)
+            wait_until(lambda: running.client.host().problems != [], "it to be noticed")
+            (problem,) = running.client.host().problems
+            assert (problem.what, "not on tmpfs" in problem.words) == ("pools", True)
+            with pytest.raises(PoolError, match="its tmpfs was unmounted"):
+                attach_pool(running.socket, running.attach("db"))
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0711", "ours", path], check=True)
+            wait_until(lambda: running.client.host().problems == [], "it to be noticed")
+            os.close(attach_pool(running.socket, running.attach("db"))[0])
 
 
 def test_a_tmpfs_that_cannot_be_made_smaller_keeps_its_size(tmp_path: Path) -> None:

@@ -129,9 +129,9 @@ class Administration:
         self._merged.clear()
 
     def adopt(self) -> set[str]:
-        """Take control of all pools there are now, and make their settings hold.
+        """Look after all pools there are now, and make their settings hold.
 
-        Returns the names of those that somebody else controls or that cannot be used. Raises PoolError.
+        Returns the names of those that cannot be used. Raises PoolError.
         """
         self._review()
         return self.pools.adopt_all(self._apply)
@@ -306,7 +306,7 @@ class Administration:
         await self._keep({name: Overrides()})
 
     def _apply(self, found: Pool) -> None:
-        """Make the control page say what the settings say. The caller holds the control lock."""
+        """Make the control page say what the settings say."""
         if self._owners.get(found.name) != found.uid():
             self._owners[found.name] = found.uid()
             self._merged.pop(found.name, None)

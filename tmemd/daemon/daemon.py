@@ -98,7 +98,7 @@ class Access:
 
 
 class Daemon:
-    """What tmemd knows while it runs: the pools it controls, who may ask, and who is asking."""
+    """What tmemd knows while it runs: the pools it keeps, who may ask, and who is asking."""
 
     def __init__(
         self,
@@ -109,8 +109,13 @@ class Daemon:
         timeout: float,
         config: Path | None = None,
         metrics: Address | None = None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """*config* is read again when it is asked for; *metrics* goes before what is configured."""
+        """*config* is read again when it is asked for; *metrics* goes before what is configured.
+
+        *prepare* makes the pools' directory a place for pools again when it is none any more, or raises PoolError.
+        """
+        self._prepare = prepare
         self._config = config
         self._metrics = metrics
         self._problems = administration.problems
@@ -127,7 +132,7 @@ class Daemon:
         self._turns: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ticks = TickTimes()
-        self._uncontrolled: set[str] = set()
+        self._unusable: set[str] = set()
 
     async def run(self, listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
         """Serve everybody who connects and look after the pools, until cancelled; *ready* is called when it is so."""
@@ -156,8 +161,27 @@ class Daemon:
         async with self._administration.changing:
             await self._administration.retry()
             self._read_configuration()
+            self._find_home()
             self._adopt()
         await self._publish(group)
+
+    def _find_home(self) -> None:
+        """Pools that were made below an unmounted tmpfs would lie on a disk, and vanish when it is mounted again."""
+        pools = self._administration.pools
+        try:
+            pools.check_home()
+        except PoolError as error:
+            try:
+                self._prepare()
+                pools.move_in()
+            except PoolError as reason:
+                words = (
+                    f"{error}, and cannot be had again ({reason}): no device attaches until it is mounted; trying again"
+                )
+                self._problems.note("pools", words)
+                return
+            _log.warning("%s; it was mounted again, and pools begin anew: restart the devices that are served", error)
+        self._problems.note("pools", None)
 
     def _read_configuration(self) -> None:
         """Where it was asked for, and after that until it can be used."""
@@ -201,9 +225,9 @@ class Daemon:
         except PoolError as error:
             _log.warning("%s", error)
             return
-        for name in sorted(failed - self._uncontrolled):
-            _log.warning("pool %s cannot be controlled: another process does, or it cannot be used", name)
-        self._uncontrolled = failed
+        for name in sorted(failed - self._unusable):
+            _log.warning("pool %s cannot be used", name)
+        self._unusable = failed
 
     async def _govern(self) -> None:
         """Set targets tick by tick. Whatever goes wrong in one, devices go on with the targets they have."""
@@ -461,12 +485,14 @@ def tell_of_small_tmpfs(pools: Pools, config: DaemonConfig) -> None:
 
 
 def _check_safe(path: Path) -> None:
-    """Raise PoolError where other users could put what they like in the place of pools."""
+    """Let nobody else lock the directory, and raise PoolError where others could put what they like among pools."""
     status = path.stat()
     if status.st_uid not in {0, os.geteuid()}:
         raise PoolError(f"{path} belongs to user {status.st_uid}")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PoolError(f"{path}: others may write to it: chmod go-w")
+    # Who may read a directory can lock it.
+    path.chmod(status.st_mode & ~(stat.S_IRGRP | stat.S_IROTH))
 
 
 async def _run(daemon: Daemon, listener: socket.socket) -> None:
@@ -492,9 +518,9 @@ def _start(arguments: argparse.Namespace) -> None:
     config, problem = usable_config(arguments.config)
     with ExitStack() as resources:
         prepare_directory(arguments.pools, arguments.tmpfs_size)
+        listener = listen(arguments.socket, arguments.group, resources)
         pools = Pools(arguments.pools.resolve(), keep=True)
         resources.callback(pools.close)
-        listener = listen(arguments.socket, arguments.group, resources)
         store = resources.enter_context(closing(SettingsStore(arguments.state)))
         administration = Administration(pools, store, config, total_memory())
         administration.problems.note("configuration", problem)
@@ -505,6 +531,7 @@ def _start(arguments: argparse.Namespace) -> None:
         daemon = Daemon(
             administration, governor, Access(frozenset(arguments.allow_user)),
             timeout=arguments.timeout, config=arguments.config, metrics=arguments.metrics,
+            prepare=lambda: prepare_directory(arguments.pools, arguments.tmpfs_size),
         )  # fmt: skip
         asyncio.run(_run(daemon, listener))
 

@@ -127,7 +127,7 @@ def open_parts(config: DeviceConfig, root: Path, undo: ExitStack) -> tuple[Openi
 
 def _claim(fd: int, path: Path) -> None:
     """Become the one process that serves the pool."""
-    if not poolfile.lock(fd, control=False):
+    if not poolfile.lock(fd):
         raise PoolError(f"{path}: the pool is in use by another process")
     status = os.fstat(fd)
     if not status.st_nlink:

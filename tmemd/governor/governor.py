@@ -48,7 +48,7 @@ class Governor:
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Govern what *pools* controls; *settings* says what was set for a pool. Raises PoolError, ValueError.
+        """Govern what *pools* keeps; *settings* says what was set for a pool. Raises PoolError, ValueError.
 
         *root* stands in for / where the host is looked at.
         """
@@ -88,7 +88,7 @@ class Governor:
         now = self._clock()
         seconds, self._ticked = max(now - self._ticked, 1e-3), now
         before, self._memory = self._memory, read_memory(self._root)
-        self._seen = self._observer.look(self._pools.controlled())
+        self._seen = self._observer.look(self._pools.kept())
         number, tightest = min(enumerate(self._memory), key=lambda found: self._spare(found[1]))
         known = len(before) == len(self._memory)  # whose it was that waited
         moment = Moment(

@@ -116,7 +116,7 @@ def check_pool(path: Path, progress: Progress = lambda *_: None) -> Report:
     report = Report(str(path))
     fd = pool.open_pool_file(path, writable=False)
     try:
-        report.served = poolfile.is_locked(fd, control=False)
+        report.served = poolfile.is_locked(fd)
         identity = _check_header(fd, path, report)
         if identity:
             _Checker(fd, identity, report, progress).run()

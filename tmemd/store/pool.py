@@ -6,6 +6,7 @@ them, so nothing in them is believed and nothing done to them can block: opens w
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import stat
@@ -56,6 +57,23 @@ def open_pool_file(path: Path, *, writable: bool = True) -> int:
     return fd
 
 
+def _control(directory: Path) -> int:
+    """Control the directory until the descriptor returned is closed. Raises PoolError when another process does."""
+    fd = None
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if fd is not None:
+            os.close(fd)
+        if isinstance(error, BlockingIOError):
+            reason = f"another process, probably tmemd, controls the pools in {directory}: go through its socket"
+        else:
+            reason = f"{directory}: {error.strerror}"
+        raise PoolError(reason) from None
+    return fd
+
+
 class Pool:
     """One open pool file."""
 
@@ -64,22 +82,10 @@ class Pool:
         self.path = path
         self.name = path.stem
         self.fd = open_pool_file(path)
-        self._controlled = False
 
     def close(self) -> None:
-        """Close it; the control lock goes with it."""
+        """Close it."""
         os.close(self.fd)
-
-    def take_control(self) -> None:
-        """Take the control lock, if it is not held yet. Raises PoolError when another process has it."""
-        self._controlled = self._controlled or poolfile.lock(self.fd, control=True)
-        if not self._controlled:
-            raise PoolError(f"another process, probably tmemd, controls pool {self.name}: go through its socket")
-
-    @property
-    def is_controlled(self) -> bool:
-        """Whether we hold the control lock."""
-        return self._controlled
 
     def is_replaced(self) -> bool:
         """Whether the path leads to another file now, or to none."""
@@ -95,7 +101,7 @@ class Pool:
 
     def is_served(self) -> bool:
         """Whether a plugin serves it."""
-        return poolfile.is_locked(self.fd, control=False)
+        return poolfile.is_locked(self.fd)
 
     def identity(self) -> Identity | None:
         """What device it belongs to; None while it is unfinished. Raises PoolError."""
@@ -237,7 +243,7 @@ class Pool:
         """
         # The owner's lock, on an open file of its own, keeps plugins from attaching to what is about to go.
         with closing(Pool(self.path)) as owner:
-            if not poolfile.lock(owner.fd, control=False):
+            if not poolfile.lock(owner.fd):
                 raise PoolError(f"pool {self.name} is served: stop its plugin first")
             loss = self._loss()
             if loss and not lose_pages:
@@ -260,30 +266,56 @@ def _both(size: int) -> str:
 class Pools:
     """The pools of one directory.
 
-    With *keep*, as in tmemd, the control lock of every pool found is held from then on; without, only for each change.
+    Who changes pools controls all of the directory, by a lock on itself: pools' files belong to others, who could lock
+    them. With *keep*, as in tmemd, it is held all the time, and every pool found is kept open; without, only for each
+    change. While the directory is not the one it was, for its tmpfs was unmounted say, the pools are those kept open.
     """
 
     def __init__(self, directory: Path, *, keep: bool = False) -> None:
+        """Raises PoolError where *keep* is wanted and another process controls the directory."""
         self.directory = directory
-        self._keep = keep
+        self._home = _control(directory) if keep else None  # its descriptor
         self._kept: dict[str, Pool] = {}
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FILES_SPARED
 
     def close(self) -> None:
-        """Let go of every pool."""
+        """Let go of every pool, and of the directory."""
         while self._kept:
             self._kept.popitem()[1].close()
+        if self._home is not None:
+            os.close(self._home)
+
+    def move_in(self) -> None:
+        """Take what is in the directory's place now for the directory. Raises PoolError where another controls it."""
+        if self._home is not None and self._is_away():
+            before, self._home = self._home, _control(self.directory)
+            os.close(before)
+
+    def check_home(self) -> None:
+        """Raise PoolError while what is in the directory's place is not the directory that the pools are in."""
+        if self._is_away():
+            raise PoolError(f"{self.directory} is not the directory that tmemd keeps pools in: its tmpfs was unmounted")
+
+    def _is_away(self) -> bool:
+        if self._home is None:
+            return False
+        try:
+            return not os.path.samestat(os.fstat(self._home), self.directory.stat())
+        except OSError:
+            return True
 
     def capacity(self) -> int:
         """How many bytes all pools together can take where they are, whatever the host can spare. Raises PoolError."""
         try:
-            status = os.statvfs(self.directory)
+            status = os.statvfs(self.directory if self._home is None else self._home)
         except OSError as error:
             raise PoolError(f"{self.directory}: {error.strerror}") from None
         return status.f_blocks * status.f_frsize or sys.maxsize  # a tmpfs of size=0 has no bound
 
     def names(self) -> list[str]:
         """The pools there are now. Raises PoolError when the directory cannot be read."""
+        if self._is_away():
+            return sorted(self._kept)
         try:
             entries = sorted(entry.name for entry in self.directory.iterdir())
         except OSError as error:
@@ -293,45 +325,40 @@ class Pools:
 
     @contextmanager
     def pool(self, name: str, *, control: bool = False) -> Iterator[Pool]:
-        """The pool of that name, under the control lock if *control*. Raises PoolError."""
+        """The pool of that name; *control*: to be changed. Raises PoolError."""
         path = pool_path(self.directory, name)
-        if self._keep:
-            pool = self._adopt(path)
-            if control:
-                pool.take_control()
-            yield pool
+        if self._home is not None:
+            yield self._adopt(path)
             return
-        with closing(Pool(path)) as pool:
+        with ExitStack() as held:
             if control:
-                pool.take_control()
-            yield pool
+                held.callback(os.close, _control(self.directory))
+            yield held.enter_context(closing(Pool(path)))
 
     def _adopt(self, path: Path) -> Pool:
         self._forget_if_gone(path.stem)
         pool = self._kept.get(path.stem)
         if pool is None:
+            self.check_home()
             if len(self._kept) >= self._most:
                 raise PoolError(f"tmemd cannot look after pool {path.stem}: it may open no more files (LimitNOFILE)")
             pool = self._kept[path.stem] = Pool(path)
-        # Whoever holds it is asked again each time: a tmemctl lets go soon, and what can be read is read without.
-        with suppress(PoolError):
-            pool.take_control()
         return pool
 
     def _forget_if_gone(self, name: str) -> None:
         """Close the file if it is no pool any more: until then a removed one keeps its memory."""
         pool = self._kept.get(name)
-        if pool and pool.is_replaced():
+        if pool and pool.is_replaced() and not self._is_away():
             self._kept.pop(name).close()
 
-    def controlled(self) -> list[Pool]:
-        """Those whose control lock is held, as they were when they were last looked for; open until then."""
-        return [pool for pool in self._kept.values() if pool.is_controlled]
+    def kept(self) -> list[Pool]:
+        """Those there were when they were last looked for; open until then."""
+        return list(self._kept.values())
 
     def adopt_all(self, visit: Callable[[Pool], object] = lambda _: None) -> set[str]:
-        """Take control of all pools there are now, *visit* each, and let go of those that are gone.
+        """Open all pools there are now, *visit* each to change it, and let go of those that are gone.
 
-        Returns the names of those that somebody else controls or that cannot be used. Raises PoolError.
+        Returns the names of those that cannot be used. Raises PoolError.
         """
         for name in list(self._kept):
             self._forget_if_gone(name)
@@ -375,6 +402,7 @@ class Pools:
 
     def create(self, name: str, uid: int, gid: int) -> None:
         """Make sure the pool exists and belongs to *uid*. Raises PoolError when it is somebody else's."""
+        self.check_home()
         path = pool_path(self.directory, name)
         with suppress(FileExistsError):
             _create_owned(path, uid, gid)

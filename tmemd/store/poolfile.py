@@ -1,8 +1,8 @@
 """The pool file as other processes see it: identity, counters, control words.
 
 A pool file has one page each for its identity (written once, by the process that creates the pool), its counters
-(written by the plugin that serves the device) and its control words (written by whoever holds the control lock: tmemd,
-or tmemctl where no tmemd runs). docs/pool-format.md has the whole layout. Everything here goes through pread and
+(written by the plugin that serves the device) and its control words (written by who controls the pool's directory:
+tmemd, or tmemctl where no tmemd runs). docs/pool-format.md has the whole layout. Everything here goes through pread and
 pwrite: a process that does not serve the device never maps the file, for a truncated mapping is SIGBUS.
 """
 
@@ -42,9 +42,8 @@ _CRC: Final = struct.Struct("<I")
 _WORD: Final = struct.Struct("<Q")
 _CHECKED: Final = struct.Struct("<QQ")
 _ALL_ONES: Final = (1 << 64) - 1
-# Lock bytes lie beyond any pool file's end, so that no lock ever meets data.
+# It lies beyond any pool file's end, so that no lock ever meets data.
 _OWNER_LOCK: Final = 1 << 62
-_CONTROL_LOCK: Final = (1 << 62) + 1
 
 
 class PoolError(Exception):
@@ -217,17 +216,17 @@ _CONTROL_WORDS: Final = struct.Struct("<6Q")  # up to and with demotion writes
 _SNAPSHOT_BYTES: Final = _AGES_OFFSET + _AGE_WORDS.size - COUNTERS_OFFSET
 
 
-def lock(fd: int, *, control: bool) -> bool:
-    """Take the owner lock (to serve the pool) or the control lock (to write its control page), without waiting.
+def lock(fd: int) -> bool:
+    """Take the owner lock, to serve the pool, without waiting; False when another process holds it.
 
-    It goes when the last descriptor of this open is closed. Returns False when another process holds it.
+    It goes when the last descriptor of this open is closed.
     """
-    return locks.try_lock(fd, _CONTROL_LOCK if control else _OWNER_LOCK, 1)
+    return locks.try_lock(fd, _OWNER_LOCK, 1)
 
 
-def is_locked(fd: int, *, control: bool) -> bool:
-    """Whether somebody else serves the pool (or holds its control lock)."""
-    return locks.is_locked(fd, _CONTROL_LOCK if control else _OWNER_LOCK, 1)
+def is_locked(fd: int) -> bool:
+    """Whether somebody else serves the pool."""
+    return locks.is_locked(fd, _OWNER_LOCK, 1)
 
 
 def read_identity(fd: int, where: str | Path) -> Identity | None:
@@ -328,7 +327,7 @@ def read_target(fd: int) -> int | None:
 
 
 def write_target(fd: int, target: int) -> None:
-    """Set the target, in bytes. The caller holds the control lock."""
+    """Set the target, in bytes. The caller controls the directory."""
     _write_checked(fd, _TARGET, target)
 
 
@@ -338,7 +337,7 @@ def read_frozen(fd: int) -> bool:
 
 
 def write_frozen(fd: int, frozen: bool) -> None:
-    """Freeze or thaw the pool; it takes effect with the next put. The caller holds the control lock."""
+    """Freeze or thaw the pool; it takes effect with the next put. The caller controls the directory."""
     _write_checked(fd, _FROZEN, int(frozen))
 
 
@@ -348,7 +347,7 @@ def read_demotion_writes(fd: int) -> int | None:
 
 
 def write_demotion_writes(fd: int, pages: int | None) -> None:
-    """Bound Counters.demotion_writes; None: no bound. The caller holds the control lock."""
+    """Bound Counters.demotion_writes; None: no bound. The caller controls the directory."""
     if pages is None:
         os.pwrite(fd, bytes(_CHECKED.size), _DEMOTION_WRITES)
     else:
@@ -361,7 +360,7 @@ def read_compression(fd: int) -> bool:
 
 
 def write_compression(fd: int, compression: bool) -> None:
-    """Compress pages that are put from now on, or store them as they are. The caller holds the control lock."""
+    """Compress pages that are put from now on, or store them as they are. The caller controls the directory."""
     _write_checked(fd, _COMPRESSION, int(compression))
 
 

@@ -107,7 +107,7 @@ def read_counters_and_control(fd: int) -> bytes:
 def ask(fd: int, request: Request, argument: int = 0, choice: Choice = ANY_PAGE) -> int:
     """Ask the serving plugin for something; returns the number that its answer will have.
 
-    *argument* is a number of bytes for DEMOTE, *choice* which pages. The caller holds the control lock. Raises
+    *argument* is a number of bytes for DEMOTE, *choice* which pages. The caller controls the directory. Raises
     PoolError when SLOTS requests are still to be done.
     """
     answered = max(_answers.read(fd), default=0)
