@@ -32,6 +32,7 @@ Work: TypeAlias = Literal["drain", "demote", "settle"]
 
 # 64 MiB put without a single trim: a guest that trims does so as soon as a process that was swapped out ends.
 _PUTS_WITHOUT_TRIM: Final = 16384
+_TAKEN_UNSAID: Final = 32 << 20  # bytes: what is allocated ahead, and counted a moment later
 
 
 class ProtocolError(PoolError):
@@ -144,13 +145,21 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     target_bytes: int  # what holds now: never above the device's limit
     frozen: bool
     served: bool
-    error: str | None  # why the pool cannot be used; all numbers are 0 then
+    error: str | None  # why the pool cannot be used; all numbers are 0 then, but for what it takes
     counters: Counters
+    taken_bytes: int = 0  # of RAM, by its file, as the kernel counts it
+    unfinished: bool = False  # no plugin has made it a pool yet; numbers as with an error
     settings: PoolSettings = PoolSettings()
     freeable_bytes: int = 0  # what demotion could give back
     latencies: Latencies | None = None  # only where asked for
     ages: Ages | None = None
     answer: int | None = None  # errno of the request asked about, 0 for success; None: it is still to be done
+
+    @property
+    def overtakes(self) -> bool:
+        """Whether its file takes much more RAM than the plugin that serves it says: its owner fills it by himself."""
+        used = self.counters.used_bytes
+        return self.error is None and self.taken_bytes > used + max(used // 8, _TAKEN_UNSAID)
 
     @property
     def never_trims(self) -> bool:

@@ -73,11 +73,21 @@ def test_256_pools_are_looked_after(pools: Path, serve: Serve, disk: Path) -> No
 def test_pools_that_are_too_many_for_its_files_leave_tmemd_reachable(base_with_pools: Path) -> None:
     with fakes.tmemd(base_with_pools, wrapper=("prlimit", "--nofile=200:200")) as running:
         statuses = running.client.pools()
-        assert 50 < len(statuses) < len(IDLE)
-        for status in statuses[:30]:
-            (running.directory / f"{status.name}.pool").unlink()
-        running.client.set_frozen(statuses[40].name, True)
-        wait_until(lambda: len(running.client.pools()) == len(statuses), "others to be taken up instead")
+        assert len(statuses) == len(IDLE)
+        assert {(status.error or "LimitNOFILE").rpartition("(")[2] for status in statuses} == {
+            "LimitNOFILE",
+            "LimitNOFILE)",
+        }
+        usable = [status.name for status in statuses if status.error is None]
+        assert 50 < len(usable) < len(IDLE)
+        for name in usable[:30]:
+            (running.directory / f"{name}.pool").unlink()
+        running.client.set_frozen(usable[40], True)
+
+        def now_usable() -> int:
+            return sum(status.error is None for status in running.client.pools())
+
+        wait_until(lambda: now_usable() == len(usable), "others to be taken up instead")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 
 from tests.harness import wait_until
 from tests.unit import fakes
+from tests.unit.test_tmpfs import mountable
 from tmemd import protocol
 from tmemd.client import attach_pool
 from tmemd.daemon.sdnotify import notify
@@ -65,6 +66,37 @@ def test_attach_gives_an_own_open_file_of_a_new_pool(tmemd: fakes.Tmemd) -> None
     assert not tmemd.client.pool("web").served
 
 
+def test_who_attaches_and_only_fills_his_pool_is_seen_and_cut_back(tmemd: fakes.Tmemd) -> None:
+    fd, _ = attach_pool(tmemd.socket, tmemd.attach("greedy"))
+    try:
+        os.posix_fallocate(fd, 0, 64 * MIB)
+        command = [sys.executable, "-m", "tmemd.cli", "list", f"--socket={tmemd.socket}"]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert [line.split()[-1] for line in listed.splitlines() if line.startswith("greedy ")] == ["unfinished"]
+        wait_until(lambda: os.fstat(fd).st_blocks * 512 < MIB, "its memory to be given back")
+    finally:
+        os.close(fd)
+
+
+def test_in_a_full_tmpfs_a_device_is_refused_without_a_traceback(tmp_path: Path) -> None:
+    with mountable(tmp_path / "pools") as path, fakes.tmemd(tmp_path, "--tmpfs-size=1M") as running:
+        with fakes.pool(path, "web", size=MIB) as fd:
+            os.posix_fallocate(fd, 0, MIB - 64 * 1024)
+            subprocess.run(
+                ["fallocate", "--punch-hole", "--offset=8192", "--length=4096", path / "web.pool"], check=True
+            )
+            with open(path / "full", "wb", buffering=0) as file, suppress(OSError):
+                while file.write(bytes(4096)):
+                    pass
+            for name in ("new", "web"):
+                with pytest.raises(PoolError, match="No space left on device"):
+                    attach_pool(running.socket, running.attach(name, size=MIB))
+            assert [entry.name for entry in path.iterdir() if entry.name != "full"] == ["web.pool"]
+        running.stop()
+        assert running.process.stderr
+        assert "Traceback" not in running.process.stderr.read()
+
+
 def test_a_limit_or_a_cap_or_the_size_is_the_first_target(base: Path) -> None:
     config = base / "config"
     config.write_text('[pools.b]\ncap = "7M"\n[pools.c]\ncap = "1G"\n')
@@ -101,6 +133,16 @@ def test_signals_end_it_cleanly(base: Path, number: signal.Signals) -> None:
         idle.connect(str(running.socket))
         assert running.stop(number) == 0
         assert not running.socket.exists()
+
+
+@pytest.mark.parametrize("loaded", ["argparse", "asyncio", "msgspec", "psutil", "prometheus_client"])
+def test_ctrl_c_while_it_loads_is_no_traceback(tmp_path: Path, loaded: str) -> None:
+    (tmp_path / f"{loaded}.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "tmemd.daemon", "--check-config"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 def test_a_restarted_tmemd_adopts_its_pools(base: Path) -> None:
@@ -271,12 +313,29 @@ def test_other_users_see_and_attach_only_their_own(base: Path) -> None:
         assert "user 65534 has 1 pools, and may not have more" in str(seen["attach second"])
         assert seen["attach"] == 65534
         assert "another user" in str(seen["attach other"])
-        assert seen["list"] == []  # theirs is hidden, and our own is unfinished
+        assert seen["list"] == ["mine"]  # which is unfinished; theirs is hidden
         assert "another user" in str(seen["show other"])
         for change in ("freeze own", "freeze other", "destroy other"):
             assert "only root" in str(seen[change])
         with fakes.pool(running.directory, "mine"):
             assert as_nobody(running)["list"] == ["mine"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_who_takes_more_than_a_share_where_nobody_serves_it_gets_no_new_pool(base: Path) -> None:
+    options = ("--allow-user=nobody", "--group=65534")
+    config = "[budget]\nminimum = '64M'\nmaximum = '64M'\n"
+    with (
+        fakes.tmemd(base, *options, config=config) as running,
+        fakes.pool(running.directory, "theirs"),
+        fakes.pool(running.directory, "mine", size=MIB) as fd,
+    ):
+        os.fchown(fd, 65534, -1)
+        os.posix_fallocate(fd, 0, 40 * MIB)
+        wait_until(lambda: running.client.host().used_bytes > 40 * MIB, "it to be counted")
+        seen = as_nobody(running)
+        assert seen["attach"] == 65534, "it may be served"
+        assert "nobody serves and that take 40.0M of RAM, more than a share of 32.0M" in str(seen["attach second"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")

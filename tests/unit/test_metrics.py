@@ -104,7 +104,8 @@ def test_what_nobody_knows_is_absent() -> None:
 def test_a_damaged_pool_resets_no_counter() -> None:
     found = samples(exposition(Snapshot([status("web", error="bad", puts=0)])))
     assert [(name, number) for (name, labels), number in found.items() if labels] == [
-        ("tmemd_build_info", 1.0), ("tmemd_pool_damaged", 1.0),
+        ("tmemd_build_info", 1.0), ("tmemd_pool_damaged", 1.0), ("tmemd_pool_unfinished", 0.0),
+        ("tmemd_pool_taken_bytes", 0.0),
     ]  # fmt: skip
 
 
@@ -160,7 +161,7 @@ def test_a_scrape_tells_of_all_pools(base: Path) -> None:
         fakes.pool(running.directory, "db"),
     ):
         (running.directory / "bad.pool").write_bytes(b"x" * 9999)
-        (running.directory / "new.pool").touch()
+        (running.directory / "new.pool").write_bytes(bytes(8 * 4096))
         fakes.write_latencies(fd, get=fakes.histogram(9, sum_ns=5))
         code, text, kind = get(port)
         found = samples(text)
@@ -169,7 +170,10 @@ def test_a_scrape_tells_of_all_pools(base: Path) -> None:
     assert value(found, "tmemd_pool_operation_seconds_count", pool="web", op="get") == 1
     assert value(found, "tmemd_pool_damaged", pool="bad") == 1
     assert value(found, "tmemd_pool_weight", pool="db") == 100
-    assert value(found, "tmemd_pools") == 3
+    assert value(found, "tmemd_pools") == 4
+    assert [value(found, "tmemd_pool_unfinished", pool=name) for name in ("web", "bad", "new")] == [0, 0, 1]
+    assert value(found, "tmemd_pool_taken_bytes", pool="new") == 8 * 4096
+    assert value(found, "tmemd_pool_used_bytes", pool="new") is None, "it counts nothing yet"
     assert (value(found, "tmemd_host_memory_total_bytes") or 0) > 0
     ticks = value(found, "tmemd_governor_tick_seconds_count")
     assert ticks

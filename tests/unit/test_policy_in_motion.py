@@ -57,7 +57,7 @@ class Guest:
         puts, refused, reads = self.told = int(counts.puts), int(counts.spills), int(counts.file_reads)
         everywhere = [int(sum(row[age] for row in self.store.pages) * PAGE) for age in range(GENERATIONS)]
         return Demand(
-            name=self.name, weight=self.weight, minimum=self.minimum, cap=self.cap, used=self.used,
+            name=self.name, has_file=True, weight=self.weight, minimum=self.minimum, cap=self.cap, used=self.used,
             target=self.target, overhead=0, page_bytes=PAGE, heat=tuple(everywhere),
             put=puts, use=self.use,
             puts=puts - last[0], refused=refused - last[1], file_reads=reads - last[2],

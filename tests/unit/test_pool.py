@@ -5,6 +5,7 @@ import fcntl
 import os
 import signal
 import struct
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -75,11 +76,17 @@ def test_changes_need_control_of_the_directory_and_reading_does_not(directory: P
         assert [status.name for status in client.pools()] == ["web"]
 
 
-def test_unfinished_pools_are_not_listed_and_cannot_be_changed(directory: Path) -> None:
+def test_unfinished_pools_are_listed_as_such_and_cannot_be_changed(directory: Path) -> None:
     (directory / "new.pool").write_bytes(bytes(8192))
     client = Client.of_directory(directory)
-    assert client.pools() == []
-    for change in (client.pool, lambda name: client.set_target(name, MIB), lambda name: client.set_frozen(name, True)):
+    (status,) = client.pools()
+    assert (status.unfinished, status.error, status.taken_bytes, status.counters.used_bytes) == (True, None, 8192, 8192)
+    assert client.pool("new") == status
+    changes: list[Callable[[str], object]] = [
+        lambda name: client.set_target(name, MIB),
+        lambda name: client.set_frozen(name, True),
+    ]
+    for change in changes:
         with pytest.raises(PoolError, match="unfinished"):
             change("new")
     client.destroy("new")
@@ -291,8 +298,10 @@ def test_an_owner_cannot_make_us_wait_with_a_lease(directory: Path) -> None:
         with (directory / "leased.pool").open("r+b") as file:
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             client = Client.of_directory(directory)
-            assert [status.name for status in client.pools()] == ["web"]
-            with pytest.raises(PoolError, match="temporarily unavailable"):
+            assert [(status.name, status.error is None) for status in client.pools()] == [
+                ("leased", False), ("web", True),
+            ]  # fmt: skip
+            with pytest.raises(PoolError, match="its owner holds a lease on it"):
                 client.pool("leased")  # who waits gets it, when the kernel breaks the lease after 45 seconds
     finally:
         signal.signal(signal.SIGIO, ignored)

@@ -45,7 +45,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
     get_seconds: Latency
     spill_seconds: Latency
     file_read_seconds: Latency
-    state: str  # 'served', 'idle' (by nobody), or 'damaged'
+    state: str  # 'served', 'idle' (by nobody), 'unfinished', or 'damaged'
     warnings: list[str]  # in a few words each, the gravest first
 
 
@@ -81,7 +81,7 @@ def activity(before: PoolStatus | None, now: PoolStatus, seconds: float) -> Acti
         get_seconds=interval.latency("get"),
         spill_seconds=interval.latency("spill"),
         file_read_seconds=interval.latency("file_read"),
-        state="damaged" if now.error else "served" if now.served else "idle",
+        state="damaged" if now.error else "unfinished" if now.unfinished else "served" if now.served else "idle",
         warnings=warnings(now),
     )
 
@@ -90,8 +90,12 @@ def warnings(status: PoolStatus) -> list[str]:
     """What somebody should know or do something about, in a few words each, the gravest first."""
     if status.error:
         return ["damaged"]
+    if status.unfinished:
+        return ["unfinished"]
     counters = status.counters
     found = [words for field, words in _GRAVE.items() if getattr(counters, field)]
+    if status.overtakes:
+        found.append("takes more")
     if status.never_trims:
         found.append("never trims")
     if status.frozen:

@@ -99,6 +99,8 @@ def state(status: PoolStatus) -> str:
     """A pool's state in a word or two."""
     if status.error:
         return "damaged"
+    if status.unfinished:
+        return "unfinished"
     return ("served" if status.served else "idle") + (", frozen" if status.frozen else "")
 
 
@@ -111,6 +113,11 @@ def warn_of(status: PoolStatus) -> None:
     """Lines on standard error about what somebody should do something about."""
     if status.error:
         warn(printable(status.error))
+    if status.overtakes:
+        warn(
+            f"{status.name}: its file takes {format_size(status.taken_bytes)} of RAM, and its plugin knows of"
+            f" {format_size(status.counters.used_bytes)}: user {status.uid}, whose it is, has filled it past its plugin"
+        )
     if status.counters.pages_lost:
         warn(
             f"{status.name}: {status.counters.pages_lost} pages were lost with the host, and read as I/O errors until"

@@ -85,7 +85,7 @@ def _times(interval: float, duration: float | None, stop: threading.Event) -> It
 def _moment(client: Client, at: float, *, alone: bool) -> Moment | None:
     """A sample of all pools; None while tmemd is away."""
     try:
-        pools = [status for status in client.pools(long=True) if not status.error]
+        pools = [status for status in client.pools(long=True) if not status.error and not status.unfinished]
         budget = sum(status.target_bytes for status in pools) if alone else client.host().budget_bytes
     except UnreachableError:
         return None

@@ -289,6 +289,6 @@ def _state(pool: Activity) -> Text:
     text = Text(", ".join(pool.warnings) or pool.state, "" if pool.warnings else _QUIET)
     text.highlight_words(["frozen"], "cyan")
     text.highlight_words(["idle"], _QUIET)
-    text.highlight_words(["never trims"], _NOTABLE)
+    text.highlight_words(["never trims", "takes more", "unfinished"], _NOTABLE)
     text.highlight_words(["damaged", "lost pages", "bad checksums", "I/O errors"], _GRAVE)
     return text

@@ -144,15 +144,16 @@ class Administration:
         gid: int,
         *,
         bounded: bool,
-        allow: Callable[[str, int], int] = lambda _, wanted: wanted,
+        allow: Callable[[protocol.Attach, int], int] = lambda _, wanted: wanted,
+        admit: Callable[[int], None] = lambda _: None,
     ) -> Iterator[Pool]:
         """The pool that a plugin of this user wants, made if need be, with its settings and a first target.
 
-        *bounded*: the user may not have more than `pools_per_user`. *allow* says how many of so many bytes a pool may
-        take. Raises PoolError.
+        *bounded*: the user may not have more than `pools_per_user`, nor another pool that *admit* refuses him. *allow*
+        says how many of so many bytes a pool may take. Raises PoolError.
         """
         if bounded:
-            self._check_quota(request.name, uid)
+            self._check_quota(request.name, uid, admit)
         self.pools.create(request.name, uid, gid)
         self._merged.pop(request.name, None)  # of a pool that was another user's, perhaps
         with self.pools.pool(request.name, control=True) as found:
@@ -163,17 +164,18 @@ class Administration:
                     f" serve it with size={identity.size}, or destroy it"
                 )
             wanted = self._first_target(found, request)
-            # Pages that a pool without a file refuses are I/O errors.
-            free = self.settings(found.name).target is None and request.has_file
-            poolfile.write_target(found.fd, allow(found.name, wanted) if free else wanted)
+            free = self.settings(found.name).target is None
+            poolfile.write_target(found.fd, allow(request, wanted) if free else wanted)
             self._apply(found)
             yield found
 
-    def _check_quota(self, name: str, uid: int) -> None:
+    def _check_quota(self, name: str, uid: int, admit: Callable[[int], None]) -> None:
         owners = self.pools.owners()
         mine = sum(owner == uid for owner in owners.values())
         if name not in owners and mine >= self.config.pools_per_user:
             raise PoolError(f"user {uid} has {mine} pools, and may not have more (pools_per_user)")
+        if name not in owners:
+            admit(uid)
 
     def _first_target(self, found: Pool, request: protocol.Attach) -> int:
         """A target once found stays; one that stood at the device's limit follows that limit."""
@@ -213,9 +215,8 @@ class Administration:
                 await self._destroy(name, lose_pages=lose_pages)
 
     def status(self, name: str) -> PoolStatus | None:
-        """All that is known of one pool, latencies and ages too; None while it is unfinished. Raises PoolError."""
-        with self.pools.pool(name) as found:
-            status = found.status(long=True)
+        """All that is known of one pool, latencies and ages too; None where there is none."""
+        status = self.pools.status(name, long=True)
         return status and self._with_settings(status)
 
     def _with_settings(self, status: PoolStatus) -> PoolStatus:

@@ -309,10 +309,12 @@ class Daemon:
             return protocol.encode(await self._perform(request, peer.uid))
         except PoolError as error:
             return protocol.encode(protocol.Failed(str(error)))
-        except Exception as error:
+        except OSError as error:  # a full tmpfs, above all
+            _log.warning("process %d, user %d: %s: %s", peer.pid, peer.uid, ascii(line), error.strerror)
+            return protocol.encode(protocol.Failed(f"tmemd could not do it: {error.strerror}"))
+        except Exception:
             _log.exception("process %d, user %d: %s", peer.pid, peer.uid, ascii(line))
-            reason = error.strerror if isinstance(error, OSError) else "its log tells more"
-            return protocol.encode(protocol.Failed(f"tmemd met an error: {reason}"))
+            return protocol.encode(protocol.Failed("tmemd met an error: its log tells more"))
 
     async def _perform(self, request: protocol.Request, uid: int) -> protocol.Answer:
         if isinstance(request, protocol.Host):
@@ -333,8 +335,10 @@ class Daemon:
 
     def _attach(self, sock: socket.socket, peer: Peer, request: protocol.Attach) -> None:
         bounded = not self._access.is_admin(peer.uid)
-        allow = self._governor.first_target
-        with self._administration.attach(request, peer.uid, peer.gid, bounded=bounded, allow=allow) as found:
+        governor = self._governor
+        with self._administration.attach(
+            request, peer.uid, peer.gid, bounded=bounded, allow=governor.first_target, admit=governor.admit
+        ) as found:
             # The plugin gets an open file description of its own: locks belong to it, and ours must end with us.
             fd = open_pool_file(found.path)
             try:

@@ -55,6 +55,12 @@ class Snapshot:
 # bucket is a time series for each pool and operation.
 _EVERY_OTHER: Final = range(2, len(LATENCY_BOUNDS_NS), 2)
 
+_EVERY_POOL_GAUGES: Final[Mapping[str, tuple[str, Callable[[PoolStatus], float]]]] = {
+    "damaged": ("Whether the pool cannot be used.", lambda pool: pool.error is not None),
+    "unfinished": ("Whether no plugin has made it a pool yet.", lambda pool: pool.unfinished),
+    "taken_bytes": ("RAM that the pool's file takes, as the kernel counts it.", lambda pool: pool.taken_bytes),
+}
+
 _POOL_GAUGES: Final[Mapping[str, tuple[str, Callable[[PoolStatus], float | None]]]] = {
     "size_bytes": ("Size of the device.", lambda pool: pool.size),
     "target_bytes": ("RAM that the pool may take now.", lambda pool: pool.target_bytes),
@@ -171,16 +177,17 @@ def _gauge(name: str, text: str, value: float) -> Metric:
 
 
 def _of_pools(pools: Sequence[PoolStatus]) -> Iterator[Metric]:
-    damaged = GaugeMetricFamily("tmemd_pool_damaged", "Whether the pool cannot be used.", labels=["pool"])
-    for pool in pools:
-        damaged.add_metric([pool.name], pool.error is not None)
-    yield damaged
+    for name, (text, value) in _EVERY_POOL_GAUGES.items():
+        gauge = GaugeMetricFamily(f"tmemd_pool_{name}", text, labels=["pool"])
+        for pool in pools:
+            gauge.add_metric([pool.name], value(pool))
+        yield gauge
     # Nothing else of a damaged one: a counter that falls to 0 and comes back looks like a burst of events.
-    sound = [pool for pool in pools if pool.error is None]
-    for name, (text, value) in _POOL_GAUGES.items():
+    sound = [pool for pool in pools if pool.error is None and not pool.unfinished]
+    for name, (text, known) in _POOL_GAUGES.items():
         gauge = GaugeMetricFamily(f"tmemd_pool_{name}", text, labels=["pool"])
         for pool in sound:
-            number = value(pool)
+            number = known(pool)
             if number is not None:
                 gauge.add_metric([pool.name], number)
         yield gauge

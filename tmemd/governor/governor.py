@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
@@ -21,10 +22,12 @@ from tmemd.governor.host import Memory, read_memory
 from tmemd.governor.observe import Observer, Seen
 from tmemd.governor.writes import WriteAllowance, Writer, granted
 from tmemd.policy import Demand, Policy, demand
-from tmemd.protocol import HostStatus
+from tmemd.protocol import Attach, HostStatus
 from tmemd.settings import PoolSettings
+from tmemd.sizes import format_size
 from tmemd.store import poolfile
-from tmemd.store.pool import Pools
+from tmemd.store.pool import Pools, Stray
+from tmemd.store.poolfile import PoolError
 from tmemd.store.sample import PoolSample
 
 _log: Final = logging.getLogger("tmemd")
@@ -32,6 +35,10 @@ _log: Final = logging.getLogger("tmemd")
 TICK: Final = 0.5  # seconds
 # A frozen pool keeps what it takes, and this much more so that nothing has to be demoted to keep within the target.
 _FROZEN_ROOM: Final = 4 << 20
+
+# Of its share, a pool without a file may grow by this until the next tick, at twice the 60,000 incompressible pages a
+# second that one client writes at its fastest: nobody else takes the pages that it refuses.
+_ROOM_WITHOUT_FILE: Final = 256 << 20
 
 _T = TypeVar("_T")
 
@@ -60,6 +67,7 @@ class Governor:
         self._memory = read_memory(root)
         self._ticked = clock()
         self._seen: Mapping[str, Seen] = {}
+        self._strays: Sequence[Stray] = ()
         self._told: Mapping[str, Demand] = {}  # what the policy was, of each pool
         self._budget: Budget | None = None
         self._writes: WriteAllowance | None = None
@@ -89,12 +97,13 @@ class Governor:
         seconds, self._ticked = max(now - self._ticked, 1e-3), now
         before, self._memory = self._memory, read_memory(self._root)
         self._seen = self._observer.look(self._pools.kept())
+        self._strays = self._pools.strays()
         number, tightest = min(enumerate(self._memory), key=lambda found: self._spare(found[1]))
         known = len(before) == len(self._memory)  # whose it was that waited
         moment = Moment(
             total=tightest.total,
             spare=self._spare(tightest),
-            used=sum(seen.taken for seen in self._seen.values()),
+            used=sum(seen.taken for seen in self._seen.values()) + sum(stray.taken for stray in self._strays),
             pressure=(known and _stalled(before[number], tightest, seconds)[0]) or 0.0,
         )
         budget = self._step(moment)
@@ -106,7 +115,7 @@ class Governor:
         self._status = HostStatus(
             policy=self._config.policy,
             budget_bytes=budget,
-            targets_bytes=sum(_held(seen) for seen in self._seen.values()),
+            targets_bytes=sum(map(_held, self._seen.values())) + sum(stray.taken for stray in self._strays),
             used_bytes=moment.used,
             total_bytes=tightest.total,
             available_bytes=tightest.available,
@@ -117,19 +126,42 @@ class Governor:
         )
         return self._status
 
-    def first_target(self, name: str, wanted: int) -> int:
+    def first_target(self, request: Attach, wanted: int) -> int:
         """What a device that attaches may take until the next tick: at most *wanted* bytes. Raises PoolError, OSError.
 
         Never less than its minimum, nor than what its pool takes already: nothing is demoted because a plugin was
-        restarted.
+        restarted. Without a file never less than its share, for what it refuses are I/O errors.
         """
-        status = self.status
+        status, name = self.status, request.name
+        weights = sum(seen.settings.weight for seen in self._seen.values() if seen.pool.name != name)
+        own = self._settings(name).weight
+        share = 0 if request.has_file else status.budget_bytes * own // (weights + own)
         mine = _held(self._seen[name]) if name in self._seen else 0
         left = status.budget_bytes - status.targets_bytes + mine - self._promised
         taken = self._seen[name].taken if name in self._seen else 0
-        first = min(wanted, max(left, taken, self._settings(name).minimum))
+        first = min(wanted, max(left, taken, share, self._settings(name).minimum))
         self._promised += max(first - mine, 0)
         return first
+
+    def admit(self, uid: int) -> None:
+        """Raise PoolError where a user's pools that nobody serves take more than his share already."""
+        idle, budget = self._idle().get(uid), self.status.budget_bytes
+        owners = {seen.owner for seen in self._seen.values()} | {stray.uid for stray in self._strays}
+        if idle and idle > budget // len(owners):
+            raise PoolError(
+                f"user {uid} has pools that nobody serves and that take {format_size(idle)} of RAM, more than a share"
+                f" of {format_size(budget // len(owners))}: serve them, or have them destroyed"
+            )
+
+    def _idle(self) -> Counter[int]:
+        """By user: the bytes of RAM in pools that no policy can have demoted, for nobody serves them as pools."""
+        idle = Counter[int]()
+        for seen in self._seen.values():
+            if seen.sample is None:
+                idle[seen.owner] += seen.taken
+        for stray in self._strays:
+            idle[stray.uid] += stray.taken
+        return idle
 
     def _reserve(self, memory: Memory) -> int:
         """In a cgroup, the same share of its memory as of the host's."""
@@ -154,19 +186,46 @@ class Governor:
 
     def _set_targets(self, budget: int, *, short: bool) -> None:
         fixed = {name: aim for name, seen in self._seen.items() if (aim := _fixed(seen, short=short)) is not None}
-        demands = [
+        left = max(budget - sum(fixed.values()) - sum(stray.taken for stray in self._strays), 0)
+        known = [
             demand(seen.before, seen.sample, self._told.get(name))
             for name, seen in self._seen.items()
             if seen.sample and name not in fixed
         ]
-        self._told = {each.name: each for each in demands}
-        targets = self._policy(demands, max(budget - sum(fixed.values()), 0)) | fixed
+        self._told = {each.name: each for each in known}
+        demands = _sharing(known, left)
+        targets = self._share_out(demands, budget, left) | fixed
         owed = sum(max(seen.taken - targets[name], 0) for name, seen in self._seen.items() if seen.sample)
         targets |= held_back(demands, targets, owed)
         for name, seen in self._seen.items():
             if seen.sample and seen.control and targets[name] != seen.control.target:
                 self._write(seen, poolfile.write_target, targets[name])
                 seen.sample = msgspec.structs.replace(seen.sample, target_bytes=targets[name])
+
+    def _share_out(self, demands: Sequence[Demand], budget: int, left: int) -> dict[str, int]:
+        """Share out what is *left* of the budget. Who takes too much where nobody serves it has the less elsewhere."""
+        targets: dict[str, int] = {}
+        for owner, share in self._overdrawn(budget).items():
+            own = [each for each in demands if self._seen[each.name].owner == owner]
+            targets |= self._policy(own, min(share, left))
+        rest = [each for each in demands if each.name not in targets]
+        return targets | self._policy(rest, max(left - sum(targets.values()), 0))
+
+    def _overdrawn(self, budget: int) -> dict[int, int]:
+        """Users among several whose idle pools take more than these' share, and what is left to their other pools."""
+        weights, idle_weights = Counter[int](), Counter[int]()
+        for seen in self._seen.values():
+            weights[seen.owner] += seen.settings.weight
+            idle_weights[seen.owner] += seen.settings.weight * (seen.sample is None)
+        for stray in self._strays:
+            weights[stray.uid] += self._settings(stray.name).weight
+            idle_weights[stray.uid] += self._settings(stray.name).weight
+        total = weights.total()
+        return {
+            owner: max(budget * weights[owner] // total - taken, 0)
+            for owner, taken in self._idle().items()
+            if len(weights) > 1 and taken > budget * idle_weights[owner] // total
+        }
 
     def _allow_writes(self, seconds: float, *, short: bool) -> None:
         """Share out what demotion may write. Below the reserve it may write all it likes."""
@@ -195,6 +254,22 @@ class Governor:
             self._unwritable.add(seen.pool.name)
         else:
             self._unwritable.discard(seen.pool.name)
+
+
+def _sharing(demands: Sequence[Demand], budget: int) -> list[Demand]:
+    """The demands, those of pools without a file held to their share by weight.
+
+    What they have cannot be taken back, so no more is lent; and within it they must not refuse.
+    """
+    weights = sum(demand.weight for demand in demands)
+    return [
+        demand if demand.has_file else _without_file(demand, budget * demand.weight // weights) for demand in demands
+    ]
+
+
+def _without_file(demand: Demand, share: int) -> Demand:
+    least = max(demand.minimum, min(demand.used + _ROOM_WITHOUT_FILE, share, demand.cap))
+    return msgspec.structs.replace(demand, minimum=least, cap=max(least, min(demand.cap, share)))
 
 
 def held_back(demands: Sequence[Demand], targets: Mapping[str, int], owed: int) -> dict[str, int]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
 from tmemd.settings import PoolSettings
+from tmemd.sizes import format_size
 from tmemd.store import poolfile
 from tmemd.store.pool import Pool
 from tmemd.store.poolfile import Ages, Control, Counters, Identity, PoolError
@@ -21,12 +23,11 @@ from tmemd.store.sample import PoolSample
 
 _log: Final = logging.getLogger("tmemd")
 
-# A pool without a file must not refuse, for nobody else takes the page: what it may grow by until the next tick, at
-# twice the 60,000 incompressible pages a second that one client writes at its fastest.
-ROOM_WITHOUT_FILE: Final = 256 << 20
-# No device needs a larger target to work: 16 TiB take 8 MiB of states, as much of index, and some records (device.c).
-MINIMUM_MOST: Final = 17 << 20
+# Beyond what it takes already, index and all, no device needs more to work: some records (core/device.c).
+MINIMUM_MORE: Final = 1 << 20
 LIMIT_MOST: Final = 1 << 62
+# What a plugin takes before its pool is one: header and states, 8 MiB for a device of 16 TiB.
+UNFINISHED_MOST: Final = 9 << 20
 _NONE: Final = (0,) * poolfile.GENERATIONS
 _NO_AGES: Final = Ages(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, 0)
 
@@ -35,6 +36,7 @@ class Seen(msgspec.Struct, gc=False):
     """A pool at one tick."""
 
     pool: Pool
+    owner: int  # the user whose it is
     taken: int  # bytes of RAM, as the kernel counts them
     settings: PoolSettings
     control: Control | None = None  # None, with `sample`: nobody serves it, or it cannot be read
@@ -50,16 +52,21 @@ class Observer:
         self._settings = settings
         self._last: dict[str, Seen] = {}
         self._complained: set[str] = set()
+        self._cut: set[str] = set()  # unfinished pools that were filled
         self._now = poolfile.Snapshot()
 
     def look(self, pools: Iterable[Pool]) -> dict[str, Seen]:
         """Each of them as it is now, by name."""
         self._last = {pool.name: self._look_at(pool) for pool in pools}
         self._complained &= self._last.keys()
+        self._cut &= self._last.keys()
         return self._last
 
     def _look_at(self, pool: Pool) -> Seen:
-        seen = Seen(pool, os.fstat(pool.fd).st_blocks * 512, self._settings(pool.name))
+        status = os.fstat(pool.fd)
+        seen = Seen(pool, status.st_uid, status.st_blocks * 512, self._settings(pool.name))
+        if seen.taken > UNFINISHED_MOST:
+            self._cut_back(seen)
         if not pool.is_served():
             return seen
         last = self._last.get(pool.name)
@@ -74,6 +81,20 @@ class Observer:
         else:
             self._complained.discard(pool.name)
         return seen
+
+    def _cut_back(self, seen: Seen) -> None:
+        """Give back what an unfinished pool takes beyond what plugins begin with: nobody was told that it is kept."""
+        pool = seen.pool
+        with suppress(PoolError, OSError):
+            if poolfile.read_identity(pool.fd, pool.path) is None:
+                os.ftruncate(pool.fd, poolfile.STATES_OFFSET)
+                if pool.name not in self._cut:
+                    _log.warning(
+                        "pool %s is unfinished, and user %d has filled its file with %s: it is cut back",
+                        pool.name, seen.owner, format_size(seen.taken),
+                    )  # fmt: skip
+                self._cut.add(pool.name)
+                seen.taken = pool.taken()
 
     def _read(self, seen: Seen) -> None:
         """Raises PoolError."""
@@ -99,11 +120,10 @@ def _sample(seen: Seen, counters: Counters, ages: Ages, control: Control) -> Poo
     assert seen.identity
     settings, limit = seen.settings, counters.limit_bytes
     top = limit if settings.cap is None else min(limit, settings.cap)
-    minimum = settings.minimum if seen.identity.has_file else max(settings.minimum, seen.taken + ROOM_WITHOUT_FILE)
     return PoolSample(
         name=seen.pool.name,
         weight=settings.weight,
-        minimum_bytes=min(minimum, top),
+        minimum_bytes=min(settings.minimum, top),
         cap_bytes=settings.cap,
         target_bytes=limit if control.target is None else min(control.target, limit),
         frozen=control.frozen,
@@ -119,7 +139,7 @@ def believed(counters: Counters, taken: int, identity: Identity) -> Counters:
     if (
         counters.used_bytes <= taken
         and counters.index_bytes <= counters.used_bytes
-        and counters.minimum_bytes <= min(MINIMUM_MOST, counters.limit_bytes)
+        and counters.minimum_bytes <= min(taken + MINIMUM_MORE, counters.limit_bytes)
         and counters.limit_bytes <= LIMIT_MOST
         and max(counters.pages_in_tmem, counters.pages_in_file) <= identity.pages
     ):
@@ -130,7 +150,7 @@ def believed(counters: Counters, taken: int, identity: Identity) -> Counters:
         counters,
         used_bytes=used,
         limit_bytes=limit,
-        minimum_bytes=min(counters.minimum_bytes, MINIMUM_MOST, limit),
+        minimum_bytes=min(counters.minimum_bytes, taken + MINIMUM_MORE, limit),
         index_bytes=min(counters.index_bytes, used),
         pages_in_tmem=min(counters.pages_in_tmem, identity.pages),
         pages_in_file=min(counters.pages_in_file, identity.pages),

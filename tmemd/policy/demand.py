@@ -33,6 +33,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One pool at one tick. Sizes in bytes of RAM; pages are counts since the tick before."""
 
     name: str
+    has_file: bool  # whether pages can be demoted at all
     weight: int  # its share is in proportion to this
     minimum: int  # a target is never below
     cap: int  # nor above
@@ -65,6 +66,7 @@ def demand(before: PoolSample | None, now: PoolSample, told: Demand | None = Non
     minimum = max(now.minimum_bytes, counters.minimum_bytes, stuck)
     return Demand(
         name=now.name,
+        has_file=now.has_file,
         weight=now.weight,
         minimum=minimum,
         cap=max(cap, minimum),

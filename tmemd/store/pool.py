@@ -36,6 +36,39 @@ _FILES_SPARED: Final = 128  # descriptors that pools leave to those who ask abou
 _NO_COUNTERS: Final = Counters(*(0 for _ in Counters.__struct_fields__))
 
 
+def _counters_of(taken: int) -> Counters:
+    """Of a pool that has none: all that is known is how many bytes of RAM it takes."""
+    return msgspec.structs.replace(_NO_COUNTERS, used_bytes=taken)
+
+
+class Stray(msgspec.Struct, frozen=True):
+    """A pool file that cannot be opened, and takes RAM all the same."""
+
+    name: str
+    path: Path
+    uid: int
+    taken: int  # bytes of RAM
+    reason: str
+
+    @classmethod
+    def at(cls, path: Path, reason: str) -> Stray | None:
+        """The file there; None where there is none, or something that is no file of one name."""
+        try:
+            status = path.stat(follow_symlinks=False)
+        except OSError:
+            return None
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            return None
+        return cls(path.stem, path, status.st_uid, status.st_blocks * 512, reason)
+
+    def status(self) -> PoolStatus:
+        """What is known of it."""
+        return PoolStatus(
+            name=self.name, path=str(self.path), uid=self.uid, size=0, has_file=False, backing="", target_bytes=0,
+            frozen=False, served=False, error=self.reason, counters=_counters_of(self.taken), taken_bytes=self.taken,
+        )  # fmt: skip
+
+
 def pool_path(directory: Path, name: str) -> Path:
     """Where the pool file of that name lies. Raises PoolError for what is no name."""
     return directory / (protocol.check_name(name) + poolfile.SUFFIX)
@@ -47,6 +80,8 @@ def open_pool_file(path: Path, *, writable: bool = True) -> int:
         fd = os.open(path, _OPEN | (os.O_RDWR if writable else os.O_RDONLY))
     except FileNotFoundError:
         raise PoolError(f"there is no pool {path.stem} in {path.parent}") from None
+    except BlockingIOError:
+        raise PoolError(f"{path}: its owner holds a lease on it, which keeps others from opening it") from None
     except OSError as error:
         raise PoolError(f"{path}: {error.strerror}") from None
     status = os.fstat(fd)
@@ -117,20 +152,21 @@ class Pool:
             raise PoolError(f"pool {self.name} is unfinished: no plugin has served it yet")
         return identity
 
-    def status(self, *, long: bool = False) -> PoolStatus | None:
-        """What is known of it, with *long* latencies and ages as well; None while it is unfinished.
+    def taken(self) -> int:
+        """Bytes of RAM that its file takes, as the kernel counts them."""
+        return os.fstat(self.fd).st_blocks * 512
 
-        A damaged pool has a status too.
-        """
+    def status(self, *, long: bool = False) -> PoolStatus:
+        """What is known of it, with *long* latencies and ages as well, also while it is unfinished or damaged."""
         try:
             identity = self.identity()
             if identity is None:
-                return None
+                return self._status(None, _counters_of(self.taken()), None)
             counters = poolfile.read_counters(self.fd, self.path)
             latencies = poolfile.read_latencies(self.fd, self.path) if long else None
             ages = poolfile.read_ages(self.fd, self.path) if long else None
         except PoolError as error:
-            return self._status(None, _NO_COUNTERS, str(error))
+            return self._status(None, _counters_of(self.taken()), str(error))
         return self._status(identity, counters, None, latencies, ages)
 
     def _status(
@@ -156,6 +192,8 @@ class Pool:
             served=self.is_served(),
             error=error,
             counters=counters,
+            taken_bytes=self.taken(),
+            unfinished=identity is None and error is None,
             settings=PoolSettings(compression=poolfile.read_compression(self.fd), frozen=frozen),
             freeable_bytes=poolfile.freeable(identity, counters) if identity else 0,
             latencies=latencies,
@@ -252,8 +290,6 @@ class Pool:
 
     def _loss(self) -> str:
         status = self.status()
-        if status is None:
-            return ""
         if status.error:
             return "its contents, which cannot be read"
         return f"{status.counters.pages_in_tmem} pages in tmem" if status.counters.pages_in_tmem else ""
@@ -276,6 +312,7 @@ class Pools:
         self.directory = directory
         self._home = _control(directory) if keep else None  # its descriptor
         self._kept: dict[str, Pool] = {}
+        self._strays: dict[str, str] = {}  # and why they could not be opened
         self._most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _FILES_SPARED
 
     def close(self) -> None:
@@ -363,21 +400,34 @@ class Pools:
         for name in list(self._kept):
             self._forget_if_gone(name)
         failed = set()
+        self._strays.clear()
         for name in self.names():
             try:
                 with self.pool(name, control=True) as pool:
                     visit(pool)
-            except (PoolError, OSError):
+            except (PoolError, OSError) as error:
                 failed.add(name)
+                if name not in self._kept:
+                    self._strays[name] = str(error)
         return failed
 
+    def strays(self) -> list[Stray]:
+        """Those that could not be opened when they were last looked for, as they are now."""
+        found = (Stray.at(pool_path(self.directory, name), reason) for name, reason in self._strays.items())
+        return [stray for stray in found if stray]
+
     def statuses(self, *, long: bool = False) -> list[PoolStatus]:
-        """Every finished pool's status; those that vanish meanwhile are left out."""
-        found = []
-        for name in self.names():
-            with suppress(PoolError), self.pool(name) as pool:
-                found.append(pool.status(long=long))
-        return [status for status in found if status]
+        """Every pool's status; those that vanish meanwhile are left out."""
+        return [status for name in self.names() if (status := self.status(name, long=long))]
+
+    def status(self, name: str, *, long: bool = False) -> PoolStatus | None:
+        """That of one pool, also of one that cannot be opened; None where there is none."""
+        try:
+            with self.pool(name) as pool:
+                return pool.status(long=long)
+        except PoolError as error:
+            stray = Stray.at(pool_path(self.directory, name), str(error))
+            return stray.status() if stray else None
 
     def destroy(self, name: str, *, lose_pages: bool) -> None:
         """Remove a pool, and let go of its memory. Raises PoolError."""
@@ -412,13 +462,15 @@ class Pools:
 
 
 def _create_owned(path: Path, uid: int, gid: int) -> None:
-    """Create an empty file that belongs to *uid* from its first moment. Raises FileExistsError, PoolError."""
+    """Create an unfinished pool that belongs to *uid* from its first moment. Raises FileExistsError, PoolError."""
     with ExitStack() as opened:
         try:
             directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             opened.callback(os.close, directory)
             fd = os.open(path.parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
             opened.callback(os.close, fd)
+            # In a full tmpfs nothing is made that could not be told its target.
+            os.posix_fallocate(fd, poolfile.CONTROL_OFFSET, poolfile.PAGE)
             os.fchown(fd, uid, gid)
             # Only with a directory does Python call linkat(), which follows the link that leads to a nameless file.
             os.link(f"/proc/self/fd/{fd}", path.name, dst_dir_fd=directory, follow_symlinks=True)
@@ -435,10 +487,8 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
             return protocol.Listed(pools.statuses(long=long))
         case protocol.Show(name, long, number):
             with pools.pool(name) as pool:
-                pool.finished()
                 answer = pool.answer(number) if number else None  # before the status, which is what came of it
-                status = pool.status(long=long)
-                return protocol.Listed([msgspec.structs.replace(status, answer=answer)] if status else [])
+                return protocol.Listed([msgspec.structs.replace(pool.status(long=long), answer=answer)])
         case protocol.Set():
             _set(pools, request)
         case protocol.Freeze(name, frozen):
