@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import struct
@@ -86,6 +87,18 @@ def pool(directory: Path, name: str, size: int = 64 * MIB, *, has_file: bool = T
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def leased(fd: int) -> Iterator[None]:
+    """A lease on the file, with which its owner keeps others from opening it without waiting."""
+    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # what the holder of a broken lease is sent
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield
+    finally:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        signal.signal(signal.SIGIO, ignored)
 
 
 @contextmanager

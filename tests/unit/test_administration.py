@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
 import socket
@@ -189,13 +188,11 @@ def test_all_are_frozen_those_that_come_back_later_too(base: Path) -> None:
 
 
 def test_pools_that_could_not_be_frozen_are_named(base: Path) -> None:
-    with fakes.pool(base / "pools", "other") as other:
-        fcntl.fcntl(other, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # opening it would have to wait
-        with administration(base) as made:
-            attach(made, "web")
-            with pytest.raises(PoolError, match="all pools were frozen but other"):
-                perform(made, Freeze(None, True))
-            assert page(base)[1]
+    with fakes.pool(base / "pools", "other") as other, fakes.leased(other), administration(base) as made:
+        attach(made, "web")
+        with pytest.raises(PoolError, match="all pools were frozen but other"):
+            perform(made, Freeze(None, True))
+        assert page(base)[1]
 
 
 def test_destroy_forgets_settings_of_pools_that_are_gone_too(base: Path) -> None:

@@ -400,7 +400,7 @@ def test_sighup_while_pools_cannot_be_looked_at_is_carried_out_whole(base: Path)
         running.process.send_signal(signal.SIGHUP)
         line_with(running, "configuration read again")
         away.rename(running.directory)
-        assert running.client.pool("web").settings.weight == 8
+        wait_until(lambda: [pool.settings.weight for pool in running.client.pools()] == [8], "pools to be found again")
         wait_until(lambda: running.client.host().policy == "static", "the governor to go by it")
         running.process.send_signal(signal.SIGHUP)
         line_with(running, "configuration read again")

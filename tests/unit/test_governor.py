@@ -1,8 +1,6 @@
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -332,11 +330,9 @@ def test_an_unfinished_pool_that_is_filled_is_cut_back(host: Host, caplog: pytes
 
 def test_a_pool_that_cannot_be_opened_counts_with_what_it_takes(host: Host) -> None:
     host.pool("b", limit_bytes=GIB)
-    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # what the holder of a broken lease is sent
-    try:
-        with fakes.pool(host.directory, "held") as fd:
-            os.posix_fallocate(fd, 0, 100 * MIB)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    with fakes.pool(host.directory, "held") as fd:
+        os.posix_fallocate(fd, 0, 100 * MIB)
+        with fakes.leased(fd):
             assert host.pools.adopt_all() == {"held"}
             host.tick(40)
             assert host.governor.status.used_bytes >= 100 * MIB
@@ -344,8 +340,7 @@ def test_a_pool_that_cannot_be_opened_counts_with_what_it_takes(host: Host) -> N
             (held,) = (status for status in host.pools.statuses() if status.name == "held")
             assert (held.taken_bytes, held.counters.used_bytes) == (os.fstat(fd).st_blocks * 512,) * 2
             assert "its owner holds a lease on it" in (held.error or "")
-    finally:
-        signal.signal(signal.SIGIO, ignored)
+        assert host.pools.adopt_all() == set()
 
 
 def test_a_full_tmpfs_refuses_a_pool_and_keeps_nothing_of_it(small: Host) -> None:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import signal
 import struct
 from collections.abc import Callable
 from contextlib import closing
@@ -291,20 +289,13 @@ def test_a_keeper_lets_go_of_pools_that_are_gone(directory: Path) -> None:
 
 
 def test_an_owner_cannot_make_us_wait_with_a_lease(directory: Path) -> None:
-    ignored = signal.signal(signal.SIGIO, signal.SIG_IGN)  # what the holder of a broken lease is sent
-    try:
-        with fakes.pool(directory, "leased"), fakes.pool(directory, "web"):
-            pass
-        with (directory / "leased.pool").open("r+b") as file:
-            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            client = Client.of_directory(directory)
-            assert [(status.name, status.error is None) for status in client.pools()] == [
-                ("leased", False), ("web", True),
-            ]  # fmt: skip
-            with pytest.raises(PoolError, match="its owner holds a lease on it"):
-                client.pool("leased")  # who waits gets it, when the kernel breaks the lease after 45 seconds
-    finally:
-        signal.signal(signal.SIGIO, ignored)
+    with fakes.pool(directory, "leased"), fakes.pool(directory, "web"):
+        pass
+    with (directory / "leased.pool").open("r+b") as file, fakes.leased(file.fileno()):
+        client = Client.of_directory(directory)
+        assert [(status.name, status.error is None) for status in client.pools()] == [("leased", False), ("web", True)]
+        with pytest.raises(PoolError, match="its owner holds a lease on it"):
+            client.pool("leased")  # who waits gets it, when the kernel breaks the lease after 45 seconds
 
 
 def test_numbers_that_no_honest_plugin_counts_are_handed_on(directory: Path) -> None:

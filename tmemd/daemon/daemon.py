@@ -141,6 +141,7 @@ class Daemon:
             await self._look(group)
             ready()
             group.create_task(self._look_after(group))
+            group.create_task(self._mend_settings())
             group.create_task(self._govern())
 
     async def _look_after(self, group: asyncio.TaskGroup) -> None:
@@ -158,12 +159,19 @@ class Daemon:
 
         The memory of a removed pool is only free once we let go of it.
         """
-        async with self._administration.changing:
-            await self._administration.retry()
-            self._read_configuration()
-            self._find_home()
-            self._adopt()
+        self._read_configuration()
+        self._find_home()
+        self._adopt()
         await self._publish(group)
+
+    async def _mend_settings(self) -> None:
+        """By itself, for the disk that they are on may hang."""
+        while True:
+            await asyncio.sleep(_SCAN_INTERVAL)
+            if self._problems.of("settings"):
+                async with self._administration.changing:
+                    await self._administration.retry()
+                self._adopt()
 
     def _find_home(self) -> None:
         """Pools that were made below an unmounted tmpfs would lie on a disk, and vanish when it is mounted again."""
@@ -232,18 +240,18 @@ class Daemon:
     async def _govern(self) -> None:
         """Set targets tick by tick. Whatever goes wrong in one, devices go on with the targets they have."""
         loop = asyncio.get_running_loop()
-        complaint = None
         while True:
             began = loop.time()
             try:
                 with self._ticks.time():
                     self._governor.tick()
             except Exception as error:
-                if complaint != str(error):
-                    _log.exception("targets stay as they are: %s", error)
-                complaint = str(error)
+                words = f"targets stay as they are: {error}"
+                if self._problems.of("targets") != words and not isinstance(error, PoolError | OSError):
+                    _log.exception("a mistake of ours")
+                self._problems.note("targets", words)
             else:
-                complaint = None
+                self._problems.note("targets", None)
             await asyncio.sleep(began + TICK - loop.time())
 
     async def _accept(self, listener: socket.socket) -> None:

@@ -36,7 +36,8 @@ def listen(address: Address) -> socket.socket:
         )[0]
         listener = socket.create_server(where, family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise PoolError(f"cannot serve metrics on {address}: {error.strerror or error}") from None
+        reason = str(error.strerror or error).partition(" (while")[0]
+        raise PoolError(f"cannot serve metrics on {address}: {reason}") from None
     listener.setblocking(False)
     _log.info("metrics on http://%s/metrics", address)
     if not ipaddress.ip_address(where[0]).is_loopback:
