@@ -1,4 +1,4 @@
-"""A made-up life of a device, the same in the process that lives it and in the one that judges what is left of it."""
+"""A made-up life of a device: what happens to it, step by step, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from tests.content import PAGE, content
 from tests.harness import MIB
-from tests.model.reference import Reference
 
 SIZE = 160 * MIB
 # Pages at both ends of several granules of the map, so that some granules are clean while others are not.
@@ -29,47 +28,87 @@ class Act(enum.IntEnum):
     THAW = 8
     CACHE = 9
     REATTACH = 10
+    READ = 11
 
 
 _WEIGHTS = {
     Act.WRITE: 40, Act.PART: 6, Act.TRIM: 6, Act.ZERO: 6, Act.FLUSH: 8, Act.DEMOTE: 5, Act.DRAIN: 3, Act.FREEZE: 5,
-    Act.THAW: 5, Act.CACHE: 3, Act.REATTACH: 2,
+    Act.THAW: 5, Act.CACHE: 3, Act.REATTACH: 2, Act.READ: 12,
 }  # fmt: skip
+_CHANGES = {Act.WRITE, Act.PART, Act.TRIM, Act.ZERO}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step; a request is for *length* bytes at *offset*."""
+    """One step; a request is for *length* bytes at *offset*, and leaves *data* there if it is to change them.
+
+    A FLUSH with data is one beside which another thread writes that data, at least once.
+    """
 
     act: Act
-    offset: int
-    length: int
-    data: bytes
+    offset: int = 0
+    length: int = 0
+    data: bytes = b""
+    fua: bool = False
 
-    def happen_to(self, reference: Reference) -> None:
-        """What it does to the content."""
-        if self.act in (Act.WRITE, Act.PART):
-            reference.write(self.offset, self.data)
-        elif self.act in (Act.TRIM, Act.ZERO):
-            reference.zero(self.offset, self.length)
+    @property
+    def pages(self) -> range:
+        """The pages it is for."""
+        return range(self.offset // PAGE, -(-(self.offset + self.length) // PAGE))
+
+    @property
+    def changes(self) -> range:
+        """The pages it changes."""
+        return self.pages if self.data else range(0)
+
+    def change(self, page: int, old: bytes) -> bytes:
+        """What *page* is after it that was *old* before."""
+        start = page * PAGE
+        first, last = max(self.offset - start, 0), min(self.offset + self.length - start, PAGE)
+        return old[:first] + self.data[start + first - self.offset : start + last - self.offset] + old[last:]
 
 
-def history(seed: int, steps: int, *, parts: bool = True) -> list[Step]:
-    """*steps* steps; the same for the same arguments. *parts*: whether parts of pages are written."""
+def write(page: int, version: int, count: int = 1, *, fua: bool = False) -> Step:
+    """Write *count* pages from *page* on."""
+    data = b"".join(content(n, version) for n in range(page, page + count))
+    return Step(Act.WRITE, page * PAGE, len(data), data, fua)
+
+
+def zero(page: int, count: int = 1, *, act: Act = Act.ZERO, fua: bool = False) -> Step:
+    """Zero *count* pages from *page* on, or trim them."""
+    return Step(act, page * PAGE, count * PAGE, bytes(count * PAGE), fua)
+
+
+def history(seed: int, steps: int) -> list[Step]:
+    """*steps* steps; the same for the same arguments."""
     rng = random.Random(seed)
-    weights = {act: weight for act, weight in _WEIGHTS.items() if parts or act is not Act.PART}
-    return [_step(rng, weights, version) for version in range(1, steps + 1)]
+    return [_step(rng, version) for version in range(1, steps + 1)]
 
 
-def _step(rng: random.Random, weights: dict[Act, int], version: int) -> Step:
-    act = rng.choices(list(weights), list(weights.values()))[0]
+def _step(rng: random.Random, version: int) -> Step:
+    act = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
     at = rng.randrange(len(PAGES))
     if rng.random() < 0.1:
         at = 0
     page = PAGES[at]
     count = rng.randint(1, min(8, 16 - at % 16))
-    data = b"".join(content(n, version) for n in range(page, page + count))
+    fua = act in _CHANGES and rng.random() < 0.15
+    if act is Act.WRITE:
+        return write(page, version, count, fua=fua)
+    if act in (Act.TRIM, Act.ZERO):
+        return zero(page, count, act=act, fua=fua)
     if act is Act.PART:
-        cut = rng.randrange(1, PAGE)
-        return Step(act, page * PAGE + cut, len(data) - cut, data[cut:])
-    return Step(act, page * PAGE, len(data), data)
+        whole, cut = write(page, version, count), rng.randrange(1, PAGE)
+        return Step(act, whole.offset + cut, whole.length - cut, whole.data[cut:], fua)
+    return Step(act, page * PAGE, count * PAGE)
+
+
+def faults(rng: random.Random, *, failures: bool, first: int = 0) -> str:
+    """What goes wrong in a life, for crash/recorder.c: most are killed, many have failures in a row, from *first* on."""
+    plan = []
+    if failures and rng.random() < 0.7:
+        at = first + rng.randrange(60)
+        plan = [f"{number}f" for number in range(at, at + rng.choice([1, 1, 2, 3]))]
+    if rng.random() < 0.8:
+        plan.append(f"{rng.randrange(80)}{rng.choice('ab')}")
+    return " ".join(plan)

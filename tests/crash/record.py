@@ -16,6 +16,8 @@ def build_recorder(directory: Path) -> Path:
     return library
 
 
-def recording(library: Path, below: Path, record: Path) -> dict[str, str]:
-    """An environment in which changes of files below *below* are recorded to *record*."""
-    return os.environ | {"LD_PRELOAD": str(library), "RECORD_BELOW": str(below), "RECORD_TO": str(record)}
+def recording(library: Path, below: Path, record: Path, faults: str = "") -> dict[str, str]:
+    """An environment in which changes of files below *below* are recorded to *record*, with *faults* (recorder.c)."""
+    return os.environ | {
+        "LD_PRELOAD": str(library), "RECORD_BELOW": str(below), "RECORD_TO": str(record), "RECORD_FAULTS": faults,
+    }  # fmt: skip

@@ -1,14 +1,21 @@
-/* LD_PRELOAD shim: records, in the order they happened, all changes and syncs of the files below $RECORD_BELOW.
+/* LD_PRELOAD shim: records, in the order they happened, all changes and syncs of the files below $RECORD_BELOW, and lets
+ * some of them fail or be the process's last.
  *
- * The record goes to $RECORD_TO: for each operation a struct entry, then the file's path, then the data written. One lock is held
- * over each operation and its entry, so that the order in the record is one the disk may have seen. record_mark(n)
- * appends an entry of its own, for a driver to say what has been acknowledged. Operations that failed are not recorded;
- * one that this shim does not know how to replay ends the process.
+ * The record is appended to $RECORD_TO: for each operation a struct entry, then the file's path, then its data. One lock is
+ * held over each operation and its entry, so that the order in the record is one the disk may have seen. record_mark and
+ * record_found append entries of a driver's own, for what was acknowledged and what was read. One operation that this shim
+ * does not know how to replay ends the process.
+ *
+ * $RECORD_FAULTS says what goes wrong, as in "12f 13f 40b": operations count from 0, and 'b' is SIGKILL before that
+ * operation, 'a' SIGKILL after it, 'f' failure with EIO. A write or a zeroing that fails has changed some of its sectors
+ * nevertheless. With any faults threads cannot be started, so that the numbers mean the same each time.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -17,90 +24,132 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum operation { MARK, WRITE, SYNC, TRUNCATE, PUNCH, ALLOCATE };
+enum operation { MARK, WRITE, SYNC, TRUNCATE, PUNCH, ALLOCATE, FOUND, TORN, SYNC_FAILED };
+enum fault { NONE = 0, KILL_BEFORE = 'b', KILL_AFTER = 'a', FAIL = 'f' };
+enum { SECTOR = 512 };
 
 struct entry {
     uint32_t operation, path_length;
-    uint64_t offset, length; /* MARK: the number in offset; TRUNCATE: the new size in length */
+    uint64_t offset, length; /* MARK: number and errno; TRUNCATE: the new size in length; FOUND: the page in offset */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *record;
 
-static void append(enum operation operation, const char *path, uint64_t offset, uint64_t length)
+/* An operation on a file that is to be recorded, under the lock. */
+struct recorded {
+    char path[4096];
+    bool is;
+    enum fault fault;
+    unsigned number;
+};
+
+#define REAL(name) ((typeof(&name))dlsym(RTLD_NEXT, #name))
+
+static void append(enum operation operation, const char *path, uint64_t offset, uint64_t length, const void *data)
 {
     struct entry entry = {operation, (uint32_t)strlen(path), offset, length};
 
-    if (!record && !(record = fopen(getenv("RECORD_TO"), "wbe")))
+    if (!record && !(record = fopen(getenv("RECORD_TO"), "abe")))
         abort();
     fwrite(&entry, sizeof entry, 1, record);
     fwrite(path, 1, entry.path_length, record);
+    if (data)
+        fwrite(data, 1, length, record);
 }
 
-/* The path behind fd, when it is one to record. */
-static bool recorded(int fd, char path[4096])
+static enum fault fault_of(unsigned number)
 {
+    const char *plan = getenv("RECORD_FAULTS");
+    char *end;
+
+    for (; plan && *plan; plan = end + 1 + (end[1] == ' ')) {
+        unsigned long planned = strtoul(plan, &end, 10);
+        if (end == plan)
+            abort();
+        if (planned == number)
+            return (enum fault)*end;
+    }
+    return NONE;
+}
+
+static void die(void)
+{
+    if (record)
+        fflush(record);
+    raise(SIGKILL);
+}
+
+static struct recorded begin(int fd)
+{
+    static unsigned count;
+    struct recorded this = {.fault = NONE};
     const char *below = getenv("RECORD_BELOW");
     char link[64];
 
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, 4095);
-    path[length < 0 ? 0 : length] = '\0';
-    return below && strncmp(path, below, strlen(below)) == 0;
-}
-
-#define REAL(name) ((typeof(&name))dlsym(RTLD_NEXT, #name))
-
-static ssize_t write_at(int fd, const struct iovec *parts, int count, off_t offset, int flags)
-{
-    char path[4096];
-    bool record_it = recorded(fd, path);
-
+    ssize_t length = readlink(link, this.path, sizeof this.path - 1);
+    this.path[length < 0 ? 0 : length] = '\0';
     pthread_mutex_lock(&lock);
-    ssize_t done = REAL(pwritev2)(fd, parts, count, offset, flags);
-    if (record_it && done > 0) {
-        size_t left = (size_t)done;
-        append(WRITE, path, (uint64_t)offset, left);
-        for (const struct iovec *part = parts; left; part++) {
-            size_t some = part->iov_len < left ? part->iov_len : left;
-            fwrite(part->iov_base, 1, some, record);
-            left -= some;
-        }
-    }
+    this.is = below && strncmp(this.path, below, strlen(below)) == 0;
+    if (this.is)
+        this.fault = fault_of(this.number = count++);
+    if (this.fault == KILL_BEFORE)
+        die();
+    return this;
+}
+
+static void end(const struct recorded *this, bool done, enum operation operation, off_t offset, off_t length,
+                const void *data)
+{
+    if (this->is && done)
+        append(operation, this->path, (uint64_t)offset, (uint64_t)length, data);
+    if (this->fault == KILL_AFTER)
+        die();
     pthread_mutex_unlock(&lock);
-    return done;
 }
 
-ssize_t pwritev2(int fd, const struct iovec *parts, int count, off_t offset, int flags)
+/* Write some sectors of it, zeros without data, and fail. */
+static int tear(const struct recorded *this, int fd, const uint8_t *data, off_t offset, off_t length)
 {
-    return write_at(fd, parts, count, offset, flags);
-}
-ssize_t pwritev64v2(int fd, const struct iovec *parts, int count, off_t offset, int flags)
-    __attribute__((alias("pwritev2")));
+    static const uint8_t zeros[SECTOR];
+    unsigned seed = this->number;
 
-ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t offset)
-{
-    return write_at(fd, parts, count, offset, 0);
+    for (off_t at = offset, next; at < offset + length; at = next) {
+        next = (at / SECTOR + 1) * SECTOR;
+        next = next < offset + length ? next : offset + length;
+        const uint8_t *piece = data ? data + (at - offset) : zeros;
+        if (rand_r(&seed) & 1 && REAL(pwrite)(fd, piece, (size_t)(next - at), at) == next - at)
+            append(WRITE, this->path, (uint64_t)at, (uint64_t)(next - at), piece);
+    }
+    end(this, true, TORN, offset, length, NULL);
+    errno = EIO;
+    return -1;
 }
-ssize_t pwritev64(int fd, const struct iovec *parts, int count, off_t offset) __attribute__((alias("pwritev")));
 
 ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
 {
-    struct iovec part = {(void *)(uintptr_t)data, length};
-    return write_at(fd, &part, 1, offset, 0);
+    struct recorded this = begin(fd);
+
+    if (this.fault == FAIL)
+        return tear(&this, fd, data, offset, (off_t)length);
+    ssize_t done = REAL(pwrite)(fd, data, length, offset);
+    end(&this, done > 0, WRITE, offset, done, data);
+    return done;
 }
 ssize_t pwrite64(int fd, const void *data, size_t length, off_t offset) __attribute__((alias("pwrite")));
 
 static int synced(int fd, int (*call)(int))
 {
-    char path[4096];
-    bool record_it = recorded(fd, path);
+    struct recorded this = begin(fd);
 
-    pthread_mutex_lock(&lock);
+    if (this.fault == FAIL) {
+        end(&this, true, SYNC_FAILED, 0, 0, NULL);
+        errno = EIO;
+        return -1;
+    }
     int result = call(fd);
-    if (record_it && result == 0)
-        append(SYNC, path, 0, 0);
-    pthread_mutex_unlock(&lock);
+    end(&this, result == 0, SYNC, 0, 0, NULL);
     return result;
 }
 
@@ -109,14 +158,10 @@ int fdatasync(int fd) { return synced(fd, REAL(fdatasync)); }
 
 int ftruncate(int fd, off_t size)
 {
-    char path[4096];
-    bool record_it = recorded(fd, path);
-
-    pthread_mutex_lock(&lock);
+    struct recorded this = begin(fd);
     int result = REAL(ftruncate)(fd, size);
-    if (record_it && result == 0)
-        append(TRUNCATE, path, 0, (uint64_t)size);
-    pthread_mutex_unlock(&lock);
+
+    end(&this, result == 0, TRUNCATE, 0, size, NULL);
     return result;
 }
 int ftruncate64(int fd, off_t size) __attribute__((alias("ftruncate")));
@@ -133,45 +178,62 @@ static enum operation allocation(int mode)
 
 int fallocate(int fd, int mode, off_t offset, off_t length)
 {
-    char path[4096];
-    bool record_it = recorded(fd, path);
+    struct recorded this = begin(fd);
 
-    pthread_mutex_lock(&lock);
+    if (this.fault == FAIL && allocation(mode) == PUNCH)
+        return tear(&this, fd, NULL, offset, length);
     int result = REAL(fallocate)(fd, mode, offset, length);
-    if (record_it && result == 0)
-        append(allocation(mode), path, (uint64_t)offset, (uint64_t)length);
-    pthread_mutex_unlock(&lock);
+    end(&this, result == 0, this.is ? allocation(mode) : ALLOCATE, offset, length, NULL);
     return result;
 }
 int fallocate64(int fd, int mode, off_t offset, off_t length) __attribute__((alias("fallocate")));
 
 int posix_fallocate(int fd, off_t offset, off_t length)
 {
-    char path[4096];
-    bool record_it = recorded(fd, path);
-
-    pthread_mutex_lock(&lock);
+    struct recorded this = begin(fd);
     int result = REAL(posix_fallocate)(fd, offset, length);
-    if (record_it && result == 0)
-        append(ALLOCATE, path, (uint64_t)offset, (uint64_t)length);
-    pthread_mutex_unlock(&lock);
+
+    end(&this, result == 0, ALLOCATE, offset, length, NULL);
     return result;
 }
 int posix_fallocate64(int fd, off_t offset, off_t length) __attribute__((alias("posix_fallocate")));
 
+/* What cannot be replayed: a write without an offset, and one of several pieces, which nobody has needed so far. */
+static void refuse(int fd)
+{
+    struct recorded this = begin(fd);
+
+    if (this.is)
+        abort();
+    pthread_mutex_unlock(&lock);
+}
+
 ssize_t write(int fd, const void *data, size_t length)
 {
-    char path[4096];
-
-    if (recorded(fd, path))
-        abort(); /* a write without an offset cannot be replayed */
+    refuse(fd);
     return REAL(write)(fd, data, length);
 }
 
-void record_mark(uint64_t number)
+ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t offset)
+{
+    refuse(fd);
+    return REAL(pwritev)(fd, parts, count, offset);
+}
+ssize_t pwritev64(int fd, const struct iovec *parts, int count, off_t offset) __attribute__((alias("pwritev")));
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
+{
+    const char *plan = getenv("RECORD_FAULTS");
+
+    return plan && *plan ? EAGAIN : REAL(pthread_create)(thread, attributes, start, argument);
+}
+
+static void append_own(enum operation operation, uint64_t number, uint64_t length, const void *data)
 {
     pthread_mutex_lock(&lock);
-    append(MARK, "", number, 0);
-    fflush(record);
+    append(operation, "", number, length, data);
     pthread_mutex_unlock(&lock);
 }
+
+void record_mark(uint64_t number, uint64_t error) { append_own(MARK, number, error, NULL); }
+void record_found(uint64_t page, const void *data, uint64_t length) { append_own(FOUND, page, length, data); }

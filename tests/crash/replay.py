@@ -1,7 +1,8 @@
 """What a disk may hold after the host died: replays a record of crash/recorder.c up to any moment.
 
 What was written before the last sync of its file is there; of what came later any part may be missing. Whole writes
-and single sectors of them go missing, as disks do both.
+and single sectors of them go missing, as disks do both. After a sync that failed no later one makes up for what is missing
+by then, although reads show it until the page cache lets go of it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ class Operation(enum.IntEnum):
     TRUNCATE = 3
     PUNCH = 4
     ALLOCATE = 5
+    FOUND = 6
+    TORN = 7
+    SYNC_FAILED = 8
+
+
+_CHANGES = {Operation.WRITE, Operation.TRUNCATE, Operation.PUNCH, Operation.ALLOCATE}
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def parse(record: bytes) -> Iterator[Entry]:
         path = Path(record[at : at + path_length].decode())
         at += path_length
         operation = Operation(number)
-        data = record[at : at + length] if operation is Operation.WRITE else b""
+        data = record[at : at + length] if operation in (Operation.WRITE, Operation.FOUND) else b""
         at += len(data)
         yield Entry(operation, path, offset, length, data)
 
@@ -117,25 +124,36 @@ def _pieces(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
 class Disk:
     """The files of a record while it is replayed: what is safe of each, and what was written since its last sync."""
 
-    def __init__(self, files: dict[Path, File] | None = None) -> None:
+    def __init__(self, rng: random.Random, files: dict[Path, File] | None = None) -> None:
+        self._rng = rng
         self._safe = {path: file.copy() for path, file in (files or {}).items()}
         self._unsynced: dict[Path, list[Entry]] = {}
 
     def step(self, entry: Entry) -> None:
         """Go on by one operation."""
-        if entry.operation is Operation.SYNC:
+        if entry.operation in (Operation.SYNC, Operation.SYNC_FAILED):
             file = self._safe.setdefault(entry.path, File())
             for late in self._unsynced.pop(entry.path, []):
-                file.apply(late, lambda: True)
-        elif entry.operation is not Operation.MARK:
+                file.apply(late, self._some() if entry.operation is Operation.SYNC_FAILED else lambda: True)
+        elif entry.operation in _CHANGES:
             self._unsynced.setdefault(entry.path, []).append(entry)
 
-    def after_death(self, rng: random.Random) -> dict[Path, File]:
+    def _some(self) -> Survives:
+        share = self._rng.choice([0.0, 0.5, 1.0])
+        return lambda: self._rng.random() < share
+
+    def after_death(self) -> dict[Path, File]:
         """The files as a disk may have them if the host dies now."""
+        return self._with_unsynced(self._some)
+
+    def evicted(self) -> dict[Path, File]:
+        """The files as they are read once the page cache has let go of all that it need not write."""
+        return self._with_unsynced(lambda: lambda: True)
+
+    def _with_unsynced(self, survives: Callable[[], Survives]) -> dict[Path, File]:
         files = {path: file.copy() for path, file in self._safe.items()}
         for path, entries in self._unsynced.items():
             file = files.setdefault(path, File())
             for entry in entries:
-                share = rng.choice([0.0, 0.5, 1.0])
-                file.apply(entry, lambda share=share: rng.random() < share)  # type: ignore[misc]
+                file.apply(entry, survives())
         return files

@@ -1,0 +1,200 @@
+"""What each page of a device may be, as its record (crash/recorder.c) is followed."""
+
+from __future__ import annotations
+
+import enum
+import zlib
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from tests.content import PAGE
+from tests.crash.history import PAGES, SIZE, Act, Step
+from tests.crash.replay import SECTOR, Entry, Operation
+
+ZEROS = bytes(PAGE)
+
+
+def is_written_through(page: int) -> bool:
+    """Whether blkid reads it, so that it is never lost (docs/pool-format.md)."""
+    from_end = SIZE // PAGE - page
+    return page <= 128 or page in (256, 512, 1024) or from_end <= 128 or from_end == 386
+
+
+class Kind(enum.Enum):
+    """What a page turned out to be; all but WRONG are allowed where they are."""
+
+    NEWEST = enum.auto()  # what was acknowledged last, or a change that failed or was under way
+    UNFLUSHED = enum.auto()  # older than that, but not than the flush
+    TORN = enum.auto()  # sectors of several of these
+    LOST = enum.auto()  # EIO, or zeros in its place
+    WRONG = enum.auto()
+
+
+@dataclass(frozen=True)
+class Versions:
+    """What one page may be."""
+
+    now: frozenset[bytes]  # for a read while the pool lives
+    acknowledged: frozenset[bytes]  # the change that was acknowledged last, and what was tried since
+    flushed: frozenset[bytes]  # from the last acknowledged FLUSH on
+    may_fail: bool = False  # a read may be EIO: a failure was injected that concerns the page
+
+    def changed(self, step: Step, page: int) -> frozenset[bytes]:
+        """What *step* may make of it; part of a page that cannot be read is merged with zeros."""
+        return frozenset(step.change(page, old) for old in self.now | ({ZEROS} if self.may_fail else set()))
+
+    def after_success(self, step: Step, page: int) -> Versions:
+        """When *step* was acknowledged."""
+        new = self.changed(step, page)
+        return Versions(new, new, new if step.fua else self.flushed | new)
+
+    def after_attempt(self, step: Step, page: int, *, failed: bool) -> Versions:
+        """When *step* *failed*, or its process died."""
+        new = self.changed(step, page)
+        return Versions(self.now | new, self.acknowledged | new, self.flushed | new, self.may_fail or failed)
+
+
+class Truth:
+    """Follows a record, knowing the steps, and judges each page that is found.
+
+    While the pool lives a page is the newest acknowledged, the whole of it. After host death it is that or, on a write-back
+    device, lost; on a *durable* one each sector is from the last acknowledged FLUSH or later. What was tried and was not
+    acknowledged, page by page happened or did not; and pages that an injected failure concerns may be EIO.
+    """
+
+    def __init__(self, *, durable: bool, lost_zero: bool) -> None:
+        self._durable, self._lost_zero = durable, lost_zero
+        zeros = frozenset({ZEROS})
+        self._pages = dict.fromkeys(PAGES, Versions(zeros, zeros, zeros))
+        self._steps: list[Step] = []
+        self._step: Step | None = None  # under way
+        self._unsynced: set[int] = set()  # pages written in the file
+        self._faulty = False  # whether anything was made to fail since the host booted
+        self._reborn: set[int] = set()  # pages that nobody has read since the host died
+        self.seen: Counter[Kind] = Counter()  # reads while the pool lived
+        self.steps: Counter[tuple[Act, bool]] = Counter()  # and whether they were acknowledged
+
+    def begin(self, steps: list[Step]) -> None:
+        """A process is to live these."""
+        self._steps = steps
+
+    def end(self) -> None:
+        """It has ended, whatever it was at."""
+        if self._step:
+            self._attempt(self._step, failed=False)
+        self._step = None
+
+    def host_dies(self) -> None:
+        """The pool is gone: what is found from now on is what the disk has, until a page is found."""
+        self._reborn = set(PAGES)
+        self._unsynced.clear()
+        self._faulty = False
+
+    @property
+    def must_look(self) -> bool:
+        """Whether there are pages of which nobody knows what the host's death left."""
+        return bool(self._reborn)
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether anything was made to fail since the host booted."""
+        return self._faulty
+
+    def follow(self, entry: Entry) -> None:
+        """Go on by one entry of the record. AssertionError when it must not be so."""
+        in_file = entry.path.name == "backing"
+        match entry.operation:
+            case Operation.MARK:
+                self._ended(entry.offset, error=entry.length)
+            case Operation.FOUND:
+                self._found(entry.offset, entry.data or None)
+            case Operation.WRITE | Operation.PUNCH if in_file:
+                self._unsynced.update(_pages(entry))
+            case Operation.SYNC if in_file:
+                self._unsynced.clear()
+            case Operation.SYNC_FAILED:
+                self._fault(self._unsynced if in_file else set())
+            case Operation.TORN:
+                self._fault(_pages(entry) if in_file else set())
+
+    def _fault(self, pages: set[int]) -> None:
+        self._faulty = True
+        for page in pages:
+            self._pages[page] = replace(self._pages[page], may_fail=True)
+
+    def _ended(self, number: int, *, error: int) -> None:
+        step = self._step
+        self._step = self._steps[number] if number < len(self._steps) else None
+        if number == 0 or step is None:
+            return
+        self.steps[step.act, not error] += 1
+        if error:
+            assert self._faulty, f"{step.act.name} of pages {step.pages} failed, and nothing was made to fail"
+            self._attempt(step, failed=True)
+            return
+        if step.act is Act.FLUSH:
+            for page, versions in self._pages.items():
+                self._pages[page] = replace(versions, flushed=versions.acknowledged)
+        for page in step.changes:
+            self._pages[page] = self._pages[page].after_success(step, page)
+
+    def _attempt(self, step: Step, *, failed: bool) -> None:
+        for page in step.changes:
+            self._pages[page] = self._pages[page].after_attempt(step, page, failed=failed)
+
+    def _found(self, page: int, got: bytes | None) -> None:
+        versions = self._pages[page]
+        if page in self._reborn:
+            kind = self.after_death(page, got)
+            self._reborn.discard(page)
+            found = frozenset() if got is None else frozenset({got})
+            self._pages[page] = Versions(found, found, found, may_fail=got is None)
+        else:
+            kind = self._while_alive(versions, got)
+            if got is not None:
+                self._pages[page] = replace(versions, now=frozenset({got}))
+        self.seen[kind] += 1
+        assert kind is not Kind.WRONG, f"page {page} was read as {describe(got)}; {self.allowed(page)}"
+
+    def _while_alive(self, versions: Versions, got: bytes | None) -> Kind:
+        if got is None:
+            return Kind.LOST if versions.may_fail else Kind.WRONG
+        return Kind.NEWEST if got in versions.now else Kind.WRONG
+
+    def after_death(self, page: int, got: bytes | None) -> Kind:
+        """What *page* is, of which *got* (None: EIO) is found if the host dies now."""
+        versions = self._pages[page]
+        if self._step and page in self._step.changes:
+            versions = versions.after_attempt(self._step, page, failed=False)
+        allowed = versions.flushed if self._durable else versions.acknowledged
+        in_place = self._durable or is_written_through(page)
+        if got in versions.acknowledged:
+            return Kind.NEWEST
+        if got in allowed:
+            return Kind.UNFLUSHED
+        if got == (ZEROS if self._lost_zero else None) and (versions.may_fail or not in_place):
+            return Kind.LOST
+        return Kind.TORN if got and in_place and _is_mixed(got, allowed) else Kind.WRONG
+
+    def allowed(self, page: int) -> str:
+        """What *page* may be, for a message."""
+        versions = self._pages[page]
+        sets = ("now", versions.now), ("acknowledged", versions.acknowledged), ("flushed", versions.flushed)
+        text = "; ".join(f"{name}: {', '.join(map(describe, some)) or 'none'}" for name, some in sets)
+        return f"{text}; {'may' if versions.may_fail else 'must not'} fail; under way: {self._step and self._step.act.name}"
+
+
+def _pages(entry: Entry) -> set[int]:
+    return set(range(entry.offset // PAGE, -(-(entry.offset + entry.length) // PAGE))) & set(PAGES)
+
+
+def _is_mixed(got: bytes, versions: frozenset[bytes]) -> bool:
+    """Whether each sector is that of one of these."""
+    return all(any(got[at : at + SECTOR] == one[at : at + SECTOR] for one in versions) for at in range(0, PAGE, SECTOR))
+
+
+def describe(data: bytes | None) -> str:
+    """Page content in a few characters."""
+    if data is None:
+        return "EIO"
+    return f"{data[:16].hex()}/{zlib.crc32(data):08x}" if any(data) else "zeros"
