@@ -26,7 +26,7 @@
 
 enum operation { MARK, WRITE, SYNC, TRUNCATE, PUNCH, ALLOCATE, FOUND, TORN, SYNC_FAILED };
 enum fault { NONE = 0, KILL_BEFORE = 'b', KILL_AFTER = 'a', FAIL = 'f' };
-enum { SECTOR = 512 };
+enum { SECTOR = 512, STRETCH = 12 };
 
 struct entry {
     uint32_t operation, path_length;
@@ -109,18 +109,20 @@ static void end(const struct recorded *this, bool done, enum operation operation
     pthread_mutex_unlock(&lock);
 }
 
-/* Write some sectors of it, zeros without data, and fail. */
+/* Write some stretches of sectors of it, zeros without data, and fail. */
 static int tear(const struct recorded *this, int fd, const uint8_t *data, off_t offset, off_t length)
 {
-    static const uint8_t zeros[SECTOR];
-    unsigned seed = this->number;
+    static const uint8_t zeros[STRETCH * SECTOR];
+    unsigned seed = this->number + (unsigned)(offset / SECTOR);
+    bool is_written = rand_r(&seed) & 1;
 
     for (off_t at = offset, next; at < offset + length; at = next) {
-        next = (at / SECTOR + 1) * SECTOR;
+        next = (at / SECTOR + 1 + rand_r(&seed) % STRETCH) * SECTOR;
         next = next < offset + length ? next : offset + length;
         const uint8_t *piece = data ? data + (at - offset) : zeros;
-        if (rand_r(&seed) & 1 && REAL(pwrite)(fd, piece, (size_t)(next - at), at) == next - at)
+        if (is_written && REAL(pwrite)(fd, piece, (size_t)(next - at), at) == next - at)
             append(WRITE, this->path, (uint64_t)at, (uint64_t)(next - at), piece);
+        is_written = !is_written;
     }
     end(this, true, TORN, offset, length, NULL);
     errno = EIO;
@@ -182,6 +184,8 @@ int fallocate(int fd, int mode, off_t offset, off_t length)
 
     if (this.fault == FAIL && allocation(mode) == PUNCH)
         return tear(&this, fd, NULL, offset, length);
+    if (this.is && mode & FALLOC_FL_ZERO_RANGE) /* which tmpfs does not know */
+        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
     int result = REAL(fallocate)(fd, mode, offset, length);
     end(&this, result == 0, this.is ? allocation(mode) : ALLOCATE, offset, length, NULL);
     return result;

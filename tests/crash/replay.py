@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import random
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,17 +90,26 @@ class File:
             for sector in [n for n in self.sectors if n * SECTOR >= self.size]:
                 del self.sectors[sector]
             return
-        self.size = max(self.size, entry.offset + entry.length)
-        if entry.operation is not Operation.ALLOCATE:
-            data = entry.data or bytes(entry.length)
-            for at, piece in _pieces(entry.offset, data):
-                if survives():
-                    self._put(at, piece)
+        end = entry.offset + entry.length
+        self.size = max(self.size, end)
+        if entry.operation is Operation.WRITE:
+            sectors: Iterable[int] = range(entry.offset // SECTOR, -(-end // SECTOR))
+        elif entry.operation is Operation.PUNCH:  # of a size that would take long where there is nothing
+            sectors = [n for n in self.sectors if entry.offset < (n + 1) * SECTOR and n * SECTOR < end]
+        else:
+            return
+        for sector in sectors:
+            if survives():
+                self._put(sector, entry)
 
-    def _put(self, offset: int, piece: bytes) -> None:
-        sector, within = divmod(offset, SECTOR)
-        old = self.sectors.get(sector, bytes(SECTOR))
-        self.sectors[sector] = old[:within] + piece + old[within + len(piece) :]
+    def _put(self, sector: int, entry: Entry) -> None:
+        start = sector * SECTOR
+        first, last = max(entry.offset - start, 0), min(entry.offset + entry.length - start, SECTOR)
+        old = self.sectors.pop(sector, bytes(SECTOR))
+        piece = entry.data[start + first - entry.offset : start + last - entry.offset] or bytes(last - first)
+        new = old[:first] + piece + old[last:]
+        if new.strip(b"\0"):
+            self.sectors[sector] = new
 
     def write_to(self, path: Path) -> None:
         """Make a sparse file of it, closed to others as ours are."""
@@ -110,15 +119,6 @@ class File:
             for sector, data in sorted(self.sectors.items()):
                 file.seek(sector * SECTOR)
                 file.write(data[: max(0, self.size - sector * SECTOR)])
-
-
-def _pieces(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
-    end = offset + len(data)
-    at = offset
-    while at < end:
-        stop = min(end, (at // SECTOR + 1) * SECTOR)
-        yield at, data[at - offset : stop - offset]
-        at = stop
 
 
 class Disk:

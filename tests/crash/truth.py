@@ -143,18 +143,16 @@ class Truth:
             self._pages[page] = self._pages[page].after_attempt(step, page, failed=failed)
 
     def _found(self, page: int, got: bytes | None) -> None:
-        versions = self._pages[page]
-        if page in self._reborn:
-            kind = self.after_death(page, got)
-            self._reborn.discard(page)
-            found = frozenset() if got is None else frozenset({got})
-            self._pages[page] = Versions(found, found, found, may_fail=got is None)
-        else:
-            kind = self._while_alive(versions, got)
-            if got is not None:
-                self._pages[page] = replace(versions, now=frozenset({got}))
+        versions, is_reborn = self._pages[page], page in self._reborn
+        kind = self.after_death(page, got) if is_reborn else self._while_alive(versions, got)
         self.seen[kind] += 1
         assert kind is not Kind.WRONG, f"page {page} was read as {describe(got)}; {self.allowed(page)}"
+        self._reborn.discard(page)
+        found = frozenset() if got is None else frozenset({got})
+        if is_reborn:
+            self._pages[page] = Versions(found, found, found, may_fail=got is None)
+        elif found:
+            self._pages[page] = replace(versions, now=found)
 
     def _while_alive(self, versions: Versions, got: bytes | None) -> Kind:
         if got is None:

@@ -45,6 +45,7 @@ class World:
         self._disk = Disk(self.rng)
         self._born = False
         self.entries: list[Entry] = []  # of the life lived last
+        self.ends: Counter[int] = Counter()  # the processes' exit statuses
 
     def live(self, steps: list[Step], faults: str = "", *, look: bool = False) -> list[Step]:
         """A process lives *steps* until *faults* (crash/recorder.c) kill it; returns the steps after that.
@@ -73,6 +74,7 @@ class World:
         allowed = {0, FAILED_TO_OPEN} if self.truth.is_faulty else {0}
         if set(faults) & set("ab"):
             allowed.add(-signal.SIGKILL)
+        self.ends[status] += 1
         assert status in allowed, f"the process ended with status {status}"
 
     def _follow(self, entry: Entry) -> None:
@@ -80,8 +82,7 @@ class World:
         self.truth.follow(entry)
         self._born |= entry.operation is Operation.MARK
         if self._born and entry.operation is not Operation.FOUND:
-            for _ in range(self._samples):
-                self.judge()
+            self.judge(self._samples)
 
     def evict(self) -> None:
         """The page cache lets go of what it need not write, which a failed sync did not write either."""
@@ -100,8 +101,12 @@ class World:
         self._disk = Disk(self.rng, left)
         self.truth.host_dies()
 
-    def judge(self) -> None:
-        """Judge each page that a host finds that boots after this one's death now."""
+    def judge(self, samples: int) -> None:
+        """Judge what this host's death may leave now: so many of the outcomes."""
+        for _ in range(samples):
+            self._judge_one()
+
+    def _judge_one(self) -> None:
         shutil.rmtree(self._afterlife, ignore_errors=True)
         self._afterlife.mkdir()
         for path, file in self._disk.after_death().items():

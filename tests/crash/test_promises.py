@@ -1,0 +1,152 @@
+"""What was promised of single pages, kept over a kill, a failed sync, a torn write or the host's death."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.content import PAGE, compressible
+from tests.crash.history import Act, Step, zero
+from tests.crash.replay import Operation
+from tests.crash.truth import Kind
+from tests.crash.world import World
+
+ANY = 8184  # a page like most, near the end of its granule
+FIRST = 0  # a page that is written through
+MANY = 16  # outcomes of each host death: what may be missing has been missing
+
+
+def write(page: int, version: int, count: int = 1) -> Step:
+    """Write *count* pages that compress, from *page* on."""
+    data = b"".join(compressible(n, version) for n in range(page, page + count))
+    return Step(Act.WRITE, page * PAGE, len(data), data)
+
+
+def read(page: int, count: int = 1) -> Step:
+    """Read *count* pages from *page* on, each by itself."""
+    return Step(Act.READ, page * PAGE, count * PAGE)
+
+
+class Scene:
+    """A world in which faults can be aimed at a step."""
+
+    def __init__(self, base: Path, *, durable: bool) -> None:
+        self._base, self._durable = base, durable
+        self._rehearsals = 0
+
+    def world(self, samples: int = MANY) -> World:
+        """A new one."""
+        self._rehearsals += 1
+        base = self._base / str(self._rehearsals)
+        base.mkdir()
+        return World(base, 1, durable=self._durable, samples=samples)
+
+    def number_of(self, operation: Operation, file: str, step: int, *lives: list[Step]) -> int:
+        """Of the last of these lives: which operation is the first such one on *file* in its *step* (from 1 on)."""
+        rehearsal = self.world(samples=0)
+        for steps in lives[:-1]:
+            rehearsal.live(steps)
+            rehearsal.host_dies()
+        rehearsal.live(lives[-1])
+        number = done = 0
+        for entry in rehearsal.entries:
+            if entry.operation is Operation.MARK:
+                done = entry.offset
+            elif entry.operation is not Operation.FOUND:
+                if (entry.operation, entry.path.name, done) == (operation, file, step - 1):
+                    return number
+                number += 1
+        raise AssertionError(f"no {operation.name} of {file} in step {step}")
+
+
+@pytest.fixture
+def write_back(pools: Path) -> Scene:
+    """Of a device that acknowledges FLUSH at once."""
+    return Scene(pools, durable=False)
+
+
+@pytest.fixture
+def durable(pools: Path) -> Scene:
+    """Of a device that makes durable what FLUSH acknowledges."""
+    return Scene(pools, durable=True)
+
+
+FLUSH, DRAIN, DEMOTE, FREEZE = (Step(act) for act in (Act.FLUSH, Act.DRAIN, Act.DEMOTE, Act.FREEZE))
+
+
+def test_a_map_bit_that_was_not_synced_is_not_believed_after_a_kill(write_back: Scene) -> None:
+    steps = [write(ANY, 1), DRAIN, write(ANY, 2)]
+    bit = write_back.number_of(Operation.WRITE, "backing.map", 3, steps)
+    world = write_back.world()
+    world.live(steps, f"{bit}a")
+    world.live([write(ANY, 3)])
+    assert min(world.found[Kind.NEWEST], world.found[Kind.LOST]) > MANY
+
+
+def test_a_failed_sync_is_remembered_over_a_restart(write_back: Scene) -> None:
+    steps = [write(ANY, 1), DRAIN]
+    world = write_back.world()
+    world.live(steps, f"{write_back.number_of(Operation.SYNC, 'backing', 2, steps)}f")
+    world.live([DRAIN])
+    assert world.truth.steps == {(Act.WRITE, True): 1, (Act.DRAIN, False): 2}
+
+
+def test_a_page_is_not_dropped_whose_copy_in_the_file_was_not_synced(durable: Scene) -> None:
+    steps = [write(ANY, 1), FLUSH]
+    world = durable.world(samples=0)
+    world.live(steps, f"{durable.number_of(Operation.SYNC, 'backing', 2, steps)}f")
+    assert world.truth.steps[Act.FLUSH, False] == 1
+    for _ in range(MANY):
+        world.evict()
+        world.live([DEMOTE, read(ANY)])
+    assert world.truth.seen == {Kind.NEWEST: MANY}
+
+
+@pytest.mark.parametrize("neighbour", [write(ANY + 1, 1), zero(ANY + 1)], ids=["written", "zeroed"])
+def test_what_flush_acknowledged_is_in_the_file(durable: Scene, neighbour: Step) -> None:
+    world = durable.world(samples=0)
+    world.live([write(ANY + 1, 2), write(ANY, 1), FLUSH, neighbour])
+    world.judge(MANY)
+    assert world.found[Kind.NEWEST] > MANY
+
+
+def test_what_flush_acknowledged_is_in_the_file_whatever_is_written_meanwhile(durable: Scene) -> None:
+    beside = write(ANY - 8, 2)
+    world = durable.world(samples=0)
+    world.live([write(ANY, 1, 8), Step(Act.FLUSH, beside.offset, beside.length, beside.data)])
+    world.judge(MANY)
+    assert world.found[Kind.NEWEST] > MANY
+
+
+def test_what_fua_acknowledged_is_in_the_file(durable: Scene) -> None:
+    pages = write(ANY, 1, 4)
+    world = durable.world(samples=0)
+    world.live([
+        Step(pages.act, pages.offset, pages.length, pages.data, fua=True),
+        zero(ANY, fua=True), zero(ANY + 1, act=Act.TRIM, fua=True), write(ANY + 4, 1),
+    ])  # fmt: skip
+    world.judge(MANY)
+    assert world.found[Kind.NEWEST] > MANY
+
+
+def test_a_failed_zeroing_leaves_no_mixture(write_back: Scene) -> None:
+    pages = range(FIRST, FIRST + 8)
+    steps = [write(FIRST, 1, len(pages)), DRAIN, write(FIRST + 8, 1)]
+    steps += [step for page in pages for step in (zero(page), read(page))]
+    first = write_back.number_of(Operation.PUNCH, "backing", 4, steps)
+    world = write_back.world()
+    world.live(steps, " ".join(f"{first + n}f" for n in range(2 * len(pages))))  # another way to zero is tried, too
+    assert world.truth.steps[Act.ZERO, False] == len(pages)
+    assert world.truth.seen.total() == len(pages)
+
+
+@pytest.mark.parametrize("page", [FIRST, ANY])
+def test_a_failed_overwrite_leaves_no_mixture(write_back: Scene, page: int) -> None:
+    before, steps = [write(page, 1, 8), DRAIN], [FREEZE, write(page, 2, 8), read(page, 8)]
+    world = write_back.world()
+    world.live(before)
+    world.host_dies()  # which leaves no checksums
+    world.live(steps, f"{write_back.number_of(Operation.WRITE, 'backing', 2, before, steps)}f")
+    assert world.truth.steps[Act.WRITE, False] == 1
+    assert world.truth.seen[Kind.NEWEST] + world.truth.seen[Kind.LOST] > 8
