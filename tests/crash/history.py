@@ -104,11 +104,11 @@ def _step(rng: random.Random, version: int) -> Step:
 
 
 def faults(rng: random.Random, *, failures: bool, first: int = 0) -> str:
-    """What goes wrong in a life, for crash/recorder.c: most are killed, many have failures in a row, from *first* on."""
+    """What goes wrong in a life (recorder.c): most are killed, many have failures in a row, from *first* on."""
     plan = []
     if failures and rng.random() < 0.7:
         at = first + rng.randrange(60)
         plan = [f"{number}f" for number in range(at, at + rng.choice([1, 1, 2, 3]))]
     if rng.random() < 0.8:
-        plan.append(f"{rng.randrange(80)}{rng.choice('ab')}")
+        plan.append(f"{rng.randrange(80)}{rng.choice('abss')}")
     return " ".join(plan)

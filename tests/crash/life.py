@@ -59,9 +59,7 @@ class Life:
         self._open()
 
     def _open(self) -> None:
-        self._served = open_life(
-            self._files, self._pools, self._boot, durable=self._durable, lost_zero=self._lost_zero
-        )
+        self._served = open_life(self._files, self._pools, self._boot, durable=self._durable, lost_zero=self._lost_zero)
 
     def live(self, steps: list[Step]) -> None:
         """Do one step after the other; those that fail, too, are done."""

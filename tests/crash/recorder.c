@@ -7,7 +7,7 @@
  * does not know how to replay ends the process.
  *
  * $RECORD_FAULTS says what goes wrong, as in "12f 13f 40b": operations count from 0, and 'b' is SIGKILL before that
- * operation, 'a' SIGKILL after it, 'f' failure with EIO. A write or a zeroing that fails has changed some of its sectors
+ * operation, 'a' SIGKILL after it, 's' SIGKILL before the next sync, 'f' failure with EIO. A write or a zeroing that fails has changed some of its sectors
  * nevertheless. With any faults threads cannot be started, so that the numbers mean the same each time.
  */
 #define _GNU_SOURCE
@@ -25,7 +25,7 @@
 #include <unistd.h>
 
 enum operation { MARK, WRITE, SYNC, TRUNCATE, PUNCH, ALLOCATE, FOUND, TORN, SYNC_FAILED };
-enum fault { NONE = 0, KILL_BEFORE = 'b', KILL_AFTER = 'a', FAIL = 'f' };
+enum fault { NONE = 0, KILL_BEFORE = 'b', KILL_AFTER = 'a', KILL_AT_SYNC = 's', FAIL = 'f' };
 enum { SECTOR = 512, STRETCH = 12 };
 
 struct entry {
@@ -35,6 +35,7 @@ struct entry {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *record;
+static bool kill_at_sync;
 
 /* An operation on a file that is to be recorded, under the lock. */
 struct recorded {
@@ -96,6 +97,7 @@ static struct recorded begin(int fd)
         this.fault = fault_of(this.number = count++);
     if (this.fault == KILL_BEFORE)
         die();
+    kill_at_sync |= this.fault == KILL_AT_SYNC;
     return this;
 }
 
@@ -145,6 +147,8 @@ static int synced(int fd, int (*call)(int))
 {
     struct recorded this = begin(fd);
 
+    if (this.is && kill_at_sync)
+        die();
     if (this.fault == FAIL) {
         end(&this, true, SYNC_FAILED, 0, 0, NULL);
         errno = EIO;

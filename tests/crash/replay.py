@@ -1,8 +1,8 @@
 """What a disk may hold after the host died: replays a record of crash/recorder.c up to any moment.
 
 What was written before the last sync of its file is there; of what came later any part may be missing. Whole writes
-and single sectors of them go missing, as disks do both. After a sync that failed no later one makes up for what is missing
-by then, although reads show it until the page cache lets go of it.
+and single sectors of them go missing, as disks do both. After a sync that failed no later one makes up for what is
+missing by then, although reads show it until the page cache lets go of it.
 """
 
 from __future__ import annotations

@@ -57,9 +57,10 @@ class Versions:
 class Truth:
     """Follows a record, knowing the steps, and judges each page that is found.
 
-    While the pool lives a page is the newest acknowledged, the whole of it. After host death it is that or, on a write-back
-    device, lost; on a *durable* one each sector is from the last acknowledged FLUSH or later. What was tried and was not
-    acknowledged, page by page happened or did not; and pages that an injected failure concerns may be EIO.
+    While the pool lives a page is the newest acknowledged, the whole of it. After host death it is that or, on a
+    write-back device that was not drained, lost; on a *durable* one each sector is from the last acknowledged FLUSH or
+    later. What was tried and was not acknowledged, page by page happened or did not; and pages that an injected failure
+    concerns may be EIO.
     """
 
     def __init__(self, *, durable: bool, lost_zero: bool) -> None:
@@ -70,6 +71,7 @@ class Truth:
         self._step: Step | None = None  # under way
         self._unsynced: set[int] = set()  # pages written in the file
         self._faulty = False  # whether anything was made to fail since the host booted
+        self._drained = False  # and unchanged since
         self._reborn: set[int] = set()  # pages that nobody has read since the host died
         self.seen: Counter[Kind] = Counter()  # reads while the pool lived
         self.steps: Counter[tuple[Act, bool]] = Counter()  # and whether they were acknowledged
@@ -105,7 +107,7 @@ class Truth:
         in_file = entry.path.name == "backing"
         match entry.operation:
             case Operation.MARK:
-                self._ended(entry.offset, error=entry.length)
+                self._mark(entry.offset, error=entry.length)
             case Operation.FOUND:
                 self._found(entry.offset, entry.data or None)
             case Operation.WRITE | Operation.PUNCH if in_file:
@@ -122,11 +124,13 @@ class Truth:
         for page in pages:
             self._pages[page] = replace(self._pages[page], may_fail=True)
 
-    def _ended(self, number: int, *, error: int) -> None:
-        step = self._step
+    def _mark(self, number: int, *, error: int) -> None:
+        if self._step:
+            self._end_step(self._step, error=error)
         self._step = self._steps[number] if number < len(self._steps) else None
-        if number == 0 or step is None:
-            return
+        self._drained &= not (self._step and self._step.changes)
+
+    def _end_step(self, step: Step, *, error: int) -> None:
         self.steps[step.act, not error] += 1
         if error:
             assert self._faulty, f"{step.act.name} of pages {step.pages} failed, and nothing was made to fail"
@@ -135,6 +139,8 @@ class Truth:
         if step.act is Act.FLUSH:
             for page, versions in self._pages.items():
                 self._pages[page] = replace(versions, flushed=versions.acknowledged)
+        if step.act is Act.DRAIN:
+            self._drained = not any(versions.may_fail for versions in self._pages.values())
         for page in step.changes:
             self._pages[page] = self._pages[page].after_success(step, page)
 
@@ -170,7 +176,7 @@ class Truth:
             return Kind.NEWEST
         if got in allowed:
             return Kind.UNFLUSHED
-        if got == (ZEROS if self._lost_zero else None) and (versions.may_fail or not in_place):
+        if got == (ZEROS if self._lost_zero else None) and (versions.may_fail or not (in_place or self._drained)):
             return Kind.LOST
         return Kind.TORN if got and in_place and _is_mixed(got, allowed) else Kind.WRONG
 
@@ -179,7 +185,8 @@ class Truth:
         versions = self._pages[page]
         sets = ("now", versions.now), ("acknowledged", versions.acknowledged), ("flushed", versions.flushed)
         text = "; ".join(f"{name}: {', '.join(map(describe, some)) or 'none'}" for name, some in sets)
-        return f"{text}; {'may' if versions.may_fail else 'must not'} fail; under way: {self._step and self._step.act.name}"
+        under_way = self._step.act.name if self._step else "nothing"
+        return f"{text}; {'may' if versions.may_fail else 'must not'} fail; under way: {under_way}"
 
 
 def _pages(entry: Entry) -> set[int]:

@@ -53,9 +53,11 @@ class World:
         It reads all pages first when told to *look*, or when nobody has since the host's death.
         """
         record = self._base / "record"
-        command = [sys.executable, "-m", "tests.crash.life", self._files, self._pools, str(self._boot), *self._options]
+        command = [sys.executable, "-m", "tests.crash.life", *map(str, (self._files, self._pools, self._boot))]
+        command += self._options
         if look or self.truth.must_look:
             command.append("--look")
+        record.touch()
         process = subprocess.run(
             command, input=pickle.dumps(steps), env=recording(self._library, self._files, record, faults), cwd=ROOT,
             check=False,
@@ -72,7 +74,7 @@ class World:
 
     def _check_end(self, status: int, faults: str) -> None:
         allowed = {0, FAILED_TO_OPEN} if self.truth.is_faulty else {0}
-        if set(faults) & set("ab"):
+        if set(faults) & set("abs"):
             allowed.add(-signal.SIGKILL)
         self.ends[status] += 1
         assert status in allowed, f"the process ended with status {status}"
