@@ -17,7 +17,7 @@ from tests.crash.truth import Kind
 from tests.crash.world import World
 
 TOGETHER = 5  # histories: together they have seen everything
-BATCHES = int(os.environ.get("HISTORIES", "40")) // (4 * TOGETHER)
+BATCHES = -(-int(os.environ.get("HISTORIES", "40")) // (4 * TOGETHER))
 STEPS = 60  # of each boot
 BOOTS = 2
 CREATION = 12  # operations: a device that could not be created is none

@@ -165,6 +165,16 @@ def test_what_was_found_after_the_host_s_death_is_the_truth_from_then_on() -> No
     assert truth.after_death(OTHER, mixed) is Kind.NEWEST
 
 
+def test_what_was_drained_is_not_lost_unless_the_map_says_so_of_a_neighbour() -> None:
+    truth = lived(write(1))
+    truth.host_dies()
+    find(truth, None)
+    truth.begin([write(2), DRAIN])
+    for number in range(3):
+        truth.follow(mark(number))
+    assert truth.after_death(OTHER, None) is Kind.LOST
+
+
 def test_part_of_a_page_that_is_lost_is_written_among_zeros() -> None:
     truth = lived(write(1))
     truth.host_dies()

@@ -72,6 +72,7 @@ class Truth:
         self._unsynced: set[int] = set()  # pages written in the file
         self._faulty = False  # whether anything was made to fail since the host booted
         self._drained = False  # and unchanged since
+        self._whole = True  # nothing was lost, of which the map would have to tell for ever
         self._reborn: set[int] = set()  # pages that nobody has read since the host died
         self.seen: Counter[Kind] = Counter()  # reads while the pool lived
         self.steps: Counter[tuple[Act, bool]] = Counter()  # and whether they were acknowledged
@@ -96,11 +97,6 @@ class Truth:
     def must_look(self) -> bool:
         """Whether there are pages of which nobody knows what the host's death left."""
         return bool(self._reborn)
-
-    @property
-    def is_faulty(self) -> bool:
-        """Whether anything was made to fail since the host booted."""
-        return self._faulty
 
     def follow(self, entry: Entry) -> None:
         """Go on by one entry of the record. AssertionError when it must not be so."""
@@ -140,7 +136,7 @@ class Truth:
             for page, versions in self._pages.items():
                 self._pages[page] = replace(versions, flushed=versions.acknowledged)
         if step.act is Act.DRAIN:
-            self._drained = not any(versions.may_fail for versions in self._pages.values())
+            self._drained = self._whole and not any(versions.may_fail for versions in self._pages.values())
         for page in step.changes:
             self._pages[page] = self._pages[page].after_success(step, page)
 
@@ -157,6 +153,7 @@ class Truth:
         found = frozenset() if got is None else frozenset({got})
         if is_reborn:
             self._pages[page] = Versions(found, found, found, may_fail=got is None)
+            self._whole &= got is not None
         elif found:
             self._pages[page] = replace(versions, now=found)
 

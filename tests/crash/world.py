@@ -73,7 +73,9 @@ class World:
         return steps[done:]
 
     def _check_end(self, status: int, faults: str) -> None:
-        allowed = {0, FAILED_TO_OPEN} if self.truth.is_faulty else {0}
+        allowed = {0}
+        if any(entry.operation in (Operation.TORN, Operation.SYNC_FAILED) for entry in self.entries):
+            allowed.add(FAILED_TO_OPEN)
         if set(faults) & set("abs"):
             allowed.add(-signal.SIGKILL)
         self.ends[status] += 1
