@@ -112,9 +112,9 @@ def test_what_flush_acknowledged_is_in_the_file(durable: Scene, neighbour: Step)
 
 
 def test_what_flush_acknowledged_is_in_the_file_whatever_is_written_meanwhile(durable: Scene) -> None:
-    beside = write(ANY - 8, 2)
+    beside = write(ANY + 4, 2)
     world = durable.world(samples=0)
-    world.live([write(ANY, 1, 8), Step(Act.FLUSH, beside.offset, beside.length, beside.data)])
+    world.live([write(ANY, 1, 4), Step(Act.FLUSH, beside.offset, beside.length, beside.data)])
     world.judge(MANY)
     assert world.found[Kind.NEWEST] > MANY
 
