@@ -61,6 +61,10 @@ class Step:
         """The pages it changes."""
         return self.pages if self.data else range(0)
 
+    def covers(self, page: int) -> bool:
+        """Whether it leaves nothing of what *page* was."""
+        return self.offset <= page * PAGE and (page + 1) * PAGE <= self.offset + self.length
+
     def change(self, page: int, old: bytes) -> bytes:
         """What *page* is after it that was *old* before."""
         start = page * PAGE
