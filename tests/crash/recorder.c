@@ -24,13 +24,14 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum operation { MARK, WRITE, SYNC, TRUNCATE, PUNCH, ALLOCATE, FOUND, TORN, SYNC_FAILED };
+enum operation { MARK, WRITE, SYNC, TRUNCATE, PUNCH, ALLOCATE, FOUND, TORN, SYNC_FAILED, RENAME };
 enum fault { NONE = 0, KILL_BEFORE = 'b', KILL_AFTER = 'a', KILL_AT_SYNC = 's', FAIL = 'f' };
 enum { SECTOR = 512, STRETCH = 12 };
 
 struct entry {
     uint32_t operation, path_length;
-    uint64_t offset, length; /* MARK: number and errno; TRUNCATE: the new size in length; FOUND: the page in offset */
+    uint64_t offset, length; /* MARK: number and errno; TRUNCATE: the new size in length; FOUND: the page in offset;
+                                RENAME: the new path as data */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -81,16 +82,13 @@ static void die(void)
     raise(SIGKILL);
 }
 
-static struct recorded begin(int fd)
+static struct recorded begin_at(const char *path)
 {
     static unsigned count;
     struct recorded this = {.fault = NONE};
     const char *below = getenv("RECORD_BELOW");
-    char link[64];
 
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, this.path, sizeof this.path - 1);
-    this.path[length < 0 ? 0 : length] = '\0';
+    snprintf(this.path, sizeof this.path, "%s", path);
     pthread_mutex_lock(&lock);
     this.is = below && strncmp(this.path, below, strlen(below)) == 0;
     if (this.is)
@@ -99,6 +97,16 @@ static struct recorded begin(int fd)
         die();
     kill_at_sync |= this.fault == KILL_AT_SYNC;
     return this;
+}
+
+static struct recorded begin(int fd)
+{
+    char link[64], path[4096];
+
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    path[length < 0 ? 0 : length] = '\0';
+    return begin_at(path);
 }
 
 static void end(const struct recorded *this, bool done, enum operation operation, off_t offset, off_t length,
@@ -205,6 +213,15 @@ int posix_fallocate(int fd, off_t offset, off_t length)
     return result;
 }
 int posix_fallocate64(int fd, off_t offset, off_t length) __attribute__((alias("posix_fallocate")));
+
+int rename(const char *from, const char *to)
+{
+    struct recorded this = begin_at(from);
+    int result = REAL(rename)(from, to);
+
+    end(&this, result == 0, RENAME, 0, (off_t)strlen(to), to);
+    return result;
+}
 
 /* What cannot be replayed: a write without an offset, and one of several pieces, which nobody has needed so far. */
 static void refuse(int fd)

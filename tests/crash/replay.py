@@ -32,8 +32,10 @@ class Operation(enum.IntEnum):
     FOUND = 6
     TORN = 7
     SYNC_FAILED = 8
+    RENAME = 9
 
 
+_WITH_DATA = {Operation.WRITE, Operation.FOUND, Operation.RENAME}
 _CHANGES = {Operation.WRITE, Operation.TRUNCATE, Operation.PUNCH, Operation.ALLOCATE}
 
 
@@ -57,7 +59,7 @@ def parse(record: bytes) -> Iterator[Entry]:
         path = Path(record[at : at + path_length].decode())
         at += path_length
         operation = Operation(number)
-        data = record[at : at + length] if operation in (Operation.WRITE, Operation.FOUND) else b""
+        data = record[at : at + length] if operation in _WITH_DATA else b""
         at += len(data)
         yield Entry(operation, path, offset, length, data)
 
@@ -135,6 +137,10 @@ class Disk:
             file = self._safe.setdefault(entry.path, File())
             for late in self._unsynced.pop(entry.path, []):
                 file.apply(late, self._some() if entry.operation is Operation.SYNC_FAILED else lambda: True)
+        elif entry.operation is Operation.RENAME:  # as if its directory were synced at once
+            new = Path(entry.data.decode())
+            self._safe[new] = self._safe.pop(entry.path)
+            self._unsynced[new] = self._unsynced.pop(entry.path, [])
         elif entry.operation in _CHANGES:
             self._unsynced.setdefault(entry.path, []).append(entry)
 

@@ -132,6 +132,13 @@ def test_a_failed_write_has_changed_some_sectors(run: Run) -> None:
     assert {data[at : at + SECTOR] for at in range(SECTOR, len(data), SECTOR)} == {bytes(SECTOR), b"b" * SECTOR}
 
 
+def test_a_renamed_file_keeps_its_content(run: Run) -> None:
+    ended = run(SCRIPT + "os.rename(sys.argv[1], sys.argv[1] + '2')")
+    assert ended.kinds[-1] == "RENAME"
+    ((path, file),) = replayed(ended.entries, random.Random(1)).evicted().items()
+    assert (path.name, file) == ("x2", File.read_from(path))
+
+
 @pytest.mark.parametrize("faults", ["", "3f"])
 def test_replayed_and_read_the_files_are_the_same(run: Run, faults: str) -> None:
     ended = run(FAILING, faults)
