@@ -150,3 +150,17 @@ def test_a_failed_overwrite_leaves_no_mixture(write_back: Scene, page: int) -> N
     world.live(steps, f"{write_back.number_of(Operation.WRITE, 'backing', 2, before, steps)}f")
     assert world.truth.steps[Act.WRITE, False] == 1
     assert world.truth.seen[Kind.NEWEST] + world.truth.seen[Kind.LOST] > 8
+
+
+def test_a_failed_overwrite_is_not_taken_to_be_in_the_file_by_a_drain(write_back: Scene) -> None:
+    steps = [write(ANY, 1, 8), DRAIN, FREEZE, write(ANY, 2, 8), DRAIN]
+    world = write_back.world()
+    world.live(steps, f"{write_back.number_of(Operation.WRITE, 'backing', 4, steps)}f")
+    assert world.truth.steps[Act.WRITE, False] == 1
+
+
+def test_zeros_are_not_acknowledged_that_a_failed_sync_may_have_lost(write_back: Scene) -> None:
+    steps = [write(ANY, 1), DRAIN, write(FIRST, 1), DRAIN, zero(FIRST)]
+    world = write_back.world()
+    world.live(steps, f"{write_back.number_of(Operation.SYNC, 'backing', 2, steps)}f")
+    assert world.truth.steps[Act.WRITE, False] == 1
