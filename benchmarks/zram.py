@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
+import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Final
 
 PAGE: Final = 4096
 CONTROL: Final = Path("/sys/class/zram-control")
+_BLKDISCARD: Final = 0x1277
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class Zram:
         """Write each (page, content) in turn."""
         for page, content in trace:
             self.write(corpus, page, content)
+
+    def discard(self, page: int) -> None:
+        """Forget a page."""
+        fcntl.ioctl(self._fd, _BLKDISCARD, struct.pack("QQ", page * PAGE, PAGE))
 
     def compact(self) -> None:
         """Have zsmalloc compact its memory now."""

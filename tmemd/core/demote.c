@@ -332,39 +332,3 @@ int tm_drain(struct tm_device *device)
     tm_settle(device, 0);
     return error;
 }
-
-/* Move one record; false when its slot is not (or no longer) what a word points at. */
-static bool move_record(struct tm_device *device, uint32_t size, const struct tm_move *move)
-{
-    bool moved = false;
-    if (move->page < device->layout.pages) {
-        tm_lock_run(&device->locks, move->page, 1);
-        uint64_t word = tm_word(device, move->page);
-        moved = tm_kind(word) == TM_TMEM && tm_location(word) == move->from && tm_slot_size(tm_length(word)) == size;
-        if (moved) {
-            tm_copy_record(device, move->to, tm_record_of(device, word), tm_length(word));
-            tm_publish(device, move->page, tm_with_location(word, move->to));
-        }
-        tm_unlock_run(&device->locks, move->page, 1);
-    }
-    if (!moved)
-        tm_slot_free(&device->slots, size, move->to);
-    return moved;
-}
-
-uint64_t tm_settle(struct tm_device *device, uint64_t moves)
-{
-    uint64_t given = 0;
-    for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN) {
-        struct tm_move move;
-        given += tm_slots_punch(&device->slots, size);
-        uint64_t before = moves;
-        while (moves && tm_slots_next_move(&device->slots, size, &move) && move_record(device, size, &move)) {
-            moves--;
-            tm_count(&device->counters->moves, 1);
-        }
-        if (moves < before)
-            given += tm_slots_punch(&device->slots, size);
-    }
-    return given;
-}

@@ -157,6 +157,12 @@ int tm_clean(struct tm_device *device);
 /* After this, whoever held a page's change lock when it began has let go of it. */
 void tm_wait_for_changes(struct tm_device *device);
 
+/* compact.c */
+
+/* Let the host have memory back that free slots of any class take, so that a slot that was refused can be had: false when
+ * there is nothing to be gained. It waits for no page, so locks of pages may be held. */
+bool tm_reclaim(struct tm_device *device);
+
 /* heat.c */
 
 /* Go on with the generation that was current when the pool was last served. */

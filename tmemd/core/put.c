@@ -20,10 +20,12 @@ static uint64_t store_record(struct tm_device *device, uint64_t page, const uint
     struct tm_encoded encoded;
     enum tm_encoding encoding;
     uint64_t location;
-    if (tm_refusing(&device->budget) || tm_is_full(&device->budget))
+    if (tm_refusing(&device->budget) || (tm_is_full(&device->budget) && !tm_may_reclaim(device)))
         return 0;
     uint32_t length = tm_encode(&encoded, (uint32_t)page, content, tm_is_compressing(&device->budget), &encoding);
-    bool stored = tm_slot_alloc(&device->slots, tm_slot_size(length), &location);
+    bool stored;
+    while (!(stored = tm_slot_alloc(&device->slots, tm_slot_size(length), &location)) && tm_reclaim(device))
+        ;
     tm_note_put(&device->budget, stored);
     if (!stored)
         return 0;

@@ -14,12 +14,8 @@ static uint32_t slots_in_span(uint32_t size) { return TM_SPAN_BYTES / size; }
 static uint32_t bitmap_words(uint32_t size) { return (slots_in_span(size) + 63) / 64; }
 static struct tm_class *class_of(struct tm_slots *slots, uint32_t size) { return &slots->classes[size / TM_SLOT_ALIGN]; }
 
-/* Pages of a span that its slots reach into, as a mask. */
-static uint64_t usable_pages(uint32_t size)
-{
-    uint32_t pages = (slots_in_span(size) * size + TM_PAGE - 1) / TM_PAGE;
-    return pages == TM_SPAN_PAGES ? UINT64_MAX : (UINT64_C(1) << pages) - 1;
-}
+static uint32_t pages_for(uint32_t n, uint32_t size) { return (n * size + TM_PAGE - 1) / TM_PAGE; }
+static uint64_t run_mask(uint32_t first, uint32_t n) { return (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1) << first; }
 
 /* Pages that a slot lies in, as a mask. */
 static uint64_t slot_pages(uint32_t size, uint32_t slot)
@@ -28,22 +24,50 @@ static uint64_t slot_pages(uint32_t size, uint32_t slot)
     return (UINT64_C(2) << last) - (UINT64_C(1) << first);
 }
 
-static bool is_free(const struct tm_span *span, uint32_t slot) { return span->free[slot / 64] >> slot % 64 & 1; }
-
-static bool is_backed(const struct tm_span *span, uint32_t slot)
+/* Pages of a span that its slots reach into and that are not backed, as a mask. */
+static uint64_t missing_pages(const struct tm_span *span)
 {
-    uint64_t pages = slot_pages(span->size, slot);
-    return (span->backed & pages) == pages;
+    return run_mask(0, pages_for(slots_in_span(span->size), span->size)) & ~span->backed;
 }
 
-static bool is_live(const struct tm_span *span, uint32_t slot) { return is_backed(span, slot) && !is_free(span, slot); }
+static bool is_live(const struct tm_span *span, uint32_t slot) { return span->live[slot / 64] >> slot % 64 & 1; }
+static void flip(struct tm_span *span, uint32_t slot) { span->live[slot / 64] ^= UINT64_C(1) << slot % 64; }
 
-/* First and one-past-last slot that reach into pages [first, last). */
-static uint32_t slot_from(uint32_t size, uint32_t first) { return first * TM_PAGE / size; }
-static uint32_t slot_to(uint32_t size, uint32_t last)
+static bool is_backed(const struct tm_span *span, uint32_t slot) { return !(slot_pages(span->size, slot) & ~span->backed); }
+
+/* The lowest free slot; there is one. */
+static uint32_t lowest_free(const struct tm_span *span)
 {
-    uint32_t end = (last * TM_PAGE + size - 1) / size;
-    return end < slots_in_span(size) ? end : slots_in_span(size);
+    for (uint32_t word = 0;; word++)
+        for (uint64_t gaps = ~span->live[word]; gaps; gaps &= gaps - 1) {
+            uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(gaps);
+            if (is_backed(span, slot))
+                return slot;
+        }
+}
+
+/* Lower *slot to the highest live slot below it. */
+static bool next_live_below(const struct tm_span *span, uint32_t *slot)
+{
+    for (uint32_t word = (*slot + 63) / 64; word-- > 0;) {
+        uint64_t live = span->live[word];
+        if (*slot - word * 64 < 64)
+            live &= run_mask(0, *slot - word * 64);
+        if (live) {
+            *slot = word * 64 + 63 - (uint32_t)__builtin_clzll(live);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Backed pages of a span that no live slot reaches into, as a mask. */
+static uint64_t dead_pages(const struct tm_span *span)
+{
+    uint64_t touched = 0;
+    for (uint32_t slot = slots_in_span(span->size); next_live_below(span, &slot);)
+        touched |= slot_pages(span->size, slot);
+    return span->backed & ~touched;
 }
 
 int tm_slots_init(struct tm_slots *slots, int pool_fd, uint8_t *data, const struct tm_layout *layout,
@@ -58,7 +82,8 @@ int tm_slots_init(struct tm_slots *slots, int pool_fd, uint8_t *data, const stru
     slots->fresh = 0;
     pthread_mutex_init(&slots->lock, NULL);
     for (size_t i = 0; i < TM_CLASSES; i++) {
-        slots->classes[i] = (struct tm_class){.partial = TM_NO_SPAN, .growing = TM_NO_SPAN};
+        memset(&slots->classes[i], 0, sizeof slots->classes[i]);
+        memset(slots->classes[i].first, 0xff, sizeof slots->classes[i].first);
         pthread_mutex_init(&slots->classes[i].lock, NULL);
     }
     slots->spans = mmap(NULL, slots->n_spans * sizeof *slots->spans, PROT_READ | PROT_WRITE,
@@ -71,49 +96,83 @@ void tm_slots_destroy(struct tm_slots *slots)
     if (!slots->spans || slots->spans == MAP_FAILED)
         return;
     for (uint32_t i = 0; i < slots->fresh; i++)
-        free(slots->spans[i].free);
+        free(slots->spans[i].live);
     munmap(slots->spans, slots->n_spans * sizeof *slots->spans);
     for (size_t i = 0; i < TM_CLASSES; i++)
         pthread_mutex_destroy(&slots->classes[i].lock);
     pthread_mutex_destroy(&slots->lock);
 }
 
+static void move_to_list(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint8_t list)
+{
+    struct tm_span *spans = slots->spans, *span = &spans[index];
+    if (span->list < TM_LISTS) {
+        *(span->prev != TM_NO_SPAN ? &spans[span->prev].next : &class->first[span->list]) = span->next;
+        if (span->next != TM_NO_SPAN)
+            spans[span->next].prev = span->prev;
+        if (class->first[span->list] == TM_NO_SPAN)
+            class->lists &= ~(1u << span->list);
+    }
+    span->list = list;
+    if (list < TM_LISTS) {
+        span->prev = TM_NO_SPAN;
+        span->next = class->first[list];
+        if (span->next != TM_NO_SPAN)
+            spans[span->next].prev = index;
+        class->first[list] = index;
+        class->lists |= 1u << list;
+    }
+}
+
+/* Put a span that nobody holds on the list where it belongs by now. */
 static void list_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
 {
-    struct tm_span *span = &slots->spans[index];
-    span->prev = TM_NO_SPAN;
-    span->next = class->partial;
-    if (class->partial != TM_NO_SPAN)
-        slots->spans[class->partial].prev = index;
-    class->partial = index;
-    span->listed = true;
+    const struct tm_span *span = &slots->spans[index];
+    uint8_t list = TM_UNLISTED;
+    if (span->n_free)
+        list = (uint8_t)(1 + span->n_live * span->size / (TM_SPAN_BYTES / TM_FULLNESS));
+    else if (missing_pages(span))
+        list = TM_GROWABLE;
+    if (list != span->list && span->list != TM_HELD)
+        move_to_list(slots, class, index, list);
 }
 
-static void unlist_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+static void count_free(struct tm_class *class, struct tm_span *span, int n)
 {
-    struct tm_span *span = &slots->spans[index];
-    if (span->prev != TM_NO_SPAN)
-        slots->spans[span->prev].next = span->next;
-    else
-        class->partial = span->next;
-    if (span->next != TM_NO_SPAN)
-        slots->spans[span->next].prev = span->prev;
-    span->listed = false;
-}
-
-static void count_free(struct tm_class *class, struct tm_span *span, int64_t n)
-{
+    uint64_t before = atomic_load_explicit(&class->n_free, memory_order_relaxed);
     span->n_free = (uint16_t)(span->n_free + n);
-    class->n_free += (uint64_t)n;
+    atomic_store_explicit(&class->n_free, before + (uint64_t)n, memory_order_relaxed);
+}
+
+/* Back more pages of the span (lost: no more of these), and count which slots are free now. */
+static void change_backed(struct tm_class *class, struct tm_span *span, uint64_t gained, uint64_t lost)
+{
+    int n_free = 0;
+    span->backed = (span->backed | gained) & ~lost;
+    class->backed_pages += (uint64_t)__builtin_popcountll(gained) - (uint64_t)__builtin_popcountll(lost);
+    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
+        n_free += !is_live(span, slot) && is_backed(span, slot);
+    count_free(class, span, n_free - span->n_free);
 }
 
 static bool assign_span(struct tm_span *span, uint32_t size)
 {
-    span->free = calloc(bitmap_words(size), sizeof *span->free);
+    span->live = calloc(bitmap_words(size), sizeof *span->live);
     span->size = size;
     span->n_free = span->n_live = 0;
-    span->listed = false;
-    return span->free != NULL;
+    span->list = TM_UNLISTED;
+    return span->live != NULL;
+}
+
+/* Let any class have the span, whose pages are not backed. */
+static void retire_span(struct tm_slots *slots, uint32_t index)
+{
+    free(slots->spans[index].live);
+    slots->spans[index].live = NULL;
+    pthread_mutex_lock(&slots->lock);
+    slots->spans[index].next = slots->unused;
+    slots->unused = index;
+    pthread_mutex_unlock(&slots->lock);
 }
 
 /* A span without a class, now of this one; TM_NO_SPAN when there is none. */
@@ -126,109 +185,113 @@ static uint32_t new_span(struct tm_slots *slots, uint32_t size)
     else if (slots->fresh < slots->n_spans)
         index = slots->fresh++;
     pthread_mutex_unlock(&slots->lock);
-    return index != TM_NO_SPAN && assign_span(&slots->spans[index], size) ? index : TM_NO_SPAN;
+    if (index == TM_NO_SPAN || assign_span(&slots->spans[index], size))
+        return index;
+    retire_span(slots, index);
+    return TM_NO_SPAN;
 }
 
-static uint64_t run_mask(uint32_t first, uint32_t n)
+/* The first run of neighbours in a mask, of at most `most` pages. */
+static uint64_t first_run(uint64_t pages, uint32_t most)
 {
-    return (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1) << first;
+    uint32_t first = (uint32_t)__builtin_ctzll(pages);
+    uint64_t rest = ~(pages >> first);
+    uint32_t n = rest ? (uint32_t)__builtin_ctzll(rest) : TM_SPAN_PAGES;
+    return run_mask(first, n < most ? n : most);
 }
 
-/* Punch out the pages of the mask, each run of neighbours by one call. */
+static uint64_t run_offset(const struct tm_slots *slots, uint32_t index, uint64_t run)
+{
+    return slots->data_offset + (uint64_t)index * TM_SPAN_BYTES + (uint64_t)__builtin_ctzll(run) * TM_PAGE;
+}
+
+static uint64_t run_bytes(uint64_t run) { return (uint64_t)__builtin_popcountll(run) * TM_PAGE; }
+
+/* Punch pages of a span out, each run of neighbours by one call. */
 static void punch(struct tm_slots *slots, uint32_t index, uint64_t pages)
 {
-    uint64_t base = slots->data_offset + (uint64_t)index * TM_SPAN_BYTES;
-    slots->spans[index].backed &= ~pages;
     while (pages) {
-        uint32_t first = (uint32_t)__builtin_ctzll(pages);
-        uint64_t rest = ~(pages >> first);
-        uint32_t n = rest ? (uint32_t)__builtin_ctzll(rest) : TM_SPAN_PAGES;
-        tm_give(slots->budget, slots->pool_fd, base + (uint64_t)first * TM_PAGE, (uint64_t)n * TM_PAGE);
-        pages &= ~run_mask(first, n);
+        uint64_t run = first_run(pages, TM_SPAN_PAGES);
+        tm_give(slots->budget, slots->pool_fd, run_offset(slots, index, run), run_bytes(run));
+        pages &= ~run;
     }
 }
 
-/* Give a span without live slots back, memory and class. */
-static void release_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+/* Give back the pages of a held span that no live slot touches; returns bytes. The class's lock is not held over the
+ * punching: nobody takes a slot of what is held, or grows it. */
+static uint64_t give_dead_pages(struct tm_slots *slots, struct tm_class *class, uint32_t index)
 {
-    struct tm_span *span = &slots->spans[index];
-    class->backed_pages -= (uint64_t)__builtin_popcountll(span->backed);
-    punch(slots, index, span->backed);
-    count_free(class, span, -(int64_t)span->n_free);
-    if (span->listed)
-        unlist_span(slots, class, index);
-    if (class->growing == index)
-        class->growing = TM_NO_SPAN;
-    free(span->free);
-    span->free = NULL;
-    pthread_mutex_lock(&slots->lock);
-    span->next = slots->unused;
-    slots->unused = index;
-    pthread_mutex_unlock(&slots->lock);
+    uint64_t given = 0, dead;
+    while ((dead = dead_pages(&slots->spans[index]))) {
+        change_backed(class, &slots->spans[index], 0, dead);
+        pthread_mutex_unlock(&class->lock);
+        punch(slots, index, dead);
+        pthread_mutex_lock(&class->lock);
+        given += run_bytes(dead);
+    }
+    return given;
 }
 
-/* Allocate up to `want` more pages of the growing span, lowest first; false: refused. */
-static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t size, uint32_t want)
+/* Give back what of a held span no live slot touches, which may be all of it, and hold it no longer. Returns bytes. */
+static uint64_t let_go(struct tm_slots *slots, struct tm_class *class, uint32_t index)
 {
-    uint32_t index = class->growing;
+    uint64_t given = give_dead_pages(slots, class, index);
+    slots->spans[index].list = TM_UNLISTED;
+    if (slots->spans[index].n_live)
+        list_span(slots, class, index);
+    else
+        retire_span(slots, index);
+    return given;
+}
+
+/* Allocate up to `most` missing pages of a span, lowest first; false: refused. */
+static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint32_t most)
+{
     struct tm_span *span = &slots->spans[index];
-    uint64_t missing = usable_pages(size) & ~span->backed;
-    uint32_t first = (uint32_t)__builtin_ctzll(missing);
-    uint64_t rest = ~(missing >> first);
-    uint32_t n = rest ? (uint32_t)__builtin_ctzll(rest) : TM_SPAN_PAGES;
-    n = n < want ? n : want;
-    uint64_t offset = slots->data_offset + (uint64_t)index * TM_SPAN_BYTES + (uint64_t)first * TM_PAGE;
-    if (tm_take(slots->budget, slots->pool_fd, offset, (uint64_t)n * TM_PAGE, tm_target(slots->budget)) != 0)
+    uint64_t run = first_run(missing_pages(span), most);
+    if (tm_take(slots->budget, slots->pool_fd, run_offset(slots, index, run), run_bytes(run),
+                tm_target(slots->budget)) != 0)
         return false;
-    span->backed |= run_mask(first, n);
-    class->backed_pages += n;
-    int64_t gained = 0;
-    for (uint32_t slot = slot_from(size, first); slot < slot_to(size, first + n); slot++)
-        if (is_backed(span, slot)) {
-            span->free[slot / 64] |= UINT64_C(1) << slot % 64;
-            gained++;
-        }
-    count_free(class, span, gained);
+    change_backed(class, span, run, 0);
     return true;
 }
 
-/* Make at least one slot of the class free; false: refused. */
-static bool grow(struct tm_slots *slots, struct tm_class *class, uint32_t size)
+/* How many pages the class is to grow by: near the target no more than it must, for other classes need them. */
+static uint32_t growth(struct tm_slots *slots, const struct tm_class *class)
 {
-    if (class->growing == TM_NO_SPAN || !(usable_pages(size) & ~slots->spans[class->growing].backed))
-        class->growing = new_span(slots, size);
-    if (class->growing == TM_NO_SPAN)
-        return false;
-    uint64_t share = class->backed_pages / GROW_SHARE;
-    uint32_t want = share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
-    struct tm_span *span = &slots->spans[class->growing];
-    while (!span->n_free) /* one page may hold less than a slot */
-        if (!grow_span(slots, class, size, want) && (want == 1 || !grow_span(slots, class, size, 1)))
-            break;
-    if (!span->n_free && !span->n_live && !span->backed)
-        release_span(slots, class, class->growing);
-    else if (span->n_free)
-        list_span(slots, class, class->growing);
-    return class->partial != TM_NO_SPAN;
+    uint64_t share = tm_has_room(slots->budget) ? class->backed_pages / GROW_SHARE : 1;
+    return share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
 }
 
-static uint32_t lowest_free(const struct tm_span *span)
+/* Make at least one slot of this span free, or give back what was taken for it. */
+static bool grow(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint32_t most)
 {
-    uint32_t word = 0;
-    while (!span->free[word])
-        word++;
-    return word * 64 + (uint32_t)__builtin_ctzll(span->free[word]);
+    move_to_list(slots, class, index, TM_HELD);
+    while (!slots->spans[index].n_free) /* one page may hold less than a slot */
+        if (!grow_span(slots, class, index, most) && (most == 1 || !grow_span(slots, class, index, 1))) {
+            let_go(slots, class, index);
+            return false;
+        }
+    slots->spans[index].list = TM_UNLISTED;
+    list_span(slots, class, index);
+    return true;
+}
+
+/* The fullest of the spans with free slots. */
+static uint32_t fullest(const struct tm_class *class)
+{
+    uint32_t lists = class->lists & ~(1u << TM_GROWABLE);
+    return lists ? class->first[31 - __builtin_clz(lists)] : TM_NO_SPAN;
 }
 
 static uint64_t take_slot(struct tm_slots *slots, struct tm_class *class, uint32_t index)
 {
     struct tm_span *span = &slots->spans[index];
     uint32_t slot = lowest_free(span);
-    span->free[slot / 64] &= ~(UINT64_C(1) << slot % 64);
+    flip(span, slot);
     span->n_live++;
     count_free(class, span, -1);
-    if (!span->n_free)
-        unlist_span(slots, class, index);
+    list_span(slots, class, index);
     return (uint64_t)index * TM_SPAN_BYTES + (uint64_t)slot * span->size;
 }
 
@@ -236,26 +299,35 @@ bool tm_slot_alloc(struct tm_slots *slots, uint32_t size, uint64_t *location)
 {
     struct tm_class *class = class_of(slots, size);
     pthread_mutex_lock(&class->lock);
-    bool found = class->partial != TM_NO_SPAN || grow(slots, class, size);
-    if (found)
-        *location = take_slot(slots, class, class->partial);
+    uint32_t index = fullest(class);
+    if (index == TM_NO_SPAN) {
+        index = class->first[TM_GROWABLE];
+        if (index == TM_NO_SPAN)
+            index = new_span(slots, size);
+        if (index != TM_NO_SPAN && !grow(slots, class, index, growth(slots, class)))
+            index = TM_NO_SPAN;
+    }
+    if (index != TM_NO_SPAN)
+        *location = take_slot(slots, class, index);
     pthread_mutex_unlock(&class->lock);
-    return found;
+    return index != TM_NO_SPAN;
 }
 
 void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location)
 {
     struct tm_class *class = class_of(slots, size);
-    uint32_t index = (uint32_t)(location / TM_SPAN_BYTES), slot = (uint32_t)(location % TM_SPAN_BYTES) / size;
+    uint32_t index = (uint32_t)(location / TM_SPAN_BYTES);
     struct tm_span *span = &slots->spans[index];
     pthread_mutex_lock(&class->lock);
-    span->free[slot / 64] |= UINT64_C(1) << slot % 64;
+    flip(span, (uint32_t)(location % TM_SPAN_BYTES) / size);
     span->n_live--;
     count_free(class, span, 1);
-    if (!span->listed)
+    if (span->n_live) {
         list_span(slots, class, index);
-    if (!span->n_live && class->n_free > span->n_free)
-        release_span(slots, class, index); /* others have free slots: the next put need not grow */
+    } else if (span->list != TM_HELD) {
+        move_to_list(slots, class, index, TM_HELD);
+        let_go(slots, class, index);
+    }
     pthread_mutex_unlock(&class->lock);
 }
 
@@ -272,146 +344,135 @@ void tm_slots_backed(struct tm_slots *slots, uint64_t offset, uint64_t bytes)
 bool tm_slots_claim(struct tm_slots *slots, uint32_t size, uint64_t location)
 {
     uint32_t index = (uint32_t)(location / TM_SPAN_BYTES), at = (uint32_t)(location % TM_SPAN_BYTES);
-    if (location / TM_SPAN_BYTES >= slots->fresh || at % size || at / size >= slots_in_span(size))
+    if (index >= slots->fresh || at % size || at / size >= slots_in_span(size))
         return false;
     struct tm_span *span = &slots->spans[index];
-    if (!span->free && !assign_span(span, size))
+    if (!span->live && !assign_span(span, size))
         return false;
     uint32_t slot = at / size;
-    if (span->size != size || is_free(span, slot) || !is_backed(span, slot))
+    if (span->size != size || is_live(span, slot) || !is_backed(span, slot))
         return false;
-    span->free[slot / 64] |= UINT64_C(1) << slot % 64; /* until finish, a bit here means 'live' */
+    flip(span, slot);
     span->n_live++;
     return true;
-}
-
-/* Backed pages of a span that no live slot reaches into, as a mask. */
-static uint64_t dead_pages(const struct tm_span *span)
-{
-    uint64_t live = 0;
-    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
-        if (is_live(span, slot))
-            live |= slot_pages(span->size, slot);
-    return span->backed & ~live;
-}
-
-static void punch_span(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint64_t pages)
-{
-    struct tm_span *span = &slots->spans[index];
-    int64_t lost = 0;
-    punch(slots, index, pages);
-    class->backed_pages -= (uint64_t)__builtin_popcountll(pages);
-    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
-        if (is_free(span, slot) && !is_backed(span, slot)) {
-            span->free[slot / 64] &= ~(UINT64_C(1) << slot % 64);
-            lost++;
-        }
-    count_free(class, span, -lost);
-    if (span->listed && !span->n_free)
-        unlist_span(slots, class, index);
-    if (usable_pages(span->size) & ~span->backed)
-        class->growing = index;
-}
-
-/* Turn the bits from 'live' into 'free'. */
-static void finish_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
-{
-    struct tm_span *span = &slots->spans[index];
-    int64_t n_free = 0;
-    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++) {
-        span->free[slot / 64] ^= UINT64_C(1) << slot % 64;
-        if (!is_backed(span, slot))
-            span->free[slot / 64] &= ~(UINT64_C(1) << slot % 64);
-        n_free += is_free(span, slot);
-    }
-    count_free(class, span, n_free);
-    class->backed_pages += (uint64_t)__builtin_popcountll(span->backed);
-    if (n_free)
-        list_span(slots, class, index);
-    punch_span(slots, class, index, dead_pages(span));
 }
 
 void tm_slots_finish(struct tm_slots *slots)
 {
     for (uint32_t index = slots->fresh; index-- > 0;) {
         struct tm_span *span = &slots->spans[index];
-        if (span->free) {
-            finish_span(slots, class_of(slots, span->size), index);
+        uint64_t backed = span->backed;
+        if (!span->live) {
+            span->backed = 0;
+            punch(slots, index, backed);
+            retire_span(slots, index);
             continue;
         }
-        punch(slots, index, span->backed);
-        span->next = slots->unused;
-        slots->unused = index;
+        struct tm_class *class = class_of(slots, span->size);
+        pthread_mutex_lock(&class->lock);
+        change_backed(class, span, backed, 0);
+        span->list = TM_HELD;
+        let_go(slots, class, index);
+        pthread_mutex_unlock(&class->lock);
     }
 }
 
-/* The emptiest and, apart from it, the fullest of the class's spans with free slots. */
-static void pick_spans(struct tm_slots *slots, struct tm_class *class, uint32_t *emptiest, uint32_t *fullest)
+uint64_t tm_slots_free_of(const struct tm_slots *slots, uint32_t size)
 {
-    *emptiest = *fullest = class->partial;
-    for (uint32_t i = class->partial; i != TM_NO_SPAN; i = slots->spans[i].next)
-        if (slots->spans[i].n_live < slots->spans[*emptiest].n_live)
-            *emptiest = i;
-    for (uint32_t i = class->partial; i != TM_NO_SPAN; i = slots->spans[i].next)
-        if (i != *emptiest && (*fullest == *emptiest || slots->spans[i].n_live > slots->spans[*fullest].n_live))
-            *fullest = i;
+    return atomic_load_explicit(&slots->classes[size / TM_SLOT_ALIGN].n_free, memory_order_relaxed) * size;
 }
 
-static bool highest_live(const struct tm_span *span, uint32_t *slot)
+uint64_t tm_slots_free_bytes(const struct tm_slots *slots)
 {
-    for (*slot = slots_in_span(span->size); (*slot)-- > 0;)
-        if (is_live(span, *slot))
-            return true;
-    return false;
+    uint64_t bytes = 0;
+    for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN)
+        bytes += tm_slots_free_of(slots, size);
+    return bytes;
 }
 
-bool tm_slots_next_move(struct tm_slots *slots, uint32_t size, struct tm_move *move)
+/* The span to empty next; TM_NO_SPAN when that would gain nothing. */
+static uint32_t emptiest(const struct tm_slots *slots, const struct tm_class *class)
 {
-    struct tm_class *class = class_of(slots, size);
-    uint32_t emptiest, fullest, slot;
+    if (!class->lists)
+        return TM_NO_SPAN;
+    const struct tm_span *spans = slots->spans;
+    uint32_t fullness = class->lists & ~(1u << TM_GROWABLE), growable = class->first[TM_GROWABLE];
+    uint32_t index = fullness ? class->first[__builtin_ctz(fullness)] : growable;
+    if (growable != TM_NO_SPAN && spans[growable].n_live < spans[index].n_live)
+        index = growable;
+    bool alone = !(class->lists & (class->lists - 1)) && spans[class->first[__builtin_ctz(class->lists)]].next == TM_NO_SPAN;
+    bool dense = (int)pages_for(spans[index].n_live, spans[index].size) >= __builtin_popcountll(spans[index].backed);
+    return alone && dense ? TM_NO_SPAN : index;
+}
+
+/* The slot for the record at compaction->slot: in the fullest span, in one that grows, or further down in the same. */
+static bool find_move(struct tm_slots *slots, struct tm_class *class, const struct tm_compaction *compaction,
+                      struct tm_move *move)
+{
+    const struct tm_span *source = &slots->spans[compaction->source];
+    uint32_t index = fullest(class), growable = class->first[TM_GROWABLE];
+    if (index == TM_NO_SPAN && growable != TM_NO_SPAN && grow(slots, class, growable, 1))
+        index = growable;
+    if (index == TM_NO_SPAN && source->n_free && lowest_free(source) < compaction->slot)
+        index = compaction->source;
+    if (index == TM_NO_SPAN)
+        return false;
+    move->from = (uint64_t)compaction->source * TM_SPAN_BYTES + (uint64_t)compaction->slot * compaction->size;
+    move->to = take_slot(slots, class, index);
+    const struct tm_record *record = (const struct tm_record *)(slots->data + move->from);
+    move->page = atomic_load_explicit(&record->page, memory_order_relaxed);
+    return true;
+}
+
+/* Done with the source: what is left in it cannot be moved, or has nowhere to go. */
+static void leave_source(struct tm_slots *slots, struct tm_class *class, struct tm_compaction *compaction)
+{
+    uint32_t index = compaction->source;
+    compaction->source = TM_NO_SPAN;
+    compaction->given += give_dead_pages(slots, class, index);
+    if (!slots->spans[index].n_live) {
+        retire_span(slots, index);
+        return;
+    }
+    slots->spans[index].next = compaction->done;
+    compaction->done = index;
+}
+
+bool tm_slots_next_move(struct tm_slots *slots, struct tm_compaction *compaction, struct tm_move *move)
+{
+    struct tm_class *class = class_of(slots, compaction->size);
     bool found = false;
     pthread_mutex_lock(&class->lock);
-    if (class->partial != TM_NO_SPAN) {
-        pick_spans(slots, class, &emptiest, &fullest);
-        const struct tm_span *from = &slots->spans[emptiest];
-        found = highest_live(from, &slot) && (fullest != emptiest || lowest_free(from) < slot);
-        if (found) {
-            move->from = (uint64_t)emptiest * TM_SPAN_BYTES + (uint64_t)slot * size;
-            move->to = take_slot(slots, class, fullest);
-            const struct tm_record *record = (const struct tm_record *)(slots->data + move->from);
-            move->page = atomic_load_explicit(&record->page, memory_order_relaxed);
+    for (;;) {
+        if (compaction->source == TM_NO_SPAN) {
+            compaction->source = emptiest(slots, class);
+            if (compaction->source == TM_NO_SPAN)
+                break;
+            compaction->slot = slots_in_span(compaction->size);
+            move_to_list(slots, class, compaction->source, TM_HELD);
         }
+        found = next_live_below(&slots->spans[compaction->source], &compaction->slot) &&
+                find_move(slots, class, compaction, move);
+        if (found)
+            break;
+        leave_source(slots, class, compaction);
     }
     pthread_mutex_unlock(&class->lock);
     return found;
 }
 
-uint64_t tm_slots_punch(struct tm_slots *slots, uint32_t size)
+void tm_slots_end_moves(struct tm_slots *slots, struct tm_compaction *compaction)
 {
-    struct tm_class *class = class_of(slots, size);
-    uint64_t pages = 0;
+    struct tm_class *class = class_of(slots, compaction->size);
     pthread_mutex_lock(&class->lock);
-    for (uint32_t i = class->partial, next; i != TM_NO_SPAN; i = next) {
-        next = slots->spans[i].next;
-        uint64_t dead = dead_pages(&slots->spans[i]);
-        pages += (uint64_t)__builtin_popcountll(dead);
-        if (!slots->spans[i].n_live)
-            release_span(slots, class, i);
-        else if (dead)
-            punch_span(slots, class, i, dead);
+    if (compaction->source != TM_NO_SPAN)
+        leave_source(slots, class, compaction);
+    while (compaction->done != TM_NO_SPAN) {
+        uint32_t index = compaction->done;
+        compaction->done = slots->spans[index].next;
+        compaction->given += let_go(slots, class, index);
+        pthread_mutex_unlock(&class->lock); /* who waits for it gets a turn */
+        pthread_mutex_lock(&class->lock);
     }
     pthread_mutex_unlock(&class->lock);
-    return pages * TM_PAGE;
-}
-
-uint64_t tm_slots_free_bytes(struct tm_slots *slots)
-{
-    uint64_t bytes = 0;
-    for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN) {
-        struct tm_class *class = class_of(slots, size);
-        pthread_mutex_lock(&class->lock);
-        bytes += class->n_free * size;
-        pthread_mutex_unlock(&class->lock);
-    }
-    return bytes;
 }
