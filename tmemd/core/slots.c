@@ -12,10 +12,10 @@ enum { GROW_SHARE = 32, GROW_MAX = 16 };
 
 static uint32_t slots_in_span(uint32_t size) { return TM_SPAN_BYTES / size; }
 static uint32_t bitmap_words(uint32_t size) { return (slots_in_span(size) + 63) / 64; }
-static struct tm_class *class_of(struct tm_slots *slots, uint32_t size) { return &slots->classes[size / TM_SLOT_ALIGN]; }
+static struct tm_class *class_of(struct tm_slots *slots, uint32_t size) { return slots->classes + size / TM_SLOT_ALIGN; }
 
 static uint32_t pages_for(uint32_t n, uint32_t size) { return (n * size + TM_PAGE - 1) / TM_PAGE; }
-static uint64_t run_mask(uint32_t first, uint32_t n) { return (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1) << first; }
+static uint64_t lowest(uint32_t n) { return n >= 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1; } /* n bits */
 
 /* Pages that a slot lies in, as a mask. */
 static uint64_t slot_pages(uint32_t size, uint32_t slot)
@@ -27,13 +27,16 @@ static uint64_t slot_pages(uint32_t size, uint32_t slot)
 /* Pages of a span that its slots reach into and that are not backed, as a mask. */
 static uint64_t missing_pages(const struct tm_span *span)
 {
-    return run_mask(0, pages_for(slots_in_span(span->size), span->size)) & ~span->backed;
+    return lowest(pages_for(slots_in_span(span->size), span->size)) & ~span->backed;
 }
 
 static bool is_live(const struct tm_span *span, uint32_t slot) { return span->live[slot / 64] >> slot % 64 & 1; }
 static void flip(struct tm_span *span, uint32_t slot) { span->live[slot / 64] ^= UINT64_C(1) << slot % 64; }
 
-static bool is_backed(const struct tm_span *span, uint32_t slot) { return !(slot_pages(span->size, slot) & ~span->backed); }
+static bool is_backed(const struct tm_span *span, uint32_t slot)
+{
+    return !(slot_pages(span->size, slot) & ~span->backed);
+}
 
 /* The lowest free slot; there is one. */
 static uint32_t lowest_free(const struct tm_span *span)
@@ -50,9 +53,7 @@ static uint32_t lowest_free(const struct tm_span *span)
 static bool next_live_below(const struct tm_span *span, uint32_t *slot)
 {
     for (uint32_t word = (*slot + 63) / 64; word-- > 0;) {
-        uint64_t live = span->live[word];
-        if (*slot - word * 64 < 64)
-            live &= run_mask(0, *slot - word * 64);
+        uint64_t live = span->live[word] & lowest(*slot - word * 64);
         if (live) {
             *slot = word * 64 + 63 - (uint32_t)__builtin_clzll(live);
             return true;
@@ -82,7 +83,6 @@ int tm_slots_init(struct tm_slots *slots, int pool_fd, uint8_t *data, const stru
     slots->fresh = 0;
     pthread_mutex_init(&slots->lock, NULL);
     for (size_t i = 0; i < TM_CLASSES; i++) {
-        memset(&slots->classes[i], 0, sizeof slots->classes[i]);
         memset(slots->classes[i].first, 0xff, sizeof slots->classes[i].first);
         pthread_mutex_init(&slots->classes[i].lock, NULL);
     }
@@ -197,7 +197,7 @@ static uint64_t first_run(uint64_t pages, uint32_t most)
     uint32_t first = (uint32_t)__builtin_ctzll(pages);
     uint64_t rest = ~(pages >> first);
     uint32_t n = rest ? (uint32_t)__builtin_ctzll(rest) : TM_SPAN_PAGES;
-    return run_mask(first, n < most ? n : most);
+    return lowest(n < most ? n : most) << first;
 }
 
 static uint64_t run_offset(const struct tm_slots *slots, uint32_t index, uint64_t run)
@@ -244,37 +244,39 @@ static uint64_t let_go(struct tm_slots *slots, struct tm_class *class, uint32_t 
     return given;
 }
 
-/* Allocate up to `most` missing pages of a span, lowest first; false: refused. */
-static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint32_t most)
+/* Back pages of a span; false: refused. */
+static bool back(struct tm_slots *slots, uint32_t index, uint64_t run)
 {
-    struct tm_span *span = &slots->spans[index];
-    uint64_t run = first_run(missing_pages(span), most);
-    if (tm_take(slots->budget, slots->pool_fd, run_offset(slots, index, run), run_bytes(run),
-                tm_target(slots->budget)) != 0)
+    return tm_take(slots->budget, slots->pool_fd, run_offset(slots, index, run), run_bytes(run),
+                   tm_target(slots->budget)) == 0;
+}
+
+/* Back more pages of a span, lowest first; near the target no more than it must, for other classes need them. */
+static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+{
+    uint64_t share = tm_has_room(slots->budget) ? class->backed_pages / GROW_SHARE : 1;
+    uint32_t most = share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
+    uint64_t run = first_run(missing_pages(&slots->spans[index]), most);
+    if (!back(slots, index, run) && !back(slots, index, run &= -run))
         return false;
-    change_backed(class, span, run, 0);
+    change_backed(class, &slots->spans[index], run, 0);
     return true;
 }
 
-/* How many pages the class is to grow by: near the target no more than it must, for other classes need them. */
-static uint32_t growth(struct tm_slots *slots, const struct tm_class *class)
+/* Make a slot of a span free that has none, or give back what was taken for it; returns the span, or TM_NO_SPAN. */
+static uint32_t grow(struct tm_slots *slots, struct tm_class *class, uint32_t index)
 {
-    uint64_t share = tm_has_room(slots->budget) ? class->backed_pages / GROW_SHARE : 1;
-    return share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
-}
-
-/* Make at least one slot of this span free, or give back what was taken for it. */
-static bool grow(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint32_t most)
-{
+    if (index == TM_NO_SPAN)
+        return TM_NO_SPAN;
     move_to_list(slots, class, index, TM_HELD);
     while (!slots->spans[index].n_free) /* one page may hold less than a slot */
-        if (!grow_span(slots, class, index, most) && (most == 1 || !grow_span(slots, class, index, 1))) {
+        if (!grow_span(slots, class, index)) {
             let_go(slots, class, index);
-            return false;
+            return TM_NO_SPAN;
         }
     slots->spans[index].list = TM_UNLISTED;
     list_span(slots, class, index);
-    return true;
+    return index;
 }
 
 /* The fullest of the spans with free slots. */
@@ -302,10 +304,7 @@ bool tm_slot_alloc(struct tm_slots *slots, uint32_t size, uint64_t *location)
     uint32_t index = fullest(class);
     if (index == TM_NO_SPAN) {
         index = class->first[TM_GROWABLE];
-        if (index == TM_NO_SPAN)
-            index = new_span(slots, size);
-        if (index != TM_NO_SPAN && !grow(slots, class, index, growth(slots, class)))
-            index = TM_NO_SPAN;
+        index = grow(slots, class, index != TM_NO_SPAN ? index : new_span(slots, size));
     }
     if (index != TM_NO_SPAN)
         *location = take_slot(slots, class, index);
@@ -322,11 +321,13 @@ void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location)
     flip(span, (uint32_t)(location % TM_SPAN_BYTES) / size);
     span->n_live--;
     count_free(class, span, 1);
-    if (span->n_live) {
-        list_span(slots, class, index);
-    } else if (span->list != TM_HELD) {
+    /* An empty span goes when others have free slots: else it would be taken from the host again by the next put, which
+     * took 10 us more where a page was put and trimmed in turns. */
+    if (!span->n_live && span->list != TM_HELD && atomic_load(&class->n_free) > span->n_free) {
         move_to_list(slots, class, index, TM_HELD);
         let_go(slots, class, index);
+    } else {
+        list_span(slots, class, index);
     }
     pthread_mutex_unlock(&class->lock);
 }
@@ -400,20 +401,30 @@ static uint32_t emptiest(const struct tm_slots *slots, const struct tm_class *cl
     uint32_t index = fullness ? class->first[__builtin_ctz(fullness)] : growable;
     if (growable != TM_NO_SPAN && spans[growable].n_live < spans[index].n_live)
         index = growable;
-    bool alone = !(class->lists & (class->lists - 1)) && spans[class->first[__builtin_ctz(class->lists)]].next == TM_NO_SPAN;
+    bool alone = !(class->lists & (class->lists - 1)) && spans[index].next == TM_NO_SPAN;
     bool dense = (int)pages_for(spans[index].n_live, spans[index].size) >= __builtin_popcountll(spans[index].backed);
     return alone && dense ? TM_NO_SPAN : index;
+}
+
+/* Whether the source has a free slot below the one that is tried, if need be in a hole that is backed again. */
+static bool is_free_below(struct tm_slots *slots, struct tm_class *class, const struct tm_compaction *compaction)
+{
+    const struct tm_span *span = &slots->spans[compaction->source];
+    uint64_t below = lowest(compaction->slot * span->size / TM_PAGE);
+    while (!span->n_free || lowest_free(span) > compaction->slot)
+        if (!(missing_pages(span) & below) || !grow_span(slots, class, compaction->source))
+            return false;
+    return true;
 }
 
 /* The slot for the record at compaction->slot: in the fullest span, in one that grows, or further down in the same. */
 static bool find_move(struct tm_slots *slots, struct tm_class *class, const struct tm_compaction *compaction,
                       struct tm_move *move)
 {
-    const struct tm_span *source = &slots->spans[compaction->source];
-    uint32_t index = fullest(class), growable = class->first[TM_GROWABLE];
-    if (index == TM_NO_SPAN && growable != TM_NO_SPAN && grow(slots, class, growable, 1))
-        index = growable;
-    if (index == TM_NO_SPAN && source->n_free && lowest_free(source) < compaction->slot)
+    uint32_t index = fullest(class);
+    if (index == TM_NO_SPAN)
+        index = grow(slots, class, class->first[TM_GROWABLE]);
+    if (index == TM_NO_SPAN && is_free_below(slots, class, compaction))
         index = compaction->source;
     if (index == TM_NO_SPAN)
         return false;
