@@ -9,7 +9,7 @@ SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci 
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-quick mutants bench inversion policies demo clean
+.PHONY: help setup build sanitize lint format test test-quick mutants bench inversion fragmentation policies demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -55,6 +55,9 @@ bench: build  ## measure our device against nbdkit's own
 
 inversion: build  ## measure whether cold pages make room for hot ones
 	@$(PYTHON) -m benchmarks.inversion
+
+fragmentation: build  ## measure what random trims leave of a pool, against zram (as root; takes 12 GiB)
+	@$(PYTHON) -m benchmarks.fragmentation
 
 policies: setup  ## what each policy would have cost on the recorded workloads
 	@$(PYTHON) -m benchmarks.compare_policies

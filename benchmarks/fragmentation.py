@@ -1,8 +1,9 @@
 """What random trims leave of a pool: puts refused, memory taken (against zram's), and what compaction costs.
 
-A device without a backing file is filled to its limit, a share of its pages is trimmed at random, and it is filled again
-with other pages. Its upkeep does not run: 'settled' is after one call of the core's settle. zram gets the same pages and
-the same trims, and is told to compact. At the end, the time of a move of compaction in a small and in a large pool.
+Devices without a backing file or upkeep; settling is one call of the core's settle. One with room for all its pages is
+filled, trimmed at random, settled, and filled again; zram gets the same pages and trims, and is told to compact. One
+whose limit holds a part of its pages is filled to it, trimmed, and, without settling, filled again with pages of other
+sizes. At the end, the time of a move of compaction in a small and in a large pool.
 """
 
 from __future__ import annotations
@@ -32,21 +33,29 @@ MIB: Final = 1 << 20
 RUN: Final = 32  # pages written by one request where the contents do not matter
 SHARES: Final = 70, 90  # percent of the pages that are trimmed
 POOLS: Final = 256 * MIB, 8 << 30
+SMALL_ROUNDS: Final = 16  # pools of the smaller size
 MOVES: Final = 20_000  # in one settle, as upkeep has it
-BELOW: Final = 0.95  # of the limit: no put may be refused
+BELOW: Final = 0.95  # of the limit, no put may be refused
 
 
 @dataclass(frozen=True)
 class Trimmed:
-    """A pool that was filled, trimmed and filled again. Sizes in bytes; of zram's: None where there is no zram."""
+    """Pools that were filled, trimmed and filled again. Sizes in bytes."""
 
     corpus: str
-    percent: int
-    refused_below: int  # puts refused while less than 95 % of the limit was used
-    filled_again: float  # live slots as a part of the limit at the first refusal of the second fill
-    unsettled: int
+    percent: int  # of the pages were trimmed
+    refused: int  # puts, while less than 95 % of the limit was used
+    again: float  # live slots as a part of the limit when the pool was full again
     settled: int
-    zram: int | None
+    zram: int | None  # None: there is none here
+
+    def __str__(self) -> str:
+        """A row of the table."""
+        ratio = f"{self.settled / self.zram:.3f}" if self.zram else "no zram"
+        return (
+            f"{self.corpus:<15} {self.percent:>5} % {self.refused:>13} {self.again:>13.1%}"
+            f" {self.settled / MIB:>8.1f} MiB {ratio:>9}"
+        )
 
 
 @dataclass(frozen=True)
@@ -55,13 +64,17 @@ class Moved:
 
     pool: int
     moves: int
-    seconds: float
-    longest: float  # seconds for one settle of MOVES moves
+    seconds: float  # of CPU, as everywhere here
+    longest: float  # for one settle of MOVES moves
 
     @property
     def microseconds(self) -> float:
         """For one move, its share of the punching included."""
         return self.seconds / self.moves * 1e6
+
+    def __str__(self) -> str:
+        """A row of the table."""
+        return f"{self.pool // MIB:>5} MiB {self.moves:>9} {self.microseconds:>16.2f} {self.longest * 1e3:>11.0f} ms"
 
 
 @contextmanager
@@ -75,81 +88,101 @@ def ram_only(size: int, limit: int) -> Iterator[ServedDevice]:
             served.close()
 
 
-def fill(served: ServedDevice, corpus: mmap.mmap, wanted: Iterable[int], shift: int) -> tuple[list[int], int, float]:
-    """Write pages until one is refused at 95 % of the limit or above.
+def fill(served: ServedDevice, corpus: mmap.mmap, wanted: Iterable[int], shift: int = 0) -> tuple[list[int], int]:
+    """Write pages, each with the one of the corpus that is *shift* further, until one is refused with the limit near.
 
-    Returns the pages that were stored, how many were refused below that, and what live slots took then, of the limit.
+    Returns those that were stored, and how many were refused below that.
     """
-    stored, below, n, limit = [], 0, len(corpus) // PAGE, served.counters().limit_bytes
+    stored, refused, n = [], 0, len(corpus) // PAGE
     for page in wanted:
         at = (page + shift) % n * PAGE
         try:
             _core.pwrite(served.core, corpus[at : at + PAGE], page * PAGE, 0)
             stored.append(page)
         except OSError:
-            used = served.counters().used_bytes
-            if used >= BELOW * limit:
-                return stored, below, (used - served.core.wasted()) / limit
-            below += 1
-    return stored, below, (served.counters().used_bytes - served.core.wasted()) / limit
+            if served.core.room() < (1 - BELOW) * served.counters().limit_bytes:
+                break
+            refused += 1
+    return stored, refused
 
 
-def trim(served: ServedDevice, chosen: Iterable[int]) -> None:
+def trim(served: ServedDevice, pages: Iterable[int]) -> None:
     """Trim single pages."""
-    for page in chosen:
+    for page in pages:
         _core.trim(served.core, PAGE, page * PAGE, 0)
+
+
+def chosen(stored: list[int], percent: int) -> list[int]:
+    """A share of the pages, chosen at random but always the same ones."""
+    return random.Random(percent).sample(stored, len(stored) * percent // 100)
+
+
+def measure_roomy(corpus: mmap.mmap, percent: int) -> tuple[int, int]:
+    """With room for all pages: what is taken once settled, and how many puts are refused after."""
+    n = len(corpus) // PAGE
+    with ram_only(n * PAGE, 2 * n * PAGE) as served:
+        stored, _ = fill(served, corpus, range(n))
+        trim(served, gone := chosen(stored, percent))
+        served.core.settle(1 << 40)
+        settled = served.counters().used_bytes
+        return settled, fill(served, corpus, gone)[1]
+
+
+def measure_tight(corpus: mmap.mmap, percent: int, limit: int) -> tuple[int, float]:
+    """Filled to the limit, trimmed and filled again: puts refused, and live slots as a part of the limit then."""
+    n = 2 * len(corpus) // PAGE
+    with ram_only(n * PAGE, limit) as served:
+        stored, refused = fill(served, corpus, range(n))
+        trim(served, gone := chosen(stored, percent))
+        more = fill(served, corpus, [*gone, *range(len(stored), n)], n // 4)[1]
+        return refused + more, (served.counters().used_bytes - served.core.wasted()) / limit
 
 
 def measure_trimmed(name: str, corpus: mmap.mmap, percent: int) -> Trimmed:
     """One corpus, one share."""
-    n = len(corpus) // PAGE
-    rng = random.Random(percent)
-    with ram_only(2 * n * PAGE, n * PAGE // (1 if name == "incompressible" else 4)) as served:
-        stored, below, _ = fill(served, corpus, range(2 * n), 0)
-        chosen = rng.sample(stored, len(stored) * percent // 100)
-        trim(served, chosen)
-        unsettled = served.counters().used_bytes
-        again, more, filled = fill(served, corpus, [*chosen, *range(len(stored), 2 * n)], n // 2)
-        below += more
-        everything = sorted({*stored, *again})
-        trim(served, everything)
-        fill(served, corpus, stored, 0)
-        trim(served, chosen)
-        served.core.settle(1 << 40)
-        settled = served.counters().used_bytes
-    theirs = zram_taken(corpus, stored, chosen) if os.access(zram.CONTROL / "hot_add", os.R_OK) else None
-    return Trimmed(name, percent, below, filled, unsettled, settled, theirs)
+    settled, refused = measure_roomy(corpus, percent)
+    more, again = measure_tight(corpus, percent, len(corpus) // (4 if name == "captured" else 2))
+    zrams = zram_taken(corpus, percent) if os.access(zram.CONTROL / "hot_add", os.R_OK) else None
+    return Trimmed(name, percent, refused + more, again, settled, zrams)
 
 
-def zram_taken(corpus: mmap.mmap, stored: list[int], chosen: list[int]) -> int:
-    """What zram takes for the same."""
-    n = len(corpus) // PAGE
-    with zram.device(2 * n * PAGE) as device:
-        device.write_all(corpus, [(page, page % n) for page in stored])
-        for page in chosen:
+def zram_taken(corpus: mmap.mmap, percent: int) -> int:
+    """What zram takes for the pages that are left."""
+    stored = list(range(len(corpus) // PAGE))
+    with zram.device(len(stored) * PAGE) as device:
+        device.write_all(corpus, [(page, page) for page in stored])
+        for page in chosen(stored, percent):
             device.discard(page)
         device.compact()
         return device.usage().used
 
 
-def measure_moves(pool: int) -> Moved:
+def compact(pool: int) -> Moved:
     """Fill a pool of this size with pages as they are, trim half of them at random, and compact."""
     n = pool // PAGE
     with ram_only(n * PAGE, 2 * pool) as served:
         with served.pool_path.open("r+b") as file:
             poolfile.write_compression(file.fileno(), False)
-        content = random.Random(1).randbytes(RUN * PAGE)
+        content = os.urandom(RUN * PAGE)
         for first in range(0, n, RUN):
             _core.pwrite(served.core, content, first * PAGE, 0)
-        trim(served, random.Random(2).sample(range(n), n // 2))
-        moves, longest, start = served.counters().moves, 0.0, time.monotonic()
+        trim(served, chosen(list(range(n)), 50))
+        moves, longest, start = 0, 0.0, time.process_time()
         while True:
-            begun, before = time.monotonic(), served.counters().moves
+            begun = time.process_time()
             served.core.settle(MOVES)
-            longest = max(longest, time.monotonic() - begun)
-            if served.counters().moves == before:
-                break
-        return Moved(pool, served.counters().moves - moves, time.monotonic() - start, longest)
+            longest = max(longest, time.process_time() - begun)
+            before, moves = moves, served.counters().moves
+            if moves == before:
+                return Moved(pool, moves, time.process_time() - start, longest)
+
+
+def measure_moves(pool: int) -> Moved:
+    """In pools of this size, as many as it takes for a second or so."""
+    rounds = [compact(pool) for _ in range(max(SMALL_ROUNDS * POOLS[0] // pool, 1))]
+    return Moved(
+        pool, sum(it.moves for it in rounds), sum(it.seconds for it in rounds), max(it.longest for it in rounds)
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -165,7 +198,7 @@ def parse_args() -> argparse.Namespace:
 def corpora(args: argparse.Namespace, directory: Path) -> Iterator[tuple[str, Path]]:
     """Files of pages, by name."""
     noise, captured = directory / "noise", args.corpus or directory / "captured"
-    noise.write_bytes(random.Random(1).randbytes(args.pages * PAGE))
+    noise.write_bytes(os.urandom(args.pages * PAGE))
     yield "incompressible", noise
     if not args.corpus:
         pages.capture(captured, args.pages)
@@ -192,17 +225,9 @@ def main() -> int:
         print(json.dumps({"trims": [asdict(it) for it in trims], "moves": moved}, indent=1))
         return 0
     if trims:
-        print("corpus          trimmed  refused below 95 %  refilled to    unsettled      settled     of zram")
-    for it in trims:
-        ratio = f"{it.settled / it.zram:.3f}" if it.zram else "no zram"
-        print(
-            f"{it.corpus:<15} {it.percent:>5} %  {it.refused_below:>18}  {it.filled_again:>9.1%}"
-            f" {it.unsettled / MIB:>8.1f} MiB {it.settled / MIB:>8.1f} MiB {ratio:>11}"
-        )
+        print("corpus          trimmed       refused  filled again      settled   of zram", *trims, sep="\n")
     if moves:
-        print("pool          moves  microseconds a move  longest settle")
-    for it2 in moves:
-        print(f"{it2.pool // MIB:>5} MiB {it2.moves:>9} {it2.microseconds:>20.2f} {it2.longest * 1e3:>12.0f} ms")
+        print("pool          moves  us of CPU a move  longest settle", *moves, sep="\n")
     return 0
 
 
