@@ -23,6 +23,7 @@ PAGES = 16384
 LIMIT = 16 * MIB  # each of 250 classes may have a page that is not full
 RAW_SLOT = 4112
 RAW_SLOTS = 63  # in a span
+SPAN = 256 << 10
 
 
 @pytest.fixture
@@ -138,7 +139,34 @@ def test_one_hole_takes_one_move(ram: Rig) -> None:
     assert wrong(ram, stored[:5] + stored[6:], incompressible, 1) == []
 
 
-def test_the_last_page_of_a_class_leaves_its_memory_to_the_next_until_settled(ram: Rig) -> None:
+def keep_of_each_span(rig: Rig, live: Sequence[int]) -> list[list[int]]:
+    """Fill a span of raw pages for each number, then trim all but so many of its pages; returns those that are left."""
+    spans = [[*range(at, at + RAW_SLOTS)] for at in range(0, len(live) * RAW_SLOTS, RAW_SLOTS)]
+    assert put(rig, [page for span in spans for page in span], incompressible, 1)
+    for span, n in zip(spans, live, strict=True):
+        assert len({record_offset(rig.pool, page) // SPAN for page in span}) == 1
+        trim(rig, span[n:])
+    return [span[:n] for span, n in zip(spans, live, strict=True)]
+
+
+def test_puts_take_slots_where_the_fewest_are_free(ram: Rig) -> None:
+    left = keep_of_each_span(ram, [20, 60, 3, 40])
+    anew = put(ram, range(1000, 1003), incompressible, 1)
+    assert {record_offset(ram.pool, page) // SPAN for page in anew} == {record_offset(ram.pool, left[1][0]) // SPAN}
+
+
+def test_compaction_empties_the_emptiest_span_into_the_fullest(ram: Rig) -> None:
+    left = keep_of_each_span(ram, [60, 63, 3, 63])
+    before = ram.counters().moves
+    ram.device.settle(1 << 30)
+    assert ram.counters().moves == before + 3
+    assert len({record_offset(ram.pool, page) // SPAN for page in left[0] + left[2]}) == 1
+
+
+def test_an_empty_span_is_kept_for_the_next_put_until_settled(ram: Rig) -> None:
+    for _ in range(3):
+        trim(ram, put(ram, range(1000), incompressible, 1))
+    ram.device.settle(1 << 30)
     before = taken(ram.pool)
     for page in range(2):
         put(ram, [page], incompressible, 1)
@@ -147,6 +175,37 @@ def test_the_last_page_of_a_class_leaves_its_memory_to_the_next_until_settled(ra
     assert taken(ram.pool) == before + 2 * PAGE
     ram.device.settle(1 << 30)
     assert ram.counters().used_bytes == taken(ram.pool) == before
+
+
+def test_near_the_target_a_class_takes_no_more_than_it_needs(ram: Rig) -> None:
+    most, slack = 0, 0
+    for page in range(PAGES):
+        room, waste = ram.device.room(), ram.device.wasted()
+        if not put(ram, [page], incompressible, 1):
+            break
+        if ram.device.room() < room:  # it grew
+            most = max(most, room - ram.device.room())
+            slack = room - ram.device.room() if room < LIMIT // 32 else 0
+            assert not waste // RAW_SLOT
+    assert most > 2 * PAGE >= slack > 0
+
+
+def test_with_a_file_a_put_is_spilled_unless_much_is_free(pools: Path, disk: Path) -> None:
+    rig = Rig(pools, disk, 1024 * PAGE, 3 * MIB)
+    try:
+        rig.write(200 * PAGE, b"".join(incompressible(page, 1) for page in range(200, 850)))
+        put(rig, range(850, 1000), incompressible, 1)
+        assert rig.counters().spills > 0
+        trim(rig, range(200, 210))
+        spills = rig.counters().spills
+        put(rig, range(600, 604), compressible, 1)
+        assert (rig.counters().spills, rig.counters().moves) == (spills + 4, 0)
+        trim(rig, some_of(range(220, 600), 50))
+        put(rig, range(604, 608), compressible, 1)
+        assert rig.counters().spills == spills + 4
+        assert rig.counters().moves > 0
+    finally:
+        rig.close()
 
 
 def damage(rig: Rig, pages: Iterable[int], number: int) -> None:
