@@ -482,8 +482,6 @@ void tm_slots_end_moves(struct tm_slots *slots, struct tm_compaction *compaction
         uint32_t index = compaction->done;
         compaction->done = slots->spans[index].next;
         compaction->given += let_go(slots, class, index);
-        pthread_mutex_unlock(&class->lock); /* who waits for it gets a turn */
-        pthread_mutex_lock(&class->lock);
     }
     pthread_mutex_unlock(&class->lock);
 }
