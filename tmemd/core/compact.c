@@ -1,11 +1,9 @@
 #include "device.h"
 
-/* A refused put moves at most this many records of a class to get memory: enough to empty a page of the smallest slots. */
-enum { RECLAIM_MOVES = 256 };
-
-/* And where there is a file it does so only if more than this part of the pool is free slots. Overwriting a full pool without
- * upkeep, which leaves 1.3 % of it free, without the bound: 11 % fewer spills, at 43 us of CPU for each of these. */
-enum { RECLAIM_SHARE = 32 };
+/* A refused put moves at most this many records of a class to get memory, enough to empty a page of the smallest slots; where
+ * there is a file only if more than this part of the pool is free slots. Overwriting a full pool without upkeep, which leaves
+ * 1.3 % of it free, without that bound: 11 % fewer spills, at 43 us of CPU for each of these. */
+enum { RECLAIM_MOVES = 256, RECLAIM_SHARE = 32 };
 
 /* Move one record, without waiting; false when its page is being changed, or its slot is not (or no longer) what a word
  * points at. */

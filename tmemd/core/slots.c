@@ -12,7 +12,7 @@ enum { GROW_SHARE = 32, GROW_MAX = 16 };
 
 static uint32_t slots_in_span(uint32_t size) { return TM_SPAN_BYTES / size; }
 static uint32_t bitmap_words(uint32_t size) { return (slots_in_span(size) + 63) / 64; }
-static struct tm_class *class_of(struct tm_slots *slots, uint32_t size) { return slots->classes + size / TM_SLOT_ALIGN; }
+static struct tm_class *class_of(struct tm_slots *slots, uint32_t n) { return &slots->classes[n / TM_SLOT_ALIGN]; }
 
 static uint32_t pages_for(uint32_t n, uint32_t size) { return (n * size + TM_PAGE - 1) / TM_PAGE; }
 static uint64_t lowest(uint32_t n) { return n >= 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1; } /* n bits */
@@ -362,19 +362,17 @@ void tm_slots_finish(struct tm_slots *slots)
 {
     for (uint32_t index = slots->fresh; index-- > 0;) {
         struct tm_span *span = &slots->spans[index];
-        uint64_t backed = span->backed;
-        if (!span->live) {
-            span->backed = 0;
-            punch(slots, index, backed);
+        uint32_t size = span->size, last = span->live ? slots_in_span(size) : 0;
+        bool any = span->live && next_live_below(span, &last);
+        uint64_t kept = any ? span->backed & lowest(pages_for(last + 1, size)) : 0;
+        punch(slots, index, span->backed & ~kept);
+        span->backed = kept;
+        if (span->live) {
+            change_backed(class_of(slots, size), span, kept, 0);
+            list_span(slots, class_of(slots, size), index);
+        } else {
             retire_span(slots, index);
-            continue;
         }
-        struct tm_class *class = class_of(slots, span->size);
-        pthread_mutex_lock(&class->lock);
-        change_backed(class, span, backed, 0);
-        span->list = TM_HELD;
-        let_go(slots, class, index);
-        pthread_mutex_unlock(&class->lock);
     }
 }
 
@@ -406,25 +404,15 @@ static uint32_t emptiest(const struct tm_slots *slots, const struct tm_class *cl
     return alone && dense ? TM_NO_SPAN : index;
 }
 
-/* Whether the source has a free slot below the one that is tried, if need be in a hole that is backed again. */
-static bool is_free_below(struct tm_slots *slots, struct tm_class *class, const struct tm_compaction *compaction)
-{
-    const struct tm_span *span = &slots->spans[compaction->source];
-    uint64_t below = lowest(compaction->slot * span->size / TM_PAGE);
-    while (!span->n_free || lowest_free(span) > compaction->slot)
-        if (!(missing_pages(span) & below) || !grow_span(slots, class, compaction->source))
-            return false;
-    return true;
-}
-
 /* The slot for the record at compaction->slot: in the fullest span, in one that grows, or further down in the same. */
 static bool find_move(struct tm_slots *slots, struct tm_class *class, const struct tm_compaction *compaction,
                       struct tm_move *move)
 {
+    const struct tm_span *source = &slots->spans[compaction->source];
     uint32_t index = fullest(class);
     if (index == TM_NO_SPAN)
         index = grow(slots, class, class->first[TM_GROWABLE]);
-    if (index == TM_NO_SPAN && is_free_below(slots, class, compaction))
+    if (index == TM_NO_SPAN && source->n_free && lowest_free(source) < compaction->slot)
         index = compaction->source;
     if (index == TM_NO_SPAN)
         return false;

@@ -64,7 +64,7 @@ bool tm_slot_alloc(struct tm_slots *slots, uint32_t size, uint64_t *location);
 void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location);
 
 /* Attach, in this order: mark what the file has allocated, claim every live record's slot, then finish, which gives back
- * all that no live slot touches. Claiming fails (false) for a location that cannot be. */
+ * what lies behind a span's last live slot. Claiming fails (false) for a location that cannot be. */
 void tm_slots_backed(struct tm_slots *slots, uint64_t offset, uint64_t bytes);
 bool tm_slots_claim(struct tm_slots *slots, uint32_t size, uint64_t location);
 void tm_slots_finish(struct tm_slots *slots);
