@@ -28,7 +28,7 @@ def test_model_and_invariants_under_asan_and_ubsan(environment: dict[str, str], 
     )
     assert found.stdout.startswith(str(LIBRARY))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"pythonpath={LIBRARY} {ROOT}"]
-    names = "model", "invariants", "demotion", "heat", "statistics", "promotion"
+    names = "model", "invariants", "fragmentation", "demotion", "heat", "statistics", "promotion"
     tests = [str(HERE / f"test_{name}.py") for name in names]
     result = subprocess.run(
         [*command, f"--basetemp={tmp_path}/inner", *tests],

@@ -64,7 +64,7 @@ struct tm_choice {
 int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed);
 /* Demote everything, make the file durable and the map clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
-/* Compact, moving at most `moves` records, and punch out free memory; returns the bytes given back. */
+/* Compact, trying to move at most `moves` records, and give back what is free then; returns bytes. With 0 nothing happens. */
 uint64_t tm_settle(struct tm_device *device, uint64_t moves);
 /* Begin the next coldness generation. */
 void tm_age(struct tm_device *device);
