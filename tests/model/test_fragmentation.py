@@ -181,9 +181,9 @@ def test_near_the_target_a_class_takes_no_more_than_it_needs(ram: Rig) -> None:
         room = ram.device.room()
         if not put(ram, [page], incompressible, 1):
             break
-        (near if room < LIMIT // 40 else far).add(room - ram.device.room())
+        (near if room < 64 * PAGE else far).add(room - ram.device.room())
     assert max(far) == 16 * PAGE
-    assert max(near) == 2 * PAGE  # for the first slot of a span
+    assert max(near) <= 2 * PAGE  # for the first slot of a span
 
 
 def test_with_a_file_a_put_is_spilled_unless_much_is_free(pools: Path, disk: Path) -> None:

@@ -45,15 +45,15 @@ uint64_t tm_settle(struct tm_device *device, uint64_t moves)
     return given;
 }
 
-bool tm_may_reclaim(const struct tm_device *device)
+bool tm_is_wasteful(const struct tm_device *device)
 {
     uint64_t used = atomic_load_explicit(&device->counters->used, memory_order_relaxed);
-    return !tm_has_file(device) || tm_slots_free_bytes(&device->slots) >= used / RECLAIM_SHARE;
+    return tm_slots_free_bytes(&device->slots) >= used / RECLAIM_SHARE;
 }
 
 bool tm_reclaim(struct tm_device *device)
 {
-    if (!tm_may_reclaim(device))
+    if (tm_has_file(device) && !tm_is_wasteful(device))
         return false;
     /* Large slots first: they take the fewest moves for a page. */
     for (uint32_t size = TM_SLOT_MAX; size >= TM_SLOT_MIN; size -= TM_SLOT_ALIGN) {

@@ -159,8 +159,8 @@ void tm_wait_for_changes(struct tm_device *device);
 
 /* compact.c */
 
-/* Whether so much of the pool is free slots that a put which finds no memory is to compact for it. */
-bool tm_may_reclaim(const struct tm_device *device);
+/* Whether so much of the pool is free slots that a put which finds no memory is worth compacting for. */
+bool tm_is_wasteful(const struct tm_device *device);
 /* Let the host have memory back that free slots of any class take, so that a slot that was refused can be had: false when
  * there is nothing to be gained. It waits for no page, so locks of pages may be held. */
 bool tm_reclaim(struct tm_device *device);

@@ -20,7 +20,7 @@ static uint64_t store_record(struct tm_device *device, uint64_t page, const uint
     struct tm_encoded encoded;
     enum tm_encoding encoding;
     uint64_t location;
-    if (tm_refusing(&device->budget) || (tm_is_full(&device->budget) && !tm_may_reclaim(device)))
+    if (tm_refusing(&device->budget) || (tm_is_full(&device->budget) && !tm_is_wasteful(device)))
         return 0;
     uint32_t length = tm_encode(&encoded, (uint32_t)page, content, tm_is_compressing(&device->budget), &encoding);
     bool stored;

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* A class grows by this share of what it has, between 1 and 16 pages: small classes waste less than a page, large ones
+/* A class grows by this share of what it has and of what there is room for, between 1 and 16 pages: small classes waste less than a page, large ones
  * call fallocate once for about fifty records. */
 enum { GROW_SHARE = 32, GROW_MAX = 16 };
 
@@ -251,10 +251,12 @@ static bool back(struct tm_slots *slots, uint32_t index, uint64_t run)
                    tm_target(slots->budget)) == 0;
 }
 
-/* Back more pages of a span, lowest first; near the target no more than it must, for other classes need them. */
+/* Back more pages of a span, lowest first; the nearer the target the fewer, for other classes need them. */
 static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
 {
-    uint64_t share = tm_has_room(slots->budget) ? class->backed_pages / GROW_SHARE : 1;
+    uint64_t used = atomic_load_explicit(&slots->budget->counters->used, memory_order_relaxed);
+    uint64_t target = tm_target(slots->budget), room = target > used ? (target - used) / TM_PAGE : 0;
+    uint64_t share = (room < class->backed_pages ? room : class->backed_pages) / GROW_SHARE;
     uint32_t most = share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
     uint64_t run = first_run(missing_pages(&slots->spans[index]), most);
     if (!back(slots, index, run) && !back(slots, index, run &= -run))
