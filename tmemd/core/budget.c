@@ -89,20 +89,7 @@ bool tm_is_compressing(const struct tm_budget *budget)
 
 bool tm_is_full(struct tm_budget *budget)
 {
-    uint64_t used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
-    uint32_t refused = atomic_load_explicit(&budget->refused, memory_order_relaxed);
-    if (!refused || used + TM_PAGE <= tm_target(budget))
-        return false;
-    uint32_t unseen = UINT32_C(1) << (refused < 6 ? refused : 6);
-    return atomic_fetch_add_explicit(&budget->unseen, 1, memory_order_relaxed) % unseen != 0;
-}
-
-void tm_note_put(struct tm_budget *budget, bool stored)
-{
-    if (!stored)
-        atomic_fetch_add_explicit(&budget->refused, 1, memory_order_relaxed);
-    else if (atomic_load_explicit(&budget->refused, memory_order_relaxed))
-        atomic_store_explicit(&budget->refused, 0, memory_order_relaxed);
+    return atomic_load_explicit(&budget->counters->used, memory_order_relaxed) + TM_PAGE > tm_target(budget);
 }
 
 static bool read_number(int fd, uint64_t *number)

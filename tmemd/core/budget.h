@@ -15,7 +15,6 @@ struct tm_budget {
     bool has_file;
     _Atomic uint64_t last_target;   /* the last one read whole */
     _Atomic bool draining;          /* puts are refused while a drain runs */
-    _Atomic uint32_t refused, unseen; /* in a row, after trying; and since the last try (tm_is_full) */
     struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };
@@ -30,11 +29,8 @@ uint64_t tm_target(struct tm_budget *budget);
 uint64_t tm_demotion_bound(const struct tm_budget *budget);
 /* Whether puts are refused whatever memory is free. */
 bool tm_refusing(struct tm_budget *budget);
-/* Whether it is not worth compressing a page to see whether there is a free slot of its size: no memory can be taken for more
- * slots, and the last pages found none. Each refusal doubles the number of pages that are refused unseen, up to 64. */
+/* Whether not one page more can be taken. */
 bool tm_is_full(struct tm_budget *budget);
-/* Note whether a page found a slot. */
-void tm_note_put(struct tm_budget *budget, bool stored);
 
 /* Whether there is so much room below the target that pages which are in the file already may take some of it. */
 bool tm_has_room(struct tm_budget *budget);

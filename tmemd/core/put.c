@@ -20,15 +20,14 @@ static uint64_t store_record(struct tm_device *device, uint64_t page, const uint
     struct tm_encoded encoded;
     enum tm_encoding encoding;
     uint64_t location;
-    if (tm_refusing(&device->budget) || (tm_is_full(&device->budget) && !tm_is_wasteful(device)))
+    /* Most pages would not find a free slot of their size: where they have another place to go, none is compressed to see. */
+    bool unseen = tm_has_file(device) && tm_is_full(&device->budget) && !tm_is_wasteful(device);
+    if (unseen || tm_refusing(&device->budget))
         return 0;
     uint32_t length = tm_encode(&encoded, (uint32_t)page, content, tm_is_compressing(&device->budget), &encoding);
-    bool stored;
-    while (!(stored = tm_slot_alloc(&device->slots, tm_slot_size(length), &location)) && tm_reclaim(device))
-        ;
-    tm_note_put(&device->budget, stored);
-    if (!stored)
-        return 0;
+    while (!tm_slot_alloc(&device->slots, tm_slot_size(length), &location))
+        if (!tm_reclaim(device))
+            return 0;
     tm_copy_record(device, location, (const struct tm_record *)encoded.record, length);
     return tm_tmem_word(location, length, encoding, atomic_load_explicit(&device->generation, memory_order_relaxed));
 }
