@@ -225,6 +225,40 @@ def test_a_directory_of_somebody_else_is_refused(base: Path) -> None:
         prepare_directory(place, None)
 
 
+AS_MANY_USERS = """
+children = []
+for uid in targets:
+    if not os.fork():
+        os.setresuid(int(uid), int(uid), int(uid))
+        os.close(client.attach_pool(path, protocol.Attach(f"of-{uid}", 1 << 26, True))[0])
+        os._exit(0)
+    children.append(os.wait()[1])
+seen["statuses"] = sorted(set(children))
+"""
+
+
+@needs_root
+def test_a_group_is_trusted_for_all_its_users_each_with_his_own_pools(base: Path) -> None:
+    """More of them than one user may have pools."""
+    users = range(60000, 60070)
+    with fakes.tmemd(base, "--group=65534", "--allow-group=65534") as running:
+        assert as_user(0, AS_MANY_USERS, running.socket, *users) == {"statuses": [0]}
+        owners = {pool.name: (pool.stat().st_uid, pool.stat().st_mode & 0o777) for pool in running.directory.iterdir()}
+    assert owners == {f"of-{uid}.pool": (uid, 0o600) for uid in users}
+
+
+ONLY_A_MEMBER = """
+attempt("attach", lambda: client.attach_pool(path, protocol.Attach("mine", 1 << 26, True)))
+"""
+
+
+@needs_root
+def test_being_in_another_group_gets_nobody_trusted(base: Path) -> None:
+    with fakes.tmemd(base, "--group=65534", "--allow-group=65533") as running:
+        assert "--allow-group" in str(as_user(NOBODY, ONLY_A_MEMBER, running.socket)["attach"])
+        assert list(running.directory.iterdir()) == []
+
+
 ALL_ONES = b"\xff" * 8
 HUGE = (1 << 60).to_bytes(8, "little")
 

@@ -69,6 +69,14 @@ def test_pools_survive_the_tmemd_that_mounted_their_tmpfs(tmp_path: Path) -> Non
             assert capacity(path) == 9 << 20
 
 
+def test_prepare_mounts_and_ends(tmp_path: Path) -> None:
+    with mountable(tmp_path / "pools") as path:
+        assert main(["--prepare", f"--pools={path}", "--tmpfs-size=8M"]) == 0
+        assert capacity(path) == 8 << 20
+        assert main(["--prepare", f"--pools={path}", "--tmpfs-size=9M"]) == 0
+        assert capacity(path) == 9 << 20
+
+
 def unmount(path: Path) -> None:
     """Although tmemd uses it."""
     assert subprocess.run(["umount", path], stderr=subprocess.DEVNULL, check=False).returncode, "it is in use"

@@ -74,22 +74,26 @@ class Access:
     """Who may do what. Administrators (root and tmemd's own user) may do everything."""
 
     plugin_users: frozenset[int]  # who may attach a plugin
+    plugin_groups: frozenset[int] = frozenset()  # or in which groups plugins may run that do
 
     def is_admin(self, uid: int) -> bool:
         """Whether *uid* may change other users' pools."""
         return uid in {0, os.geteuid()}
 
-    def check(self, request: protocol.Request, uid: int) -> None:
-        """Raise PoolError if *uid* may not ask for this; reading is let through and filtered by `may_see`."""
+    def check(self, request: protocol.Request, peer: Peer) -> None:
+        """Raise PoolError if *peer* may not ask for this; reading is let through and filtered by `may_see`."""
         match request:
             case protocol.Attach():
-                allowed = self.is_admin(uid) or uid in self.plugin_users
-                if not allowed:
-                    raise PoolError(f"user {uid} may not attach: start tmemd with --allow-user={uid}")
+                trusted = peer.uid in self.plugin_users or peer.gid in self.plugin_groups
+                if not trusted and not self.is_admin(peer.uid):
+                    raise PoolError(
+                        f"user {peer.uid} in group {peer.gid} may not attach:"
+                        f" start tmemd with --allow-user={peer.uid}, or the plugin in a group of --allow-group"
+                    )
             case protocol.List() | protocol.Show() | protocol.Host():
                 pass
             case _:
-                if not self.is_admin(uid):
+                if not self.is_admin(peer.uid):
                     raise PoolError("only root and tmemd's own user may change pools")
 
     def may_see(self, status: protocol.PoolStatus, uid: int) -> bool:
@@ -309,7 +313,7 @@ class Daemon:
         """What is left to be sent; an Attach is answered with its file already."""
         try:
             request = protocol.decode_request(line)
-            self._access.check(request, peer.uid)
+            self._access.check(request, peer)
             if isinstance(request, protocol.Attach):
                 async with self._administration.changing:
                     self._attach(sock, peer, request)
@@ -524,6 +528,9 @@ async def _run(daemon: Daemon, listener: socket.socket) -> None:
 
 
 def _start(arguments: argparse.Namespace) -> None:
+    if arguments.prepare:
+        prepare_directory(arguments.pools, arguments.tmpfs_size)
+        return
     if arguments.check_config:
         read_config(arguments.config)
         return
@@ -541,7 +548,7 @@ def _start(arguments: argparse.Namespace) -> None:
         tell_of_small_tmpfs(pools, config)
         governor = Governor(pools, administration.granted, config)
         daemon = Daemon(
-            administration, governor, Access(frozenset(arguments.allow_user)),
+            administration, governor, Access(frozenset(arguments.allow_user), frozenset(arguments.allow_group)),
             timeout=arguments.timeout, config=arguments.config, metrics=arguments.metrics,
             prepare=lambda: prepare_directory(arguments.pools, arguments.tmpfs_size),
         )  # fmt: skip
@@ -591,6 +598,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--group", type=_gid, help="who may connect, besides tmemd's own user")
     add("--allow-user", type=_uid, action="append", default=[], metavar="USER",
         help="whose plugins to trust, besides root's and those of tmemd's own user; may be repeated")  # fmt: skip
+    add("--allow-group", type=_gid, action="append", default=[], metavar="GROUP",
+        help="trust every plugin that runs in this group, whoever's it is; may be repeated")  # fmt: skip
+    add("--prepare", action="store_true", help="only make DIR ready for pools, mount its tmpfs, and end")
     add("--config", type=Path, metavar="FILE", help=f"configuration ({DEFAULT_CONFIG}, if it is there)")
     add("--check-config", action="store_true", help="only say what is wrong with the configuration, if anything is")
     add("--state", type=Path, default=DEFAULT_STATE, metavar="FILE", help="where to keep settings (%(default)s)")
