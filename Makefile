@@ -27,6 +27,14 @@ build/hog: tests/vm/hog.c
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O2 -Wall -Wextra -Werror -static -o $@ $<
 
+build/ptrace.so: tests/vm/systemd/ptrace.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O2 -Wall -Wextra -Werror -fPIC -shared -o $@ $<
+
+build/vm/root.img: tests/vm/systemd/make-root
+	@mkdir -p $(@D)
+	$< $@
+
 sanitize: setup  ## instrumented builds below build/address-undefined and build/thread
 	TMEMD_SANITIZE=address,undefined $(PYTHON) setup.py -q build
 	TMEMD_SANITIZE=thread $(PYTHON) setup.py -q build
@@ -41,7 +49,7 @@ format: setup  ## let ruff rearrange the Python code
 	ruff check --fix .
 	ruff format .
 
-test: build lint  ## lint and all tests, real guests included (eleven minutes on two cores)
+test: build lint  ## lint and all tests, real guests included (fifteen minutes on two cores)
 	pytest
 
 test-quick: build  ## the tests that boot no guest

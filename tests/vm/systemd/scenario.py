@@ -1,0 +1,268 @@
+"""What is done in the guest: tmemd is installed as the README says, and devices are managed while clients work on them.
+
+    scenario.py first|second
+
+The first boot installs, and ends with settings that are damaged; the second finds what the first left. Each ends with
+a line on the console that says so; anything else there is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import nbd
+
+from tests.content import PAGE, content
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[3]
+DEVICES = ("web", "db")
+SIZE = 16 << 20
+SETTINGS = Path("/var/lib/tmemd/settings.json")
+# What a server can answer (NBD's protocol has no others); all else says that the connection is no more.
+ANSWERS = {"EPERM", "EIO", "ENOMEM", "EINVAL", "ENOSPC", "EOVERFLOW", "ENOTSUP", "ESHUTDOWN"}
+DEADLINE = 120.0  # seconds; only a guard against a hang
+ENOUGH = 200  # requests that show that a client goes on
+
+
+class Client(threading.Thread):
+    """A guest at work: writes and reads pages, and knows what each must hold.
+
+    It does as QEMU with a reconnect-delay: who loses the connection connects again, and repeats what was not answered.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.requests = 0
+        self.connections = 0
+        self.error: str | None = None
+        self._end = threading.Event()
+        self._versions: dict[int, int] = {}
+        self._random = random.Random(name)
+        self._handle: nbd.NBD | None = None
+
+    def run(self) -> None:
+        # There is one CPU, and what is managed meanwhile is not to wait for us.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        try:
+            while not self._end.is_set():
+                self._step()
+            for page in self._versions:
+                self._read(page)
+        except (nbd.Error, AssertionError) as error:
+            self.error = f"{self.name}: {error}"
+
+    def finish(self) -> None:
+        """End, having read all that was written."""
+        self._end.set()
+        self.join(DEADLINE)
+        self.check()
+        assert not self.is_alive(), f"{self.name} did not end"
+
+    def check(self) -> None:
+        """AssertionError when a request failed, or a page was not what it must be."""
+        assert self.error is None, self.error
+
+    def _step(self) -> None:
+        page = self._random.randrange(SIZE // PAGE)
+        if page in self._versions and self._random.random() < 0.5:
+            self._read(page)
+        else:
+            version = self._versions.get(page, 0) + 1
+            self._repeat(lambda handle: handle.pwrite(content(page, version), page * PAGE))
+            self._versions[page] = version
+
+    def _read(self, page: int) -> None:
+        found = self._repeat(lambda handle: bytes(handle.pread(PAGE, page * PAGE)))
+        assert found == content(page, self._versions[page]), f"page {page} is not its version {self._versions[page]}"
+
+    def _repeat(self, request: Callable[[nbd.NBD], T]) -> T:
+        while True:
+            try:
+                self._handle = self._handle or self._connect()
+                answer = request(self._handle)
+            except nbd.Error as error:
+                if error.errno in ANSWERS:
+                    raise
+                self._handle = None
+                time.sleep(0.05)
+            else:
+                self.requests += 1
+                return answer
+
+    def _connect(self) -> nbd.NBD:
+        handle = nbd.NBD()
+        handle.set_export_name(self.name)
+        handle.connect_unix(f"/run/tmemd-devices/{self.name}.sock")
+        self.connections += 1
+        return handle
+
+
+@contextmanager
+def load() -> Iterator[list[Client]]:
+    """A client at work on each device for the length of a with block, at the end of which all pages are read."""
+    clients = [Client(name) for name in DEVICES]
+    for client in clients:
+        client.start()
+    await_progress(clients)
+    yield clients
+    for client in clients:
+        client.finish()
+        say(f"{client.name}: {client.requests} requests over {client.connections} connections, none failed")
+
+
+def await_progress(clients: list[Client]) -> None:
+    """Return when each client has got answers to requests that it began now."""
+    goals = [(client, client.requests + ENOUGH) for client in clients]
+
+    def is_there() -> bool:
+        for client, _ in goals:
+            client.check()
+        return all(client.requests >= goal for client, goal in goals)
+
+    wait_until(is_there, "the clients to go on")
+
+
+def wait_until(ready: Callable[[], bool], what: str) -> None:
+    """Poll until *ready* is true; AssertionError naming *what* when it never is."""
+    end = time.monotonic() + DEADLINE
+    while not ready():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.05)
+
+
+def say(what: str) -> None:
+    """Tell the host."""
+    print(f"scenario: {time.monotonic():5.1f} s: {what}", flush=True)
+
+
+def run(command: str) -> str:
+    """Run a command line, and return what it wrote. AssertionError when it fails."""
+    done = subprocess.run(
+        ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}"
+    return done.stdout.strip()
+
+
+def state(unit: str) -> str:
+    """A unit's state, as 'active' or 'inactive'."""
+    return run(f"systemctl show --value --property ActiveState {unit}")
+
+
+def commands_of(heading: str) -> list[list[str]]:
+    """The blocks of commands below a heading of the README."""
+    section = re.split(rf"^#+ {heading}$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)[1]
+    section = re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0]
+    blocks = re.findall(r"(?:^    .+\n)+", section, flags=re.MULTILINE)
+    return [[line.strip() for line in block.splitlines()] for block in blocks]
+
+
+def replaced(line: str, old: str, new: str) -> str:
+    """The line with what is different here. AssertionError when it is not as it was."""
+    assert old in line, f"{line!r}: where is {old!r}?"
+    return line.replace(old, new)
+
+
+def install(wheels: Path) -> None:
+    """Do what the README says, but for what there is no network, compiler or disk for."""
+    host, device = commands_of("Install")
+    packages, venv, pip, *rest = host
+    assert packages.startswith("apt-get install"), packages
+    pip = replaced(pip, "install .", f"install --quiet --no-index --find-links={wheels} tmemd")
+    for command in (venv, pip, *rest):
+        run(f"cd {ROOT} && {command}")
+    for name in DEVICES:
+        for command in device:
+            run(command.replace("8G", str(SIZE)).replace("web", name))
+
+
+def manage(clients: list[Client]) -> None:
+    """What an administrator does by habit, while guests swap."""
+    for command in (
+        "systemctl restart tmemd-device@web tmemd-device@db",
+        "systemctl stop tmemd-device@web",  # its waiting client has it started again
+        "systemctl kill --signal=KILL tmemd-device@db",
+        "systemctl daemon-reload",
+        "systemctl reload tmemd",
+        "systemctl stop tmemd",
+        "systemctl start tmemd",
+        "systemctl restart tmemd-pools",
+        "systemctl restart tmemd 'tmemd-device@*'",
+    ):
+        run(command)
+        await_progress(clients)
+        say(command)
+    run("systemctl stop tmemd-device@web.socket")
+    assert state("tmemd-device@web") == state("tmemd-device@web.socket") == "inactive"
+    await_progress(clients[1:])
+    assert state("tmemd-device@web") == "inactive", "who waits for it must not start it"
+    run("systemctl start tmemd-device@web")
+    await_progress(clients)
+    say("its socket stopped, and the device started")
+    assert not run("systemctl --failed --plain --no-legend")
+
+
+def check_separation() -> None:
+    """A device's user gets at nothing of another's."""
+    for path in (
+        "/run/tmemd/pools/db.pool",
+        "/var/lib/tmemd-devices/db/backing",
+        "/var/lib/tmemd-devices/db/backing.map",
+    ):
+        run(f"runuser -u tmemd-db -- test -r {path}")
+        run(f"! runuser -u tmemd-web -- test -r {path}")
+    owners = {run(f"stat --format %U /run/tmemd/pools/{name}.pool") for name in DEVICES}
+    assert owners == {f"tmemd-{name}" for name in DEVICES}
+
+
+def first(wheels: Path) -> None:
+    """The first boot."""
+    install(wheels)
+    say("installed")
+    run("tmemctl host")
+    with load() as clients:
+        manage(clients)
+    check_separation()
+    run("tmemctl set web --weight 200")
+    assert SETTINGS.exists()
+    SETTINGS.write_bytes(b'{"pools": {"web": {"weight": 2')
+    SETTINGS.chmod(0o644)
+
+
+def second() -> None:
+    """The boot after that."""
+    wait_until(
+        lambda: {state("tmemd"), *(state(f"tmemd-device@{name}") for name in DEVICES)} == {"active"}, "all units"
+    )
+    run("tmemctl host")
+    with load() as clients:
+        run("systemctl restart tmemd 'tmemd-device@*'")
+        await_progress(clients)
+
+
+def main() -> None:
+    """Do what the command line says, and say how it ended."""
+    boot, wheels = sys.argv[1], Path(sys.argv[2])
+    try:
+        first(wheels) if boot == "first" else second()
+    except BaseException:
+        say("FAILED")
+        subprocess.run(["journalctl", "--no-pager", "--boot", "--lines=80", "--output=short-monotonic"], check=False)
+        raise
+    say("all well")
+
+
+if __name__ == "__main__":
+    main()
