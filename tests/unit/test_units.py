@@ -19,7 +19,7 @@ UNITS = ROOT / "scripts" / "systemd"
 )
 def test_exposure_is_at_most_3(tmp_path: Path, unit: str, instance: str) -> None:
     shutil.copy(UNITS / unit, tmp_path / instance)
-    command = ["systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=30", tmp_path / instance]
+    command = ["systemd-analyze", "security", "--no-pager", "--offline=yes", "--threshold=30", str(tmp_path / instance)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Overall exposure level" in done.stdout

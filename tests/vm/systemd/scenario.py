@@ -2,12 +2,13 @@
 
     scenario.py first|second
 
-The first boot installs, and ends with settings that are damaged; the second finds what the first left. Each ends with
-a line on the console that says so; anything else there is an error.
+The first boot installs, and ends with a drained device and settings that are damaged; the second must find every page.
+Each says on the console how it ended.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -29,6 +30,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[3]
 DEVICES = ("web", "db")
 SIZE = 16 << 20
+KEPT = Path("/root/kept.json")
 SETTINGS = Path("/var/lib/tmemd/settings.json")
 # What a server can answer (NBD's protocol has no others); all else says that the connection is no more.
 ANSWERS = {"EPERM", "EIO", "ENOMEM", "EINVAL", "ENOSPC", "EOVERFLOW", "ENOTSUP", "ESHUTDOWN"}
@@ -42,13 +44,13 @@ class Client(threading.Thread):
     It does as QEMU with a reconnect-delay: who loses the connection connects again, and repeats what was not answered.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, versions: dict[int, int]) -> None:
         super().__init__(name=name, daemon=True)
+        self.versions = versions  # of each page that was written
         self.requests = 0
         self.connections = 0
         self.error: str | None = None
         self._end = threading.Event()
-        self._versions: dict[int, int] = {}
         self._random = random.Random(name)
         self._handle: nbd.NBD | None = None
 
@@ -58,7 +60,7 @@ class Client(threading.Thread):
         try:
             while not self._end.is_set():
                 self._step()
-            for page in self._versions:
+            for page in self.versions:
                 self._read(page)
         except (nbd.Error, AssertionError) as error:
             self.error = f"{self.name}: {error}"
@@ -76,16 +78,16 @@ class Client(threading.Thread):
 
     def _step(self) -> None:
         page = self._random.randrange(SIZE // PAGE)
-        if page in self._versions and self._random.random() < 0.5:
+        if page in self.versions and self._random.random() < 0.5:
             self._read(page)
         else:
-            version = self._versions.get(page, 0) + 1
+            version = self.versions.get(page, 0) + 1
             self._repeat(lambda handle: handle.pwrite(content(page, version), page * PAGE))
-            self._versions[page] = version
+            self.versions[page] = version
 
     def _read(self, page: int) -> None:
         found = self._repeat(lambda handle: bytes(handle.pread(PAGE, page * PAGE)))
-        assert found == content(page, self._versions[page]), f"page {page} is not its version {self._versions[page]}"
+        assert found == content(page, self.versions[page]), f"page {page} is not its version {self.versions[page]}"
 
     def _repeat(self, request: Callable[[nbd.NBD], T]) -> T:
         while True:
@@ -110,9 +112,12 @@ class Client(threading.Thread):
 
 
 @contextmanager
-def load() -> Iterator[list[Client]]:
-    """A client at work on each device for the length of a with block, at the end of which all pages are read."""
-    clients = [Client(name) for name in DEVICES]
+def load(kept: dict[int, int]) -> Iterator[list[Client]]:
+    """A client at work on each device for the length of a with block, at the end of which all pages are read.
+
+    *kept*: the versions of the pages that the first device has.
+    """
+    clients = [Client(name, kept if name == DEVICES[0] else {}) for name in DEVICES]
     for client in clients:
         client.start()
     await_progress(clients)
@@ -227,14 +232,24 @@ def check_separation() -> None:
     assert owners == {f"tmemd-{name}" for name in DEVICES}
 
 
+def drain() -> None:
+    """What the README says to do before a reboot."""
+    run("tmemctl freeze web && tmemctl drain web")
+    run("systemctl stop tmemd-device@web.socket")
+    run("tmemctl drain web && tmemctl thaw web")
+
+
 def first(wheels: Path) -> None:
     """The first boot."""
     install(wheels)
     say("installed")
     run("tmemctl host")
-    with load() as clients:
+    kept: dict[int, int] = {}
+    with load(kept) as clients:
         manage(clients)
     check_separation()
+    drain()
+    KEPT.write_text(json.dumps(list(kept.items())))
     run("tmemctl set web --weight 200")
     assert SETTINGS.exists()
     SETTINGS.write_bytes(b'{"pools": {"web": {"weight": 2')
@@ -247,7 +262,7 @@ def second() -> None:
         lambda: {state("tmemd"), *(state(f"tmemd-device@{name}") for name in DEVICES)} == {"active"}, "all units"
     )
     run("tmemctl host")
-    with load() as clients:
+    with load(dict(json.loads(KEPT.read_text()))) as clients:
         run("systemctl restart tmemd 'tmemd-device@*'")
         await_progress(clients)
 

@@ -1,0 +1,118 @@
+"""What docs/guests.md has one tell libvirt: the guest starts, and nbdkit's death fails none of its requests."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Serve
+from tests.harness import ROOT, device, wait_until
+from tests.leftovers import dying_with_us
+
+KERNELS = sorted(path for path in Path("/boot").glob("vmlinuz-*-amd64") if "cloud" not in path.name)
+MODULES = ("virtio/virtio", "virtio/virtio_ring", "virtio/virtio_pci", "virtio/virtio_pci_legacy_dev",
+           "virtio/virtio_pci_modern_dev", "block/virtio_blk")  # fmt: skip
+NAMESPACE = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a namespace that QEMU dies with"),
+    pytest.mark.skipif(not KERNELS, reason="no kernel in /boot"),
+]
+pytest.importorskip("libvirt", reason="no libvirt for Python")
+
+
+def documented(tag: str) -> str:
+    """The element of that name in the document."""
+    text = (ROOT / "docs" / "guests.md").read_text()
+    (found,) = re.findall(rf"^ +<{tag}\b.*?</{tag}>$", text, flags=re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+@pytest.fixture(scope="module")
+def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A first file system with nothing but busybox, drivers and our init."""
+    base = tmp_path_factory.mktemp("initrd")
+    root = base / "root"
+    for name in ("bin", "dev", "modules", "proc", "sys"):
+        (root / name).mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin")
+    shutil.copy(ROOT / "tests" / "vm" / "libvirt" / "init", root)
+    drivers = Path("/lib/modules", KERNELS[-1].name.removeprefix("vmlinuz-"), "kernel", "drivers")
+    for name in MODULES:
+        shutil.copy(drivers / f"{name}.ko", root / "modules")
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    archive = subprocess.run(
+        ["cpio", "--create", "--quiet", "--format=newc"],
+        cwd=root,
+        input=names.encode(),
+        capture_output=True,
+        check=True,
+    )
+    (base / "initrd").write_bytes(archive.stdout)
+    return base / "initrd"
+
+
+@contextmanager
+def guest(base: Path, initrd: Path, machine: str, element: str) -> Iterator[Callable[[], int]]:
+    """A domain that runs for the length of a with block; yields what tells how many pages it has written and read back.
+
+    That raises AssertionError when a request failed, or the domain ended.
+    """
+    log = base / "console"
+    in_devices = "" if element.lstrip().startswith("<qemu:") else element
+    xml = base / "domain.xml"
+    xml.write_text(f"""<domain type='qemu' {NAMESPACE}>
+      <name>web</name><memory unit='MiB'>256</memory>
+      <os>
+        <type arch='x86_64' machine='{machine}'>hvm</type>
+        <kernel>{KERNELS[-1]}</kernel><initrd>{initrd}</initrd><cmdline>console=ttyS0 quiet nowatchdog</cmdline>
+      </os>
+      <devices><serial type='file'><source path='{log}'/></serial>{in_devices}</devices>
+      {element if not in_devices else ""}
+    </domain>""")
+    run: list[str | Path] = [sys.executable, "-m", "tests.vm.libvirt.domain", base / "libvirt", xml]
+    # The first process of a namespace must wait for those that lost their parents, as a shell does.
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", '"$@"; exit', "sh", *run]
+    with subprocess.Popen(
+        dying_with_us(command), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+
+        def pages_done() -> int:
+            assert process.poll() is None, process.communicate()[0].decode()
+            text = log.read_text(errors="replace") if log.exists() else ""
+            assert "failed" not in text, text
+            return max(map(int, re.findall(r"guest: (\d+) pages done", text)), default=0)
+
+        try:
+            yield pages_done
+        finally:
+            process.kill()
+
+
+def goes_on(pages_done: Callable[[], int]) -> None:
+    """Return when the guest has done what it began now."""
+    goal = pages_done() + 40
+    wait_until(lambda: pages_done() >= goal, "the guest to go on")
+
+
+@pytest.mark.parametrize("kind", ["pc qemu:commandline", "q35 qemu:commandline", "pc disk"])
+def test_a_guest_survives_its_server(tmp_path: Path, serve: Serve, pools: Path, initrd: Path, kind: str) -> None:
+    server = serve(device("web", pools, "64M", tmp_path / "backing", "64M"))
+    machine, tag = kind.split()
+    element = documented(tag).replace("/run/tmemd-devices/web.sock", str(server.socket))
+    assert str(server.socket) in element
+    with guest(tmp_path, initrd, machine, element) as pages_done:
+        for _ in range(2):
+            goes_on(pages_done)
+            server.kill()
+            server.start()
+        goes_on(pages_done)
