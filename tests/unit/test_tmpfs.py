@@ -69,6 +69,16 @@ def test_pools_survive_the_tmemd_that_mounted_their_tmpfs(tmp_path: Path) -> Non
             assert capacity(path) == 9 << 20
 
 
+def test_what_others_mount_is_waited_for(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The directory is on a tmpfs, but on another one."""
+    assert main(["--prepare", f"--pools={base}"]) == 0
+    assert main(["--prepare", f"--pools={base}", "--mounted"]) == 1
+    assert "nothing is mounted there" in caplog.text
+    with mountable(base / "pools") as path:
+        assert main(["--prepare", f"--pools={path}", "--tmpfs-size=8M"]) == 0
+        assert main(["--prepare", f"--pools={path}", "--mounted"]) == 0
+
+
 def test_prepare_mounts_and_ends(tmp_path: Path) -> None:
     with mountable(tmp_path / "pools") as path:
         assert main(["--prepare", f"--pools={path}", "--tmpfs-size=8M"]) == 0

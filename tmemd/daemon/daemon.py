@@ -466,14 +466,21 @@ def listen(path: Path, group: int | None, resources: ExitStack) -> socket.socket
     return listener
 
 
-def prepare_directory(path: Path, size: str | None) -> None:
-    """Make *path* a place for pools: on a tmpfs of its own when *size* is given. Raises PoolError."""
+def prepare_directory(path: Path, size: str | None, *, mounted: bool = False) -> None:
+    """Make *path* a place for pools: on a tmpfs of its own when *size* is given. Raises PoolError.
+
+    *mounted*: others mount it, and until they have it is refused, even on a tmpfs.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o711)
         if size is not None:
             _mount(path, size)
         if not tmpfs.is_tmpfs(path):
             raise PoolError(f"{path} is not on tmpfs: mount one there, or say --tmpfs-size")
+        if mounted and not path.is_mount():
+            raise PoolError(
+                f"{path}: nothing is mounted there (--mounted); tmemd-pools.service does, where that is used"
+            )
         _check_safe(path)
     except OSError as error:
         raise PoolError(f"{path}: {error.strerror or error}") from None
@@ -528,15 +535,18 @@ async def _run(daemon: Daemon, listener: socket.socket) -> None:
 
 
 def _start(arguments: argparse.Namespace) -> None:
+    def prepare() -> None:
+        prepare_directory(arguments.pools, arguments.tmpfs_size, mounted=arguments.mounted)
+
     if arguments.prepare:
-        prepare_directory(arguments.pools, arguments.tmpfs_size)
+        prepare()
         return
     if arguments.check_config:
         read_config(arguments.config)
         return
     config, problem = usable_config(arguments.config)
     with ExitStack() as resources:
-        prepare_directory(arguments.pools, arguments.tmpfs_size)
+        prepare()
         listener = listen(arguments.socket, arguments.group, resources)
         pools = Pools(arguments.pools.resolve(), keep=True)
         resources.callback(pools.close)
@@ -549,8 +559,7 @@ def _start(arguments: argparse.Namespace) -> None:
         governor = Governor(pools, administration.granted, config)
         daemon = Daemon(
             administration, governor, Access(frozenset(arguments.allow_user), frozenset(arguments.allow_group)),
-            timeout=arguments.timeout, config=arguments.config, metrics=arguments.metrics,
-            prepare=lambda: prepare_directory(arguments.pools, arguments.tmpfs_size),
+            timeout=arguments.timeout, config=arguments.config, metrics=arguments.metrics, prepare=prepare,
         )  # fmt: skip
         asyncio.run(_run(daemon, listener))
 
@@ -595,6 +604,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--socket", type=Path, default=protocol.DEFAULT_SOCKET, metavar="PATH", help="where to listen (%(default)s)")
     add("--pools", type=Path, default=protocol.DEFAULT_POOLS, metavar="DIR", help="where pools are (%(default)s)")
     add("--tmpfs-size", type=_tmpfs_size, metavar="SIZE", help="mount a tmpfs of this size, or of N%% of RAM, on DIR")
+    add("--mounted", action="store_true", help="refuse DIR while nothing is mounted on it")
     add("--group", type=_gid, help="who may connect, besides tmemd's own user")
     add("--allow-user", type=_uid, action="append", default=[], metavar="USER",
         help="whose plugins to trust, besides root's and those of tmemd's own user; may be repeated")  # fmt: skip
