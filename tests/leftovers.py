@@ -8,6 +8,7 @@ import fcntl
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ PREFIX = "tmemd-test-"
 _NAME = re.compile(rf"{PREFIX}(?P<pid>\d+)-[a-z0-9_]{{8}}")  # as mkdtemp makes them
 PLACES = [Path(place) for place in ("/dev/shm", "/var/tmp", "/sys/fs/cgroup", "/sys/fs/cgroup/memory")]
 
+_OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+
 _CLONE_NEWNS = 0x20000
 _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 
@@ -23,6 +26,17 @@ _MS_REC, _MS_PRIVATE = 0x4000, 0x40000
 def dying_with_us(command: Sequence[str | Path]) -> list[str]:
     """The command, with SIGKILL for it when who started it dies, in whatever way (PR_SET_PDEATHSIG)."""
     return ["setpriv", "--pdeathsig", "KILL", *map(str, command)]
+
+
+def all_dying_with_us(command: Sequence[str | Path]) -> list[str]:
+    """The same in a process namespace of its own: whatever it starts dies with it, detached or traced (root only)."""
+    # The first process of a namespace must wait for those that lost their parents, as a shell does.
+    return dying_with_us([*_OWN_PROCESSES, "sh", "-c", '"$@"; exit', "sh", *command])
+
+
+def can_have_all_die() -> bool:
+    """Whether `all_dying_with_us` works here."""
+    return subprocess.run([*_OWN_PROCESSES, "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 @contextlib.contextmanager

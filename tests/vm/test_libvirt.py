@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from tests.conftest import Serve
 from tests.harness import ROOT, device, wait_until
-from tests.leftovers import dying_with_us
+from tests.leftovers import all_dying_with_us, can_have_all_die
 
 KERNELS = sorted(path for path in Path("/boot").glob("vmlinuz-*-amd64") if "cloud" not in path.name)
 MODULES = ("virtio/virtio", "virtio/virtio_ring", "virtio/virtio_pci", "virtio/virtio_pci_legacy_dev",
@@ -24,7 +23,7 @@ NAMESPACE = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a namespace that QEMU dies with"),
+    pytest.mark.skipif(not can_have_all_die(), reason="no process namespace to be had, for QEMU to die with"),
     pytest.mark.skipif(not KERNELS, reason="no kernel in /boot"),
 ]
 pytest.importorskip("libvirt", reason="no libvirt for Python")
@@ -80,10 +79,8 @@ def guest(base: Path, initrd: Path, machine: str, element: str) -> Iterator[Call
       {element if not in_devices else ""}
     </domain>""")
     run: list[str | Path] = [sys.executable, "-m", "tests.vm.libvirt.domain", base / "libvirt", xml]
-    # The first process of a namespace must wait for those that lost their parents, as a shell does.
-    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", '"$@"; exit', "sh", *run]
     with subprocess.Popen(
-        dying_with_us(command), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        all_dying_with_us(run), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
 
         def pages_done() -> int:

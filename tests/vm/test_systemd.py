@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ROOT
-from tests.leftovers import dying_with_us
+from tests.leftovers import all_dying_with_us, can_have_all_die
 from tests.vm.verdict import HarnessError, second_chance
 
 IMAGE, SHIM = Path("build/vm/root.img"), Path("build/ptrace.so")
@@ -22,7 +22,7 @@ SECONDS = 300  # a boot with an installation takes 60
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a guest's disk"),
+    pytest.mark.skipif(not can_have_all_die(), reason="no process namespace to be had, for the guest to die with"),
     pytest.mark.skipif(not shutil.which("linux.uml"), reason="no linux.uml (User-Mode Linux)"),
 ]
 
@@ -41,15 +41,11 @@ def boot(disk: Path, scenario: str, wheels: Path) -> None:
         "linux.uml", "mem=512M", f"ubd0={disk},{ROOT / IMAGE}", "root=/dev/ubda", "rw", f"uml_dir={disk.parent}",
         "con=null", "con0=null,fd:1", "quiet", "systemd.show_status=0", f"scenario=/host{script}",
     ]  # fmt: skip
-    # Its processes are traced ones that would outlive it: they die with their namespace.
-    command = ["unshare", "--pid", "--fork", "--kill-child", "timeout", "--signal=KILL", str(SECONDS), *kernel]
+    # Its processes are traced ones, which would outlive it.
+    command = all_dying_with_us(["timeout", "--signal=KILL", str(SECONDS), *kernel])
     environment = os.environ | {"LD_PRELOAD": str(ROOT / SHIM), "TMPDIR": "/dev/shm"}
     with subprocess.Popen(
-        dying_with_us(command),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as guest:
         try:
             assert guest.stdout
@@ -73,7 +69,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_request_fails_whatever_is_done_with_the_units(disks: Path, wheels: Path) -> None:
-    subprocess.run(["make", "--silent", "-C", str(ROOT), str(IMAGE), str(SHIM)], check=True)
+    subprocess.run(all_dying_with_us(["make", "--silent", "-C", ROOT, IMAGE, SHIM]), check=True)
 
     def run() -> None:
         disk = disks / "disk"

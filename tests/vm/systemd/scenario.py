@@ -220,7 +220,7 @@ def manage(clients: list[Client]) -> None:
 
 
 def check_separation() -> None:
-    """A device's user gets at nothing of another's."""
+    """A device's user gets at nothing of another's, and the services are as confined as their units say."""
     for path in (
         "/run/tmemd/pools/db.pool",
         "/var/lib/tmemd-devices/db/backing",
@@ -228,6 +228,10 @@ def check_separation() -> None:
     ):
         run(f"runuser -u tmemd-db -- test -r {path}")
         run(f"! runuser -u tmemd-web -- test -r {path}")
+    for unit in ("tmemd", *(f"tmemd-device@{name}" for name in DEVICES)):
+        pid = run(f"systemctl show --value --property MainPID {unit}")
+        run(f"grep -q '^Seccomp:.2$' /proc/{pid}/status")
+        run(f"nsenter --mount --target {pid} sh -c '! test -w /etc && test -w /run/tmemd/pools'")
     owners = {run(f"stat --format %U /run/tmemd/pools/{name}.pool") for name in DEVICES}
     assert owners == {f"tmemd-{name}" for name in DEVICES}
 
