@@ -69,6 +69,20 @@ def test_pools_survive_the_tmemd_that_mounted_their_tmpfs(tmp_path: Path) -> Non
             assert capacity(path) == 9 << 20
 
 
+def test_a_tmpfs_below_the_one_that_is_unmounted_is_no_place_for_pools(base: Path) -> None:
+    with mountable(base / "pools") as path:
+        mount = ["mount", "-t", "tmpfs", "-o", "mode=0711", "ours", str(path)]
+        subprocess.run(mount, check=True)
+        with fakes.tmemd(base, "--mounted") as running:
+            unmount(path)
+            wait_until(lambda: running.client.host().problems != [], "it to be noticed")
+            assert "nothing is mounted there" in running.client.host().problems[0].words
+            with pytest.raises(PoolError, match="its tmpfs was unmounted"):
+                attach_pool(running.socket, running.attach("db"))
+            subprocess.run(mount, check=True)
+            wait_until(lambda: running.client.host().problems == [], "it to be noticed")
+
+
 def test_what_others_mount_is_waited_for(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The directory is on a tmpfs, but on another one."""
     assert main(["--prepare", f"--pools={base}"]) == 0
