@@ -34,7 +34,7 @@ KEPT = Path("/root/kept.json")
 SETTINGS = Path("/var/lib/tmemd/settings.json")
 # What a server can answer (NBD's protocol has no others); all else says that the connection is no more.
 ANSWERS = {"EPERM", "EIO", "ENOMEM", "EINVAL", "ENOSPC", "EOVERFLOW", "ENOTSUP", "ESHUTDOWN"}
-DEADLINE = 120.0  # seconds; only a guard against a hang
+DEADLINE = 180.0  # seconds; only a guard against a hang
 ENOUGH = 200  # requests that show that a client goes on
 
 
