@@ -161,8 +161,16 @@ class Control:
         """Freeze or thaw."""
         poolfile.write_frozen(self._fd, frozen)
 
-    def request(self, op: Request, argument: int = 0) -> int:
+    def ask(self, op: Request, argument: int = 0, choice: Choice = ANY_PAGE) -> int:
+        """Ask for something without waiting; returns the number that `answered` takes."""
+        return requests.ask(self._fd, op, argument, choice)
+
+    def answered(self, number: int) -> bool:
+        """Whether that request is done."""
+        return requests.answer_to(self._fd, number) is not None
+
+    def request(self, op: Request, argument: int = 0, choice: Choice = ANY_PAGE) -> int:
         """Ask for something and wait until it is done; returns its errno."""
-        number = requests.ask(self._fd, op, argument)
-        wait_until(lambda: requests.answer_to(self._fd, number) is not None, f"{op.name} to be done")
+        number = self.ask(op, argument, choice)
+        wait_until(lambda: self.answered(number), f"{op.name} to be done")
         return requests.answer_to(self._fd, number) or 0

@@ -1,38 +1,94 @@
-/* LD_PRELOAD shim: while the file $GATE exists, writes to the file $GATED wait; the first to do so makes $GATE.reached. */
+/* LD_PRELOAD shim: a disk that does not answer. What is done to the file $GATED, or to one whose name goes on with '.' after
+ * that (its map), is logged in $GATE.log, a line for each call: its name, offset, length, and 1 if it was held up.
+ *
+ * While the file $GATE exists, calls wait. It may say which: the name of one call and a range of bytes, 'pwrite 4096 8192',
+ * the end not included; '*' stands for every call. Empty: all. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-static int is_gated(int fd)
+static bool is_gated(int fd)
 {
     char link[64], path[PATH_MAX] = "";
+    size_t length = strlen(getenv("GATED"));
 
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    return readlink(link, path, sizeof path - 1) > 0 && strcmp(path, getenv("GATED")) == 0;
+    return readlink(link, path, sizeof path - 1) > 0 && strncmp(path, getenv("GATED"), length) == 0 &&
+           (path[length] == '\0' || path[length] == '.');
 }
 
-static void pass_gate(void)
+static bool is_held(const char *call, off_t offset, size_t length)
 {
-    const char *gate = getenv("GATE");
-    char reached[PATH_MAX];
+    char wanted[16] = "*";
+    long long first = 0, end = LLONG_MAX;
+    FILE *gate = fopen(getenv("GATE"), "re");
 
-    snprintf(reached, sizeof reached, "%s.reached", gate);
-    while (access(gate, F_OK) == 0) {
-        close(open(reached, O_CREAT | O_WRONLY, 0600));
+    if (!gate)
+        return false;
+    if (fscanf(gate, "%15s %lld %lld", wanted, &first, &end) < 0)
+        clearerr(gate);
+    fclose(gate);
+    return (strcmp(wanted, "*") == 0 || strcmp(wanted, call) == 0) && offset < end &&
+           (offset >= first || offset + (long long)length > first);
+}
+
+static void note(const char *call, off_t offset, size_t length, bool held)
+{
+    char path[PATH_MAX], line[128];
+    snprintf(path, sizeof path, "%s.log", getenv("GATE"));
+    int fd = open(path, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0600);
+    int n = snprintf(line, sizeof line, "%s %lld %zu %d\n", call, (long long)offset, length, held);
+    if (fd < 0 || write(fd, line, (size_t)n) != n)
+        abort();
+    close(fd);
+}
+
+static void pass(int fd, const char *call, off_t offset, size_t length)
+{
+    if (!is_gated(fd))
+        return;
+    bool held = is_held(call, offset, length);
+    note(call, offset, length, held);
+    while (held) {
         usleep(1000);
+        held = is_held(call, offset, length);
     }
 }
 
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
 ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
 {
-    ssize_t (*real)(int, const void *, size_t, off_t) = dlsym(RTLD_NEXT, "pwrite");
+    pass(fd, "pwrite", offset, length);
+    return REAL(pwrite)(fd, data, length, offset);
+}
 
-    if (is_gated(fd))
-        pass_gate();
-    return real(fd, data, length, offset);
+ssize_t pread(int fd, void *data, size_t length, off_t offset)
+{
+    pass(fd, "pread", offset, length);
+    return REAL(pread)(fd, data, length, offset);
+}
+
+int fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    pass(fd, "fallocate", offset, (size_t)length);
+    return REAL(fallocate)(fd, mode, offset, length);
+}
+
+int fdatasync(int fd)
+{
+    pass(fd, "fdatasync", 0, 0);
+    return REAL(fdatasync)(fd);
+}
+
+int fsync(int fd)
+{
+    pass(fd, "fdatasync", 0, 0);
+    return REAL(fsync)(fd);
 }
