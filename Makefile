@@ -7,9 +7,13 @@ PYTHON := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/core/*.pyx tmemd/core/*.pxd)
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci --include='*' 2>/dev/null)
 
+KILLS := 2000
+MINUTES := 60
+
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-quick mutants bench inversion fragmentation policies demo clean
+.PHONY: help setup build sanitize lint format test test-quick mutants bench inversion fragmentation slow-disk policies \
+	soak demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -67,8 +71,14 @@ inversion: build  ## measure whether cold pages make room for hot ones
 fragmentation: build  ## measure what random trims leave of a pool, against zram (as root; takes 12 GiB)
 	@$(PYTHON) -m benchmarks.fragmentation
 
+slow-disk: build  ## measure what a slow disk costs pages in RAM (root; a minute)
+	@$(PYTHON) -m benchmarks.slow_disk
+
 policies: setup  ## what each policy would have cost on the recorded workloads
 	@$(PYTHON) -m benchmarks.compare_policies
+
+soak: build  ## SIGKILL plugins and tmemd again and again: make soak KILLS=2000 MINUTES=60
+	@$(PYTHON) -m tests.soak --kills $(KILLS) --minutes $(MINUTES)
 
 demo: build  ## a real guest swaps on our device, before your eyes
 	@tests/vm/run --demo virtio
