@@ -7,6 +7,7 @@
  *                              page and compare it with what was written last
  *     write DEPTH SECONDS      random writes
  *     read DEPTH SECONDS       random reads
+ *     within N PAGE            from now on random writes and reads go to the N pages from PAGE on
  *     verify DEPTH             read every page back and compare it with what was written last
  *     lz4 1 SECONDS            compress random pages of the corpus, on this thread, with no server at all
  *
@@ -50,6 +51,7 @@ struct visit {
 static struct nbd_handle *nbd;
 static const uint8_t *corpus;
 static uint64_t corpus_pages, pages; /* of the corpus; of the device */
+static uint64_t first_random, n_random; /* pages that random requests go to */
 static uint32_t *content;            /* which page of the corpus was written where */
 static bool *in_flight;              /* pages being written, or read back */
 static struct request requests[MAX_DEPTH];
@@ -153,7 +155,7 @@ static struct visit next_visit(const struct run *run, uint64_t sent)
         return visit;
     }
     do
-        visit = (struct visit){random_below(pages), random_below(corpus_pages)};
+        visit = (struct visit){first_random + random_below(n_random), random_below(corpus_pages)};
     while (in_flight[visit.page]);
     return visit;
 }
@@ -256,6 +258,15 @@ static void bare_lz4(double seconds)
            spent / 1e9, (double)bytes / done);
 }
 
+static void within(uint64_t n, uint64_t first)
+{
+    if (n == 0 || first >= pages || n > pages - first)
+        die("within", "pages outside the device");
+    first_random = first;
+    n_random = n;
+    printf("{\"op\": \"within\"}\n");
+}
+
 static void obey(const char *line)
 {
     char op[16] = "", argument[1024] = "";
@@ -271,6 +282,8 @@ static void obey(const char *line)
         replay(argument, depth);
     else if (!strcmp(op, "write") || !strcmp(op, "read"))
         perform(op, &timed, depth);
+    else if (!strcmp(op, "within"))
+        within(depth, strtoull(argument, NULL, 10));
     else if (!strcmp(op, "lz4"))
         bare_lz4(atof(argument));
     else
@@ -286,7 +299,7 @@ static void connect_to(const char *socket)
     int64_t size = nbd_get_size(nbd);
     if (size < PAGE)
         die(socket, "smaller than a page");
-    pages = size / PAGE;
+    pages = n_random = size / PAGE;
     content = calloc(pages, sizeof *content);
     in_flight = calloc(pages, sizeof *in_flight);
     if (!content || !in_flight)
