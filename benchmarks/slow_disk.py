@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import lz4.block
+
 from benchmarks import peers
 from tests import content, leftovers
 from tests.harness import Control, counters, wait_until
@@ -36,10 +38,11 @@ PAGE: Final = content.PAGE
 CORPUS_PAGES: Final = 4096
 FIRST: Final = 2048  # pages before are written through, some of them
 HOT: Final = range(FIRST, FIRST + 4096)
+SPARE: Final = range(HOT.stop, HOT.stop + len(HOT) // 8)  # give up their slots to puts of hot pages
 # In runs, each of which is one write; the page behind each was never written. Enough for the slices of one round.
 RUN: Final = 32
 RUNS: Final = 2048
-COLD: Final = [HOT.stop + run * (RUN + 1) + page for run in range(RUNS) for page in range(RUN)]
+COLD: Final = [SPARE.stop + run * (RUN + 1) + page for run in range(RUNS) for page in range(RUN)]
 SPILLED: Final = range(COLD[-1] + 1, COLD[-1] + 1 + 16384)
 SIZE: Final = (SPILLED.stop + 1024) * PAGE
 FILL_DEPTH: Final = 16
@@ -110,8 +113,7 @@ class Bench:
     hot: peers.Loader
     cold: peers.Loader
     spilling: peers.Loader
-    hot_trace: Path
-    cold_trace: Path
+    traces: Path
     slice_seconds: float
     slices: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
     refused: int = 0  # of the pages that were to stay in RAM
@@ -141,11 +143,12 @@ class Bench:
             raise RuntimeError("the demotion ended before its slices; the disk is faster than was thought")
         self.demotions_per_second.append(demoted / seconds)
         wait_until(lambda: self.control.answered(number), "the demotion to end")
-        self.cold("replay", FILL_DEPTH, self.cold_trace)
+        self.cold("replay", FILL_DEPTH, self.traces / "cold")
 
     def spills(self) -> None:
         """The pool is full: pages that cannot be compressed are refused, and go to the disk, several at a time."""
-        self.hot("write", 1, self.slice_seconds / 4)  # from now on each put finds a slot that another one has left
+        self.hot("replay", FILL_DEPTH, self.traces / "hot")
+        self.cold("replay", FILL_DEPTH, self.traces / "spare")  # their slots are free for puts of hot pages from now on
         before = counters(self.pool)
         self.control.target(before.used_bytes)
         wanted = []
@@ -161,15 +164,22 @@ class Bench:
         self.refused += sum(stored[page] is index.Kind.FILE for page in HOT)
         self.spills_per_second.append((after.spills - before.spills) / wanted[0]["seconds"])
         self.control.target(4 * SIZE)
-        self.hot("replay", FILL_DEPTH, self.hot_trace)
+
+
+def pages_of_one_size(n: int) -> list[bytes]:
+    """Pages that are of the same size once compressed: a put over one finds a slot even where the pool may not grow."""
+    text = content.compressible(0, 1)[8:]
+    pages = [stamp.to_bytes(8, "little") + text for stamp in range(2 * n)]
+    sizes = [len(lz4.block.compress(page, store_size=False)) for page in pages]
+    usual = statistics.mode(sizes)
+    return [page for page, size in zip(pages, sizes, strict=True) if size == usual][:n]
 
 
 @contextlib.contextmanager
 def new_bench(directory: Path, pools: Path, disk: Path, slice_seconds: float) -> Iterator[Bench]:
     """Serve a device on that disk and fill it."""
     easy, hard = directory / "easy", directory / "hard"
-    text = content.compressible(0, 1)[8:]  # compressed they are all of about one size
-    easy.write_bytes(b"".join(page.to_bytes(8, "little") + text for page in range(CORPUS_PAGES)))
+    easy.write_bytes(b"".join(pages_of_one_size(CORPUS_PAGES)))
     hard.write_bytes(b"".join(content.incompressible(page, 1) for page in range(CORPUS_PAGES)))
     keys = {"name": "slow", "size": SIZE, "backing": disk, "map": directory / "map", "limit": 4 * SIZE, "pools": pools}
     plugin = [str(peers.ROOT / "plugin" / "tmem.py"), *(f"{key}={value}" for key, value in keys.items()), "headroom=0"]
@@ -178,14 +188,15 @@ def new_bench(directory: Path, pools: Path, disk: Path, slice_seconds: float) ->
         server = stack.enter_context(peers.serving(peers.Peer("slow", ["python", *plugin]), places[0]))
         hot, cold, spilling = (stack.enter_context(peers.loading(server, place)) for place in places)
         control = stack.enter_context(Control(pools / "slow.pool"))
-        traces = directory / "hot", directory / "cold"
-        bench = Bench(pools / "slow.pool", control, hot, cold, spilling, *traces, slice_seconds)
+        bench = Bench(pools / "slow.pool", control, hot, cold, spilling, directory, slice_seconds)
         bench.hot("within", len(HOT), HOT.start)
         bench.spilling("within", len(SPILLED), SPILLED.start)
-        for trace, pages in zip(traces, (HOT, COLD), strict=True):
-            trace.write_bytes(array("I", [word for page in pages for word in (page, page % CORPUS_PAGES)]).tobytes())
-        bench.hot("replay", FILL_DEPTH, bench.hot_trace)
-        bench.cold("replay", FILL_DEPTH, bench.cold_trace)
+        with_spares = [page for nth, spare in enumerate(SPARE) for page in (*HOT[nth * 8 : nth * 8 + 8], spare)]
+        for name, pages in (("hot", with_spares), ("spare", SPARE), ("cold", COLD)):
+            words = array("I", [word for page in pages for word in (page, page % CORPUS_PAGES)])
+            (directory / name).write_bytes(words.tobytes())
+        bench.hot("replay", FILL_DEPTH, directory / "hot")
+        bench.cold("replay", FILL_DEPTH, directory / "cold")
         yield bench
 
 
