@@ -172,27 +172,32 @@ class Stuck:
         """Move what cannot be compressed to the file."""
         assert control.request(Request.DEMOTE, SIZE, Choice(raw_only=True)) == 0
 
+    def hang(self, control: Control) -> tuple[int, list[Requests]]:
+        """Let eight threads of a demotion and as many writers whose puts are refused wait at the closed gate.
+
+        Returns the demotion's number, and the writers.
+        """
+        writers = [self.another() for _ in SPILLED]
+        demotion = control.ask(Request.DEMOTE, SIZE, Choice(raw_only=True))
+        self.gate.wait_for(THREADS, "all threads of a demotion to hang")
+        control.frozen(True)
+        for writer, first in zip(writers, SPILLED, strict=True):
+            data = b"".join(compressible(page, 1) for page in range(first, first + SPILLED_PAGES))
+            writer.write(first * PAGE, data)
+        self.gate.wait_for(THREADS + len(SPILLED), "all writers to hang")
+        control.frozen(False)
+        return demotion, writers
+
     @contextmanager
     def hanging(self, control: Control) -> Iterator[None]:
-        """Eight threads of a demotion and as many writers whose puts were refused wait for the disk meanwhile.
-
-        Afterwards the disk answers again, and they have ended.
-        """
-        spilling = [self.another() for _ in SPILLED]
+        """They hang for the length of a with block; then the disk answers again, and they end."""
         with self.gate.closed():
-            demotion = control.ask(Request.DEMOTE, SIZE, Choice(raw_only=True))
-            self.gate.wait_for(THREADS, "all threads of a demotion to hang")
-            control.frozen(True)
-            for requests, first in zip(spilling, SPILLED, strict=True):
-                data = b"".join(compressible(page, 1) for page in range(first, first + SPILLED_PAGES))
-                requests.write(first * PAGE, data)
-            self.gate.wait_for(THREADS + len(SPILLED), "all writers to hang")
-            control.frozen(False)
+            demotion, writers = self.hang(control)
             yield
             assert not control.answered(demotion), "the gate has a gap"
             assert len(self.gate.calls()) == THREADS + len(SPILLED), "somebody else needed the disk"
-        for requests in spilling:
-            requests.finish("writers to end")
+        for writer in writers:
+            writer.finish("writers to end")
         wait_until(lambda: control.answered(demotion), "the demotion to end")
 
     def verify(self) -> None:
@@ -296,6 +301,33 @@ def test_what_needs_no_disk_does_not_wait_for_one(make: Callable[..., Stuck], as
             stuck.requests.finish(ask.__name__)
             stuck.requests.get([*IN_RAM, *DEMOTED])
             stuck.requests.finish("reads afterwards")
+        stuck.verify_in_ram_and_on_disk(control)
+
+
+CHANGES_OF_DEMOTED: Final = (
+    gets,
+    puts_over_pages_that_are_demoted,
+    parts_of_pages_that_are_demoted,
+    trims_of_pages_that_are_demoted,
+)
+
+
+@pytest.mark.parametrize("ask", CHANGES_OF_DEMOTED, ids=lambda ask: ask.__name__)
+def test_sigkill_while_the_disk_hangs_loses_nothing(make: Callable[..., Stuck], ask: Callable[[Stuck], None]) -> None:
+    stuck = make()
+    with Control(stuck.pool) as control:
+        stuck.fill(control)
+        with stuck.gate.closed():
+            stuck.hang(control)
+            ask(stuck)
+            stuck.requests.finish(ask.__name__)
+            stuck.server.kill()
+        stuck.server.start()
+        with stuck.server.client() as client:
+            for page in (first + n for first in SPILLED for n in range(SPILLED_PAGES)):  # these were not acknowledged
+                found = bytes(client.pread(PAGE, page * PAGE))
+                assert found in (bytes(PAGE), stuck.expected[page])
+                stuck.expected[page] = found
         stuck.verify_in_ram_and_on_disk(control)
 
 
