@@ -31,7 +31,7 @@ from benchmarks import peers
 from tests import content, leftovers
 from tests.harness import Control, counters, wait_until
 from tests.model import index
-from tmemd.store.poolfile import Choice, Request
+from tmemd.store.requests import Choice, Request
 
 HERE: Final = Path(__file__).resolve().parent
 PAGE: Final = content.PAGE
@@ -182,7 +182,12 @@ def new_bench(directory: Path, pools: Path, disk: Path, slice_seconds: float) ->
     easy.write_bytes(b"".join(pages_of_one_size(CORPUS_PAGES)))
     hard.write_bytes(b"".join(content.incompressible(page, 1) for page in range(CORPUS_PAGES)))
     keys = {"name": "slow", "size": SIZE, "backing": disk, "map": directory / "map", "limit": 4 * SIZE, "pools": pools}
-    plugin = [str(peers.ROOT / "plugin" / "tmem.py"), *(f"{key}={value}" for key, value in keys.items()), "headroom=0"]
+    plugin = [
+        str(peers.ROOT / "plugin" / "tmem.py"),
+        *(f"{key}={value}" for key, value in keys.items()),
+        "headroom=0",
+        "clients=any",
+    ]
     places = [peers.Place(directory / "loader", corpus, directory, pools) for corpus in (easy, hard, hard)]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(peers.serving(peers.Peer("slow", ["python", *plugin]), places[0]))

@@ -14,7 +14,7 @@ import nbd
 
 from tests.leftovers import dying_with_us
 from tmemd.store import poolfile, requests
-from tmemd.store.requests import Request
+from tmemd.store.requests import ANY_PAGE, Choice, Request
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN = ROOT / "plugin" / "tmem.py"

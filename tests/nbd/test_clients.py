@@ -19,8 +19,8 @@ import pytest
 from tests import leftovers
 from tests.conftest import Serve
 from tests.content import PAGE, content
+from tests.gate import Gate
 from tests.harness import MIB, ROOT, Control, Server, counters, device, environment, wait_until
-from tests.nbd.test_slow_disk import build_gate
 
 SIZE = 4 * MIB
 CLIENT = """
@@ -100,23 +100,19 @@ def test_a_killed_client_has_left_at_once(server: Server) -> None:
 def test_who_comes_after_a_killed_client_waits_for_its_last_write(
     serve: Serve, pools: Path, disk: Path, tmp_path: Path
 ) -> None:
-    gate, reached = tmp_path / "gate", tmp_path / "gate.reached"
-    wrapper = ("env", f"LD_PRELOAD={build_gate(tmp_path)}", f"GATED={disk}", f"GATE={gate}")
-    server = serve(device("web", pools, SIZE, disk, "8M"), wrapper=wrapper)
+    gate = Gate(tmp_path, disk)
+    server = serve(device("web", pools, SIZE, disk, "8M"), wrapper=gate.wrapper)
     with Control(pools / "web.pool") as control, ThreadPoolExecutor(1) as pool:
         control.frozen(True)
-        gate.touch()
-        try:
+        with gate.closed():
             with another(unix(server)) as first:
                 assert first.stdin
                 print("300 1", file=first.stdin, flush=True)
-                wait_until(reached.exists, "the write to reach the disk")
+                gate.wait_for(1, "the write to reach the disk")
             entering = pool.submit(server.connect)
             with pytest.raises(nbd.Error):
                 entering.result()
             entering = pool.submit(server.connect)
-        finally:
-            gate.unlink()
         second = entering.result()
     second.pwrite(b"2" * PAGE, 300 * PAGE)
     assert second.pread(PAGE, 300 * PAGE) == b"2" * PAGE

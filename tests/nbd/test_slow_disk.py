@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +13,9 @@ import pytest
 from tests.conftest import Serve
 from tests.content import PAGE, compressible, incompressible
 from tests.crash.writers import pages as read_pages
+from tests.gate import Gate
 from tests.harness import MIB, Control, Server, counters, device, taken, wait_until
-from tmemd.store.poolfile import Choice, Request
+from tmemd.store.requests import Choice, Request
 
 SIZE: Final = 64 * MIB
 BLOCK: Final = 512  # pages that one thread of a demotion looks through
@@ -37,53 +36,6 @@ SPILLED_PAGES: Final = 8  # at each of these
 NEW: Final = [*range(13 * BLOCK, 14 * BLOCK), *range(18 * BLOCK, 20 * BLOCK)]
 NOWHERE: Final = [*range(17 * BLOCK + 1, 18 * BLOCK), *range(20 * BLOCK, 22 * BLOCK)]
 MARKING: Final = 17 * BLOCK  # a page there sets the map for its region
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the server did to the backing file or its map."""
-
-    name: str
-    offset: int
-    length: int
-    held: bool
-
-
-class Gate:
-    """Holds up what is done to a disk while it is closed (gate.c)."""
-
-    def __init__(self, directory: Path, disk: Path) -> None:
-        library, source = directory / "gate.so", Path(__file__).with_name("gate.c")
-        flags = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC"]
-        subprocess.run(["gcc", *flags, str(source), "-o", str(library)], check=True)
-        self._path, self._log = directory / "gate", directory / "gate.log"
-        self.wrapper = ("env", f"LD_PRELOAD={library}", f"GATED={disk}", f"GATE={self._path}")
-
-    @contextmanager
-    def closed(self, what: str = "") -> Iterator[None]:
-        """Hold up *what*, as gate.c says it, or everything, for the length of a with block."""
-        self._log.unlink(missing_ok=True)
-        self._path.with_suffix(".new").write_text(what)
-        self._path.with_suffix(".new").rename(self._path)
-        try:
-            yield
-        finally:
-            self.open()
-
-    def open(self) -> None:
-        """Let everything pass."""
-        self._path.unlink(missing_ok=True)
-
-    def calls(self, name: str = "") -> list[Call]:
-        """All calls, or those of that name, since it was closed."""
-        lines = self._log.read_text().splitlines() if self._log.exists() else []
-        words = [line.split() for line in lines]
-        calls = [Call(call, int(offset), int(length), held == "1") for call, offset, length, held in words]
-        return [call for call in calls if name in ("", call.name)]
-
-    def wait_for(self, n: int, what: str) -> None:
-        """Return when so many calls are held up."""
-        wait_until(lambda: sum(call.held for call in self.calls()) >= n, what)
 
 
 class Requests:

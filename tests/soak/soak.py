@@ -23,7 +23,8 @@ from tests.model import index
 from tests.soak.ledger import RUN, Ledger, WrongError, read_runs
 from tests.soak.writers import Writers
 from tests.unit import fakes
-from tmemd.store.poolfile import Counters, PoolError, Request
+from tmemd.store.poolfile import Counters, PoolError
+from tmemd.store.requests import Request
 
 GRANULE: Final = 8192  # pages for which one bit of a map speaks
 GRANULES: Final = 3
