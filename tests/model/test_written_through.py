@@ -37,6 +37,17 @@ def on_disk(rig: Rig, page: int) -> bytes:
         return os.pread(file.fileno(), PAGE, page * PAGE)
 
 
+@contextlib.contextmanager
+def writes_end_at(offset: int) -> Iterator[None]:
+    """For the length of a with block whatever this process writes ends at *offset* of its file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (offset, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize("page", [0, 1, 128, 256, 512, 1024, PAGES - 386, PAGES - 128, PAGES - 1])
 def test_a_written_page_is_in_tmem_and_in_the_file(rig: Rig, page: int) -> None:
     for write in (compressible(page, 1), incompressible(page, 2), bytes(PAGE), compressible(page, 3)):
@@ -54,16 +65,23 @@ def test_other_pages_are_not(rig: Rig, page: int) -> None:
 
 @pytest.mark.parametrize("page", [0, 1, PAGES - 1])
 def test_a_trim_reaches_the_file_after_a_write_that_failed_there(rig: Rig, page: int) -> None:
-    rig.make_file_read_only()
-    rig.reattach(clean=True)
-    with pytest.raises(OSError, match=r"."):
+    with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
         rig.write(page * PAGE, compressible(page, 1))
-    rig.make_file_writable()
-    rig.reattach(clean=True)
-    leave_on_disk(rig, page, compressible(page, 1))
+    assert any(on_disk(rig, page))
     _core.trim(rig.device, PAGE, page * PAGE, 0)
     assert on_disk(rig, page) == bytes(PAGE)
     assert kinds(rig.pool)[page] is Kind.NOWHERE
+
+
+@pytest.mark.parametrize("old", [compressible(0, 1), bytes(PAGE)])
+@pytest.mark.parametrize("page", [0, 1, PAGES - 1])
+def test_what_a_write_that_failed_left_in_the_file_is_mended_on_attach(rig: Rig, page: int, old: bytes) -> None:
+    rig.write(page * PAGE, old)
+    with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
+        rig.write(page * PAGE, compressible(page, 2))
+    assert on_disk(rig, page) != old
+    rig.reattach(clean=False)
+    assert rig.read(page * PAGE, PAGE) == on_disk(rig, page) == old
 
 
 @pytest.mark.parametrize("page", [0, 1, PAGES - 1])
@@ -91,17 +109,6 @@ def test_after_a_failed_sync_a_clean_page_is_not_dropped(rig: Rig) -> None:
     leave_on_disk(rig, 1, compressible(1, 0))  # what a disk may hold that has lost a write
     rig.device.demote(1 << 30)
     assert rig.read(PAGE, PAGE) == compressible(1, 1)
-
-
-@contextlib.contextmanager
-def writes_end_at(offset: int) -> Iterator[None]:
-    """For the length of a with block whatever this process writes ends at *offset* of its file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (offset, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def forget_index(rig: Rig) -> None:

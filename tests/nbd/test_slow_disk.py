@@ -388,3 +388,34 @@ def test_flushes_that_wait_share_one_sync(make: Callable[..., Stuck]) -> None:
         stuck.requests.finish("flushes")
     # The first, and one for all others; and one more for who had begun, but was not yet waiting.
     assert 1 <= len(stuck.gate.calls("fdatasync")) <= 3
+
+
+@pytest.mark.parametrize("keys", [{}, {"flush": "durable"}], ids=["write-back", "durable"])
+@pytest.mark.parametrize(("old", "new"), [("data", "data"), ("data", "zeros"), ("zeros", "data")])
+def test_a_write_through_that_was_killed_does_not_come_back_when_the_host_dies(
+    make: Callable[..., Stuck], keys: dict[str, str], old: str, new: str
+) -> None:
+    stuck = make(**keys)
+    if old == "data":
+        stuck.requests.put(range(2), 1)
+        stuck.requests.finish("writes")
+    killed = stuck.another()
+    with stuck.gate.closed("done"):
+        if new == "data":
+            killed.write(0, compressible(0, 2) + compressible(1, 2))
+        else:
+            killed.trim(0, 2)
+        stuck.gate.wait_for(1, "the file to be written")
+        stuck.server.kill()
+
+    def found() -> list[bytes]:
+        stuck.server.start()
+        with stuck.server.client() as client:
+            pages = [bytes(client.pread(PAGE, page * PAGE)) for page in range(2)]
+        stuck.server.kill()
+        return pages
+
+    assert found() == [compressible(page, 1) if old == "data" else bytes(PAGE) for page in range(2)]
+    before = found()
+    stuck.pool.unlink()  # as the host's death does
+    assert found() == before

@@ -120,6 +120,37 @@ int tm_clean(struct tm_device *device)
     return error ? error : tm_map_finish_cleaning(&device->map);
 }
 
+/* Whether the page is written through, and the file may hold something else. */
+static bool is_amiss(const struct tm_device *device, uint64_t page)
+{
+    uint64_t word = tm_word(device, page);
+    return tm_is_written_through(device, page) &&
+           (tm_kind(word) == TM_ZERO || (tm_kind(word) == TM_TMEM && !(word & TM_WORD_CLEAN)));
+}
+
+static int mend(struct tm_device *device, uint64_t page, uint8_t *content)
+{
+    uint64_t word;
+    if (tm_kind(tm_word(device, page)) == TM_ZERO)
+        return tm_overwrite(device, page, 1, NULL, false, NULL);
+    if (!tm_copy_out(device, page, content, &word))
+        return 0; /* damaged: an error whatever the file holds */
+    return tm_overwrite(device, page, 1, content, true, NULL);
+}
+
+int tm_mend(struct tm_device *device)
+{
+    struct tm_bounce *bounce = tm_bounce_get(&device->file);
+    if (!bounce)
+        return ENOMEM;
+    int error = 0;
+    for (uint64_t page = 0; page < device->layout.pages && !error; page++)
+        if (is_amiss(device, page))
+            error = mend(device, page, bounce->pages);
+    tm_bounce_put(&device->file, bounce);
+    return error ? error : tm_file_sync(&device->file);
+}
+
 int tm_flush(struct tm_device *device)
 {
     tm_count(&device->counters->flushes, 1);

@@ -85,12 +85,18 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
  * keep the map. */
 static int settle_file(struct tm_device *device, char *error, size_t error_size)
 {
-    if (!tm_has_file(device) || tm_file_sync(&device->file) != 0 || !device->durable)
+    if (!tm_has_file(device) || tm_file_sync(&device->file) != 0)
         return 0;
+    if (!device->durable) {
+        tm_mend(device);
+        return 0;
+    }
     uint64_t freed;
     int failed = tm_demote(device, UINT64_MAX, (struct tm_choice){.dirty_only = true}, &freed);
     if (!failed)
         failed = tm_clean(device);
+    if (!failed)
+        failed = tm_mend(device);
     uint64_t lost = atomic_load(&device->counters->granules_set);
     if (!failed && lost) {
         snprintf(error, error_size, "pages were lost with the host in %" PRIu64 " regions of %" PRIu64 " MiB, and flush=durable "

@@ -154,6 +154,9 @@ int tm_overwrite(struct tm_device *device, uint64_t first, uint32_t n, const uin
 
 /* Clear the map's bits where nothing is in tmem that the file does not hold. Under demote_lock. */
 int tm_clean(struct tm_device *device);
+/* Make the file hold the pages that are written through as they are: a process that was killed in the middle of a write has left
+ * either content there, and the map would not say so. Before the device is used. */
+int tm_mend(struct tm_device *device);
 /* After this, whoever held a page's change lock when it began has let go of it. */
 void tm_wait_for_changes(struct tm_device *device);
 
