@@ -248,3 +248,18 @@ def test_zero_and_same_filled_pages_cost_next_to_nothing(rig: Rig) -> None:
     assert (now.puts_same, now.pages_in_tmem, now.payload_bytes) == (400, 400, 3200)
     assert now.used_bytes - empty.used_bytes <= 400 * 32 + 2 * PAGE
     assert rig.read(PAGE, 400 * PAGE) == b"12345678" * (512 * 400)
+
+
+def test_pages_in_tmem_are_put_again_however_many_others_are_refused(rig: Rig) -> None:
+    stay, refused = range(200), range(PAGES // 2, PAGES // 2 + 500)
+    for page in range(400):
+        rig.write(page * PAGE, compressible(0, 1))
+    rig.target(rig.counters().used_bytes)
+    for page in range(200, 400, 40):
+        _core.trim(rig.device, PAGE, page * PAGE, 0)  # leaves slots of that size
+    for page in refused:
+        rig.write(page * PAGE, incompressible(page, 1))
+    assert rig.counters().spills == len(refused)
+    for page in stay:
+        rig.write(page * PAGE, compressible(0, 1))
+    assert rig.counters().spills == len(refused)

@@ -20,8 +20,10 @@ static uint64_t store_record(struct tm_device *device, uint64_t page, const uint
     struct tm_encoded encoded;
     enum tm_encoding encoding;
     uint64_t location;
-    /* Most pages would not find a free slot of their size: where they have another place to go, none is compressed to see. */
-    bool unseen = tm_has_file(device) && tm_is_full(&device->budget) && !tm_is_wasteful(device);
+    /* Most pages would not find a free slot of their size: where they have another place to go, none is compressed to see. Those
+     * that are in tmem have left slots, and leave one themselves. */
+    bool is_new = tm_kind(tm_word(device, page)) != TM_TMEM;
+    bool unseen = is_new && tm_has_file(device) && tm_is_full(&device->budget) && !tm_is_wasteful(device);
     if (unseen || tm_refusing(&device->budget))
         return 0;
     uint32_t length = tm_encode(&encoded, (uint32_t)page, content, tm_is_compressing(&device->budget), &encoding);
