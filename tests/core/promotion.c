@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "device.h"
@@ -65,6 +66,30 @@ static uint8_t second_byte(void)
     return content[1];
 }
 
+/* Writers who come while the page is read for tm_cache: one before its first read, one after its second. */
+static enum { NOBODY, BEFORE, AFTER } writer;
+
+ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
+{
+    if (writer == BEFORE) {
+        writer = NOBODY;
+        spill(2);
+        writer = AFTER;
+    }
+    return syscall(SYS_pread64, fd, buffer, length, offset);
+}
+
+void __real_tm_io_unlock(struct tm_locks *locks, struct tm_io *io);
+void __wrap_tm_io_unlock(struct tm_locks *locks, struct tm_io *io);
+void __wrap_tm_io_unlock(struct tm_locks *locks, struct tm_io *io)
+{
+    __real_tm_io_unlock(locks, io);
+    if (writer == AFTER) {
+        writer = NOBODY;
+        spill(1);
+    }
+}
+
 int main(void)
 {
     uint8_t old[TM_PAGE];
@@ -99,6 +124,12 @@ int main(void)
     tm_promote(device, PAGE, old, word);
     CHECK(atomic_load(&tm_counters(device)->promotions) == before + 1);
     CHECK(tm_kind(tm_word(device, PAGE)) == TM_TMEM && second_byte() == 1);
+
+    /* It was overwritten before it was read, and again with what it had been after that. */
+    spill(1);
+    writer = BEFORE;
+    CHECK(tm_cache(device, TM_PAGE, (uint64_t)PAGE * TM_PAGE) == 0);
+    CHECK(writer == NOBODY && second_byte() == 1);
 
     /* The lock was let go each time. */
     tm_lock_run(&device->locks, PAGE, 1);

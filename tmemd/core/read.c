@@ -184,7 +184,7 @@ static int read_file_run(struct tm_device *device, uint64_t first, uint32_t n, s
             memcpy(content + (size_t)i * TM_PAGE, page, TM_PAGE);
         } else {
             error = wait_and_read(device, first + i, content + (size_t)i * TM_PAGE);
-            found[i].age = TM_ANCIENT; /* what was found is not what was read */
+            found[i].word |= TM_WORD_WRITING; /* what was found is not what was read: it is not promoted */
         }
     }
     tm_bounce_put(&device->file, bounce);
