@@ -77,6 +77,10 @@ class Rig:
         """From the next attach on writes to the backing file seem to succeed, but no sync does."""
         self._reopen(os.O_RDWR, Path("/dev/null"))
 
+    def make_durable(self, durable: bool) -> None:
+        """From the next attach on the device is durable, or is not any more."""
+        self._durable = durable
+
     def _reopen(self, mode: int, path: Path | None = None) -> None:
         assert self.disk is not None
         os.close(self._file_fd)

@@ -13,11 +13,11 @@ import pytest
 from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB
 from tests.model.index import Kind, kinds
-from tests.model.rig import Rig
+from tests.model.rig import GRANULE, Rig
 from tmemd.core import _core
 from tmemd.store import poolfile
 from tmemd.store.check import check_pool
-from tmemd.store.poolindex import State, block_count
+from tmemd.store.poolindex import BLOCK_BYTES, State, block_count
 
 PAGES = 4096
 
@@ -146,6 +146,143 @@ def test_an_overwrite_that_fails_half_way_leaves_no_mixture_that_reads_as_data(
         assert check_pool(rig.pool).problems == []
         rig.write(page * PAGE, incompressible(page, 3))
         assert rig.read(page * PAGE, PAGE) == incompressible(page, 3)
+    finally:
+        rig.close()
+
+
+def lose_host(rig: Rig) -> None:
+    """As after the host died: what the map's bits call in question is lost, all else is in the file, unverified."""
+    assert rig.disk is not None
+    bits = Path(f"{rig.disk}.map").read_bytes()[PAGE:]
+    rig.device.close()
+    per_granule = GRANULE // BLOCK_BYTES
+    states = (
+        State.LOST if bits[block // per_granule // 8] >> block // per_granule % 8 & 1 else State.FILE
+        for block in range(block_count(rig.size))
+    )
+    os.pwrite(rig.pool_fd, bytes(states), poolfile.STATES_OFFSET)
+    rig.reattach(clean=True)
+
+
+def test_a_mixture_is_not_taken_for_data_when_the_host_dies_after_a_drain(pools: Path) -> None:
+    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB)
+    try:
+        rig.frozen(True)
+        rig.write(300 * PAGE, incompressible(300, 1))
+        with writes_end_at(300 * PAGE + 512), pytest.raises(OSError, match=r"."):
+            rig.write(300 * PAGE, incompressible(300, 2))
+        rig.device.drain()
+        lose_host(rig)
+        with pytest.raises(OSError, match=r"."):
+            rig.read(300 * PAGE, PAGE)
+    finally:
+        rig.close()
+
+
+def test_a_page_that_a_failed_write_did_not_reach_is_what_it_was(pools: Path) -> None:
+    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB)
+    try:
+        rig.frozen(True)
+        rig.write(300 * PAGE, incompressible(300, 1))
+        with writes_end_at(300 * PAGE), pytest.raises(OSError, match=r"."):
+            rig.write(300 * PAGE, incompressible(300, 2))
+        assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
+        rig.device.drain()
+        lose_host(rig)
+        assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
+    finally:
+        rig.close()
+
+
+def test_what_a_durable_device_wrote_is_lost_with_the_host_if_it_cannot_be_synced_when_it_is_none_any_more(
+    pools: Path, disk: Path
+) -> None:
+    rig = Rig(pools, disk, PAGES * PAGE, 32 * MIB, durable=True)
+    try:
+        rig.write(300 * PAGE, compressible(300, 1))
+        _core.flush(rig.device, 0)
+        rig.write(300 * PAGE, compressible(300, 2))
+        rig.make_syncs_fail()
+        rig.make_durable(False)
+        rig.reattach(clean=False)
+        assert rig.read(300 * PAGE, PAGE) == compressible(300, 2)
+        _core.flush(rig.device, 0)
+        rig.make_file_writable()
+        leave_on_disk(rig, 300, compressible(300, 1))  # what a disk may hold that has lost a write
+        lose_host(rig)
+        with pytest.raises(OSError, match=r"."):
+            rig.read(300 * PAGE, PAGE)
+    finally:
+        rig.close()
+
+
+def flush(rig: Rig) -> None:
+    """What the guest asks for."""
+    _core.flush(rig.device, 0)
+
+
+def kill(rig: Rig) -> None:
+    """SIGKILL, and the device is served as it was."""
+    rig.reattach(clean=False)
+
+
+def drain(rig: Rig) -> None:
+    """What the user asks for before a reboot."""
+    rig.device.drain()
+
+
+@pytest.mark.parametrize(
+    ("durable", "page", "then"),
+    [(True, 300, flush), (True, 300, kill), (True, 300, drain), (False, 1, flush), (False, 1, kill), (False, 1, drain)],
+)
+@pytest.mark.parametrize("old", [incompressible(1, 1), bytes(PAGE)])
+def test_what_a_failed_overwrite_left_in_tmem_is_in_the_file_again(
+    pools: Path, then: Callable[[Rig], None], page: int, old: bytes, *, durable: bool
+) -> None:
+    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB, durable=durable)
+    try:
+        rig.write(page * PAGE, old)
+        flush(rig)
+        with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
+            rig.write(page * PAGE, incompressible(page, 2))
+        assert rig.read(page * PAGE, PAGE) == old
+        then(rig)
+        assert on_disk(rig, page) == old
+    finally:
+        rig.close()
+
+
+def test_a_flush_is_not_acknowledged_while_the_file_lacks_what_is_read(pools: Path) -> None:
+    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB, durable=True)
+    try:
+        rig.write(300 * PAGE, incompressible(300, 1))
+        with writes_end_at(300 * PAGE + 512):
+            with pytest.raises(OSError, match=r"."):
+                rig.write(300 * PAGE, incompressible(300, 2))
+            with pytest.raises(OSError, match=r"."):
+                flush(rig)
+            assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
+        flush(rig)
+        assert on_disk(rig, 300) == incompressible(300, 1)
+    finally:
+        rig.close()
+
+
+@pytest.mark.parametrize("in_tmem", [True, False])
+def test_what_a_durable_device_could_not_write_is_lost_with_the_host_when_it_is_none_any_more(
+    pools: Path, *, in_tmem: bool
+) -> None:
+    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB, durable=True)
+    try:
+        rig.frozen(not in_tmem)
+        rig.write(300 * PAGE, incompressible(300, 1))
+        with writes_end_at(300 * PAGE + 512), pytest.raises(OSError, match=r"."):
+            rig.write(300 * PAGE, incompressible(300, 2))
+        rig.make_durable(False)
+        rig.reattach(clean=False)
+        lose_host(rig)
+        with pytest.raises(OSError, match=r"."):
+            rig.read(300 * PAGE, PAGE)
     finally:
         rig.close()
 

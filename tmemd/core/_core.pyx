@@ -58,7 +58,6 @@ cdef extern from "tmem.h" nogil:
     struct tm_choice:
         unsigned min_age
         bint raw_only
-        bint dirty_only
         bint bounded
 
     int tm_demote(tm_device *device, uint64_t nbytes, tm_choice choice, uint64_t *freed)
@@ -198,7 +197,7 @@ cdef class Device:
     def demote(self, uint64_t nbytes, *, unsigned min_age=0, bint raw_only=False, bint bounded=False):
         """Move the coldest of the pages chosen to the file until *nbytes* of records are gone; returns how many were."""
         cdef tm_device *device = self.handle(0, 0)
-        cdef tm_choice choice = tm_choice(min_age, raw_only, False, bounded)
+        cdef tm_choice choice = tm_choice(min_age, raw_only, bounded)
         cdef uint64_t freed
         cdef int code
         with nogil:

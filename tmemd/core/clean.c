@@ -128,9 +128,12 @@ static bool is_amiss(const struct tm_device *device, uint64_t page)
            (tm_kind(word) == TM_ZERO || (tm_kind(word) == TM_TMEM && !(word & TM_WORD_CLEAN)));
 }
 
+/* Under the page's I/O lock, under which alone it changes. */
 static int mend(struct tm_device *device, uint64_t page, uint8_t *content)
 {
     uint64_t word;
+    if (!is_amiss(device, page))
+        return 0;
     if (tm_kind(tm_word(device, page)) == TM_ZERO)
         return tm_overwrite(device, page, 1, NULL, false, NULL);
     if (!tm_copy_out(device, page, content, &word))
@@ -138,23 +141,52 @@ static int mend(struct tm_device *device, uint64_t page, uint8_t *content)
     return tm_overwrite(device, page, 1, content, true, NULL);
 }
 
-int tm_mend(struct tm_device *device)
+static int mend_all(struct tm_device *device)
 {
     struct tm_bounce *bounce = tm_bounce_get(&device->file);
     if (!bounce)
         return ENOMEM;
     int error = 0;
-    for (uint64_t page = 0; page < device->layout.pages && !error; page++)
-        if (is_amiss(device, page))
-            error = mend(device, page, bounce->pages);
+    for (uint64_t page = 0; page < device->layout.pages && !error; page++) {
+        struct tm_io io = {.first = page, .n = 1};
+        if (!is_amiss(device, page))
+            continue;
+        tm_io_lock(&device->locks, &io);
+        error = mend(device, page, bounce->pages);
+        tm_io_unlock(&device->locks, &io);
+    }
     tm_bounce_put(&device->file, bounce);
     return error ? error : tm_file_sync(&device->file);
+}
+
+int tm_mend(struct tm_device *device)
+{
+    pthread_mutex_lock(&device->demote_lock);
+    uint64_t amiss = atomic_load(&device->amiss);
+    int error = amiss ? mend_all(device) : 0;
+    if (!error)
+        atomic_fetch_sub(&device->amiss, amiss);
+    pthread_mutex_unlock(&device->demote_lock);
+    return error;
+}
+
+int tm_mark_dirty(struct tm_device *device)
+{
+    int error = 0;
+    for (uint64_t page = 0; page < device->layout.pages && !error; page++)
+        if (!is_in_file(device, tm_word(device, page)) && !tm_is_written_through(device, page))
+            error = tm_map_mark(&device->map, page, 1);
+    return error;
 }
 
 int tm_flush(struct tm_device *device)
 {
     tm_count(&device->counters->flushes, 1);
-    int error = device->durable ? tm_file_sync(&device->file) : 0;
+    int error = atomic_load(&device->amiss) ? tm_mend(device) : 0;
+    if (!device->durable)
+        return 0;
+    if (!error)
+        error = tm_file_sync(&device->file);
     tm_count(&device->counters->io_errors, error != 0);
     return error;
 }

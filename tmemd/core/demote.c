@@ -37,8 +37,7 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
     struct tm_device *device = demotion->device;
     if (tm_kind(word) != TM_TMEM || tm_age_of(device, word) < demotion->age)
         return false;
-    if ((demotion->choice.raw_only && tm_encoding(word) != TM_RAW) ||
-        (demotion->choice.dirty_only && tm_is_clean(device, word)))
+    if (demotion->choice.raw_only && tm_encoding(word) != TM_RAW)
         return false;
     return tm_is_clean(device, word) ||
            atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) < bound_of(demotion);
@@ -319,10 +318,13 @@ int tm_drain(struct tm_device *device)
     if (!tm_has_file(device))
         return ENOTSUP;
     uint64_t freed;
+    int error = tm_mend(device);
+    if (error)
+        return error;
     pthread_mutex_lock(&device->demote_lock);
     atomic_store(&device->budget.draining, true);
     tm_wait_for_changes(device);
-    int error = demote(device, UINT64_MAX, (struct tm_choice){0}, &freed);
+    error = demote(device, UINT64_MAX, (struct tm_choice){0}, &freed);
     if (!error)
         error = tm_clean(device);
     if (!error && atomic_load(&device->counters->pages_in_tmem))

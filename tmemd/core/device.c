@@ -80,31 +80,33 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
     return failed;
 }
 
-/* What the process before has written to the file must be there before anybody relies on it. Where the sync fails the device is
- * served all the same, for its pages can be read. A durable device begins with all pages clean and the map clear, for it does not
- * keep the map. */
-static int settle_file(struct tm_device *device, char *error, size_t error_size)
+/* A device that is not durable: the map says what the file may lack, whoever wrote it and in whatever way. */
+static int begin_with_map(struct tm_device *device)
 {
-    if (!tm_has_file(device) || tm_file_sync(&device->file) != 0)
+    int error = 0;
+    if (tm_file_sync(&device->file) == 0 && tm_mend(device) == 0)
+        return tm_mark_dirty(device);
+    for (uint64_t page = 0; page < device->layout.pages && !error; page += device->map.granule_pages)
+        error = tm_map_mark(&device->map, page, 1);
+    return error;
+}
+
+/* A durable device begins with all pages in the file and the map clear, for it does not keep the map. Where a sync has failed it is
+ * served all the same, for its pages can be read, and each FLUSH says so. */
+static int begin_without_map(struct tm_device *device, char *error, size_t error_size)
+{
+    if (tm_file_sync(&device->file) != 0)
         return 0;
-    if (!device->durable) {
-        tm_mend(device);
-        return 0;
-    }
-    uint64_t freed;
-    int failed = tm_demote(device, UINT64_MAX, (struct tm_choice){.dirty_only = true}, &freed);
+    int failed = tm_mend(device);
     if (!failed)
         failed = tm_clean(device);
-    if (!failed)
-        failed = tm_mend(device);
     uint64_t lost = atomic_load(&device->counters->granules_set);
-    if (!failed && lost) {
-        snprintf(error, error_size, "pages were lost with the host in %" PRIu64 " regions of %" PRIu64 " MiB, and flush=durable "
-                 "cannot keep that in mind: make them zeros with lost=zero, or serve it without flush=durable until the "
-                 "guest has trimmed them", lost, device->map.granule_pages * TM_PAGE >> 20);
-        failed = EINVAL;
-    }
-    return failed;
+    if (failed || !lost)
+        return failed;
+    snprintf(error, error_size, "pages were lost with the host in %" PRIu64 " regions of %" PRIu64 " MiB, and flush=durable "
+             "cannot keep that in mind: make them zeros with lost=zero, or serve it without flush=durable until the "
+             "guest has trimmed them", lost, device->map.granule_pages * TM_PAGE >> 20);
+    return EINVAL;
 }
 
 static int open_device(struct tm_device *device, const struct tm_config *config, char *error, size_t error_size)
@@ -116,7 +118,10 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
         failed = init_parts(device, config, error, error_size);
     if (!failed)
         failed = tm_index_attach(device, error, error_size);
-    return failed ? failed : settle_file(device, error, error_size);
+    if (failed || !tm_has_file(device))
+        return failed;
+    atomic_store(&device->amiss, 1); /* as far as we know */
+    return device->durable ? begin_without_map(device, error, error_size) : begin_with_map(device);
 }
 
 int tm_open(const struct tm_config *config, struct tm_device **opened, char *error, size_t error_size)

@@ -36,6 +36,7 @@ struct tm_device {
     uint64_t size;
     struct tm_layout layout;
     bool lost_zero, durable;
+    _Atomic uint64_t amiss; /* writes that have failed since all pages that are written through were last seen to be in the file */
     int pool_fd;
     uint8_t *base; /* the mapped pool file */
     uint64_t mapped;
@@ -154,9 +155,11 @@ int tm_overwrite(struct tm_device *device, uint64_t first, uint32_t n, const uin
 
 /* Clear the map's bits where nothing is in tmem that the file does not hold. Under demote_lock. */
 int tm_clean(struct tm_device *device);
-/* Make the file hold the pages that are written through as they are: a process that was killed in the middle of a write has left
- * either content there, and the map would not say so. Before the device is used. */
+/* Make the file hold the pages that are written through as they are, durably, if any is amiss: a write that has failed, or was
+ * killed, leaves either content there, and the map does not say so. */
 int tm_mend(struct tm_device *device);
+/* Set the map's bits of all pages that the file may lack. */
+int tm_mark_dirty(struct tm_device *device);
 /* After this, whoever held a page's change lock when it began has let go of it. */
 void tm_wait_for_changes(struct tm_device *device);
 

@@ -97,10 +97,12 @@ static void give_up(struct tm_device *device, uint64_t first, uint32_t n, const 
     for (uint32_t i = 0; i < n; i++) {
         if (!tm_is_still_writing(device, first + i))
             continue;
-        if (tm_kind(before[i]) != TM_FILE)
+        if (tm_kind(before[i]) != TM_FILE) {
             tm_stop_writing(device, first + i);
-        else if (before[i] & (TM_WORD_UNVERIFIED | TM_WORD_WRITING))
+            tm_count(&device->amiss, 1);
+        } else if (before[i] & (TM_WORD_UNVERIFIED | TM_WORD_WRITING)) {
             tm_publish(device, first + i, TM_TORN);
+        }
     }
     tm_unlock_run(&device->locks, first, n);
 }

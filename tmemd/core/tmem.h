@@ -56,7 +56,6 @@ int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct
 struct tm_choice {
     unsigned min_age; /* generations, below TM_GENERATIONS: younger pages stay */
     bool raw_only;    /* only incompressible pages go */
-    bool dirty_only;  /* only what the file does not hold yet goes */
     bool bounded;     /* the control page's bound on demotion's writes holds; what the file has already costs none */
 };
 /* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from tmem; *freed tells how
