@@ -14,11 +14,11 @@ from tests.mutants.mutant import Edit, Fault
 _ERRORS: Final = {"error", "failed"}  # what variables that hold an errno are called
 _ERRNO: Final = re.compile(r"\b(errno|E[A-Z]{2,})\b")
 _FAILURE: Final = re.compile(r"\b(error|failed|errno|E[A-Z]{2,}|false|NULL|FAILED)\b")
-_FLAG: Final = re.compile(r"\w+_FLAG|TM_IN_FLUX")
+_FLAG: Final = re.compile(r"TM_WORD_(CLEAN|WRITING|UNVERIFIED)")
 _LOCK: Final = re.compile(r"(?:^|(?<=_))(?:rd|wr)?(lock|look)(?=_|$)")
 _UNLOCK: Final = re.compile(r"(?:^|_)un(lock|look)(?=_|$)")
 _SYNC: Final = re.compile(r"(sync|flush)$")
-_MARK: Final = re.compile(r"(?<!is_)(mark|keep|cleaning|overwriting|wait_for_changes|note_|begin_)")
+_MARK: Final = re.compile(r"(?<!is_)(mark|keep|cleaning|writing|set_clean|wait_for_changes|note_|begin_)")
 _COUNT: Final = re.compile(r"^(tm_)?(un)?count(_|$)|^atomic_fetch_(add|sub)")
 _STORE: Final = re.compile(r"^atomic_store")
 _RELEASE: Final = re.compile(r"^(?!pthread_).*(free|give|punch|release|munmap|destroy|unlist|_put$|close)")
