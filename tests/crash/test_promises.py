@@ -164,3 +164,16 @@ def test_zeros_are_not_acknowledged_that_a_failed_sync_may_have_lost(write_back:
     world = write_back.world()
     world.live(steps, f"{write_back.number_of(Operation.SYNC, 'backing', 2, steps)}f")
     assert world.truth.steps[Act.WRITE, False] == 1
+
+
+def test_a_first_start_that_is_killed_anywhere_keeps_no_later_one_from_starting(pools: Path) -> None:
+    """Killed before each operation on the disk until one start has come through; each time a later one does."""
+    for number in range(100):
+        base = pools / str(number)
+        base.mkdir()
+        world = World(base, 1, samples=0)
+        left = world.live([write(ANY, 1)], f"{number}b")
+        assert world.live([write(ANY, 2), read(ANY)]) == []
+        if not left:
+            break
+    assert number > 3

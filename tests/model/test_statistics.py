@@ -108,6 +108,18 @@ def test_file_reads_are_counted_by_the_age_before_and_refresh_it(rig: Rig, times
     assert ages(rig).gets == at()
 
 
+def test_a_page_that_is_read_again_for_its_checksum_is_counted_once(rig: Rig) -> None:
+    write_to_file(rig, range(200, 210))
+    assert rig.disk is not None
+    with rig.disk.open("r+b") as file:
+        os.pwrite(file.fileno(), b"damaged", 205 * PAGE)
+    before = rig.counters().file_reads
+    with pytest.raises(OSError, match=r"."):
+        rig.read(205 * PAGE, PAGE)
+    assert rig.counters().file_reads == before + 1
+    assert sum(ages(rig).file_reads) == 1
+
+
 def test_a_page_read_from_the_file_reads_the_same_again_after_it_was_refreshed(rig: Rig) -> None:
     write_to_file(rig, range(200, 210))
     rig.frozen(True)
