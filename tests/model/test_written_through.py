@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -281,6 +282,32 @@ def test_what_a_durable_device_could_not_write_is_lost_with_the_host_when_it_is_
         rig.make_durable(False)
         rig.reattach(clean=False)
         lose_host(rig)
+        with pytest.raises(OSError, match=r"."):
+            rig.read(300 * PAGE, PAGE)
+    finally:
+        rig.close()
+
+
+def killed_while_it_writes(rig: Rig, page: int, data: bytes) -> None:
+    """Write a page in a process that is killed before any of it reaches the file."""
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        with writes_end_at(page * PAGE):
+            rig.write(page * PAGE, data)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
+
+
+def test_a_mixture_is_not_taken_for_data_when_the_next_overwrite_is_killed(pools: Path) -> None:
+    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB)
+    try:
+        rig.frozen(True)
+        rig.write(300 * PAGE, incompressible(300, 1))
+        with writes_end_at(300 * PAGE + 512), pytest.raises(OSError, match=r"."):
+            rig.write(300 * PAGE, incompressible(300, 2))
+        killed_while_it_writes(rig, 300, incompressible(300, 3))
+        rig.reattach(clean=False)
         with pytest.raises(OSError, match=r"."):
             rig.read(300 * PAGE, PAGE)
     finally:

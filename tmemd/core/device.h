@@ -122,6 +122,8 @@ int tm_mark_and_lock(struct tm_device *device, uint64_t first, uint32_t n);
 int tm_read_memory(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
 /* The page's content under its I/O lock, and the word under which it was read. */
 int tm_read_ordered(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
+/* Whether a page that was read from the file is what one of the checksums of its word says. */
+bool tm_is_intact(uint64_t word, const uint8_t *content);
 /* Copy a stored page out without making it any younger; false when it is not stored, or damaged (which is counted). */
 bool tm_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
 

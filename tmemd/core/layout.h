@@ -27,7 +27,7 @@ enum {
 /* What a block's pages are while its index page is not in use. */
 enum tm_state { TM_STATE_INDEX = 0, TM_STATE_FILE = 1, TM_STATE_LOST = 2, TM_STATE_ZERO = 3 };
 
-/* TM_LOST: gone with the host. TM_TORN: a write to the file failed, and no checksum can tell what is there now. */
+/* TM_LOST: gone with the host. TM_TORN: a write to the file failed, and what is there now is not what was. */
 enum tm_kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 4, TM_TORN = 5 };
 
 enum tm_encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };

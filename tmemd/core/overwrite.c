@@ -5,9 +5,8 @@
  *           A page that is only in the file keeps, besides, what tells old and new content apart.
  * 2. write: without any other lock. Readers find what they would find without it; whoever puts or trims a page replaces its
  *           word, and with it the mark.
- * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed, that of a page that is only in
- *           the file keeps the mark and both checksums, which a mixture does not have; where the old one is not known the
- *           page is torn. */
+ * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed they say what they said
+ *           before, or that the page is torn, where it is not seen to be in the file still. */
 #include <errno.h>
 
 #include "device.h"
@@ -91,8 +90,23 @@ static int write_run(struct tm_device *device, uint64_t first, uint32_t n, const
     return error;
 }
 
+/* Find the pages that a write which failed has left as they were in the file: the checksums of a mixture do not outlive the next
+ * overwrite, nor the host. */
+static void find_intact(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *before, bool *intact)
+{
+    struct tm_bounce *bounce = tm_bounce_get(&device->file);
+    bool read = bounce && tm_file_read(&device->file, first, n, bounce->pages) == 0;
+    for (uint32_t i = 0; i < n; i++)
+        intact[i] = read && !(before[i] & TM_WORD_UNVERIFIED) &&
+                    tm_is_intact(before[i], bounce->pages + (size_t)i * TM_PAGE);
+    if (bounce)
+        tm_bounce_put(&device->file, bounce);
+}
+
 static void give_up(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *before)
 {
+    bool intact[TM_RUN_MAX];
+    find_intact(device, first, n, before, intact);
     tm_lock_run(&device->locks, first, n);
     for (uint32_t i = 0; i < n; i++) {
         if (!tm_is_still_writing(device, first + i))
@@ -100,8 +114,8 @@ static void give_up(struct tm_device *device, uint64_t first, uint32_t n, const 
         if (tm_kind(before[i]) != TM_FILE) {
             tm_stop_writing(device, first + i);
             tm_count(&device->amiss, 1);
-        } else if (before[i] & (TM_WORD_UNVERIFIED | TM_WORD_WRITING)) {
-            tm_publish(device, first + i, TM_TORN);
+        } else {
+            tm_publish(device, first + i, intact[i] ? before[i] : TM_TORN);
         }
     }
     tm_unlock_run(&device->locks, first, n);

@@ -93,8 +93,7 @@ static void count_file_read(struct tm_device *device, unsigned age)
     tm_count(&device->statistics->file_reads_by_age[age], 1);
 }
 
-/* Whether it is what one of the word's checksums says. */
-static bool is_intact(uint64_t word, const uint8_t *content)
+bool tm_is_intact(uint64_t word, const uint8_t *content)
 {
     uint32_t crc = tm_crc32c(0, content, TM_PAGE);
     bool has_old = (word & (TM_WORD_WRITING | TM_WORD_UNVERIFIED)) == TM_WORD_WRITING;
@@ -131,7 +130,7 @@ static int read_file_page(struct tm_device *device, uint64_t page, uint64_t word
     if (!bounce)
         return ENOMEM;
     int error = read_file(device, page, 1, bounce->pages);
-    if (!error && !(word & TM_WORD_UNVERIFIED) && !is_intact(word, bounce->pages)) {
+    if (!error && !(word & TM_WORD_UNVERIFIED) && !tm_is_intact(word, bounce->pages)) {
         tm_count(&device->counters->bad_checksums, 1);
         error = EIO;
     }
@@ -166,7 +165,7 @@ static int wait_and_read(struct tm_device *device, uint64_t page, uint8_t *conte
 static bool is_right(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content)
 {
     bool is_unknown = (word & (TM_WORD_WRITING | TM_WORD_UNVERIFIED)) == TM_WORD_UNVERIFIED;
-    return is_unknown ? tm_same_content(tm_word(device, page), word) : is_intact(word, content);
+    return is_unknown ? tm_same_content(tm_word(device, page), word) : tm_is_intact(word, content);
 }
 
 /* Read a run of pages that the index says are in the file. It takes no lock, so a page may be overwritten meanwhile: then it is
