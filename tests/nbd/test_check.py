@@ -74,6 +74,13 @@ def test_a_pool_in_use(serve: Serve, pools: Path, disk: Path) -> None:
     assert writers.failed == []
 
 
+def places(report: Report) -> dict[str, int]:
+    """How many pages are where. Zeros that were on their way to the file are brought there by attaching."""
+    pages = dict(report.pages)
+    pages["nowhere"] += pages.pop("zero")
+    return pages
+
+
 def test_a_killed_plugins_pool_is_sound_before_and_after_the_next_attach(serve: Serve, pools: Path, disk: Path) -> None:
     pool = pools / "web.pool"
     server = serve(device("web", pools, PAGES * PAGE, disk, "16M"))
@@ -85,7 +92,7 @@ def test_a_killed_plugins_pool_is_sound_before_and_after_the_next_attach(serve: 
         before = check(pool)
         server.start()
         after = check(pool)
-        assert after.pages == before.pages
+        assert places(after) == places(before)
         assert counters(pool).used_bytes == taken(pool)
 
 

@@ -46,7 +46,8 @@ static void set_word(struct tm_device *device, uint64_t page, uint64_t word)
 
 void tm_start_writing(struct tm_device *device, uint64_t page)
 {
-    set_word(device, page, tm_word(device, page) | TM_WORD_WRITING);
+    uint64_t word = tm_word(device, page);
+    set_word(device, page, (word == TM_NOWHERE ? TM_ZERO : word) | TM_WORD_WRITING);
 }
 
 bool tm_is_still_writing(struct tm_device *device, uint64_t page)
