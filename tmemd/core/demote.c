@@ -76,18 +76,18 @@ static void leave(struct demotion *demotion, uint64_t page, const uint8_t *conte
 static void take(struct demotion *demotion, struct batch *batch)
 {
     struct tm_device *device = demotion->device;
-    tm_lock_run(&device->locks, batch->first, batch->n);
     for (uint32_t i = 0; i < batch->n; i++) {
         uint64_t page = batch->first + i, word;
         uint8_t *content = batch->content + (size_t)i * TM_PAGE;
+        tm_lock_run(&device->locks, page, 1); /* one by one: decoding takes 3 us, for which others wait */
         bool chosen = tm_copy_out(device, page, content, &word) && is_chosen(demotion, word);
         batch->taken[i] = chosen && !tm_is_clean(device, word);
         if (batch->taken[i])
             tm_start_writing(device, page);
         else if (chosen)
             leave(demotion, page, content);
+        tm_unlock_run(&device->locks, page, 1);
     }
-    tm_unlock_run(&device->locks, batch->first, batch->n);
 }
 
 /* What was written leaves tmem, but for what has changed meanwhile, or has been read: it is clean and may go when it is old. */

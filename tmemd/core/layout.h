@@ -159,7 +159,7 @@ struct tm_checked {
     _Atomic uint64_t value, complement;
 };
 
-/* The control page's first words; requests follow (tmemd.store.requests). Writer: the holder of the control lock, another
+/* The control page's first words; requests follow (tmemd.store.requests). Writer: whoever controls the pools, another
  * process. */
 struct tm_control {
     struct tm_checked target, frozen;
