@@ -1,6 +1,6 @@
 """What a pool's plugin is asked to do, and its answers: two rings of numbered slots in the pool file.
 
-Requests stand in the control page, behind its words; tmemd writes them, or tmemctl where there is none. Answers stand in the
+Requests stand in the control page, behind its words; tmemd writes them, or tmemctl. Answers stand in the
 second half of the counters page; the serving plugin writes them. It takes requests in the order of their numbers, and
 one that has no answer yet is still to be done, whoever was killed meanwhile. docs/pool-format.md has the layout.
 """
