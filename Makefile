@@ -53,7 +53,7 @@ format: setup  ## let ruff rearrange the Python code
 	ruff check --fix .
 	ruff format .
 
-test: build lint  ## lint and all tests, real guests included (fifteen minutes on two cores)
+test: build lint  ## lint and all tests, real guests included (seventeen minutes on two cores)
 	pytest
 
 test-quick: build  ## the tests that boot no guest
