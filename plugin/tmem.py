@@ -16,7 +16,8 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   map=FILE          the map of what the backing file holds (default: the backing file's name with .map; a block device
                     has no default)
   lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
-  flush=none|durable  FLUSH and FUA: acknowledged at once (default; swap needs no more), or made durable
+  flush=none|durable  durable: writes reach the file before they are acknowledged, and FLUSH and FUA sync it;
+                    none (default): FLUSH and FUA are acknowledged at once, for swap needs no more
   clients=one|any   how many clients may have it open at a time (default: one, with any number of connections; two that
                     write make each other's pages wrong). One client is a process of this machine, or a remote address
   reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)

@@ -244,7 +244,7 @@ static void open_device(const struct tm_config *config)
     CHECK(code == 0, "open: %s %s", strerror(code), error);
 }
 
-/* As after a pool was lost: all pages are in the file, and no block is in the index. */
+/* As after a pool was lost: all pages are in the file, not verified. */
 static void lose_pool(int pool_fd, uint64_t blocks)
 {
     static const uint8_t state = TM_STATE_FILE;

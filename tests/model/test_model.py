@@ -200,7 +200,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def survey(self) -> None:
-        """A survey finds every page in tmem, and every page of the file whose block is in the index, at its age."""
+        """A survey finds every page in tmem, and every page of the file, at its age."""
         self.rig.device.survey()
         found = poolfile.read_ages(self.rig.pool_fd, self.rig.pool)
         index = words(self.rig.pool)

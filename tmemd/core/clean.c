@@ -15,7 +15,7 @@ static bool needs_zeros(const struct tm_device *device, uint64_t word)
     return tm_kind(word) == TM_ZERO || (tm_kind(word) == TM_LOST && device->lost_zero);
 }
 
-/* Whether a write to the file was killed or has failed: the page is one of two, or damaged. */
+/* Whether a write to the file was killed: the page is what it was, or what it was to be. */
 static bool is_unsettled(uint64_t word) { return tm_kind(word) == TM_FILE && word & TM_WORD_WRITING; }
 
 /* Whether the file holds the page. It cannot say 'lost'; only the map can. */
@@ -25,7 +25,7 @@ static bool is_in_file(const struct tm_device *device, uint64_t word)
            (tm_kind(word) == TM_TMEM && tm_is_clean(device, word));
 }
 
-/* Find out which of the two the page is. One that is neither stays as it is. */
+/* Find out which of the two the page is. One that is damaged stays as it is. */
 static void settle(struct tm_device *device, uint64_t page)
 {
     uint8_t content[TM_PAGE];

@@ -132,8 +132,8 @@ bool tm_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, uint
 /* Read a whole page into the pool: false when refused. Under the page's change lock. clean: the file holds the same. */
 bool tm_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean);
 /* Put a page that was read from the file under `word`, so that the next get finds it; false when it is not stored. Without
- * waiting: nothing happens where somebody is changing or overwriting the page, or has changed it. Measured: it adds 6.5 us to a read from the
- * file, which took a virtual disk 68 us (median). */
+ * waiting: nothing happens where somebody is changing or overwriting the page, or has changed it. Measured: it adds 6.5 us to
+ * a read from the file, which took a virtual disk 68 us (median). */
 bool tm_promote(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t word);
 
 /* overwrite.c */

@@ -24,7 +24,7 @@ enum {
 #define TM_MAX_SIZE (UINT64_C(1) << 44)     /* page numbers are 32 bits in records */
 #define TM_MAX_DATA (UINT64_C(1) << 40)     /* locations are 36 bits of 16 bytes */
 
-/* What a block's pages are while its index page is not in use. */
+/* What all pages of a block are in a pool that was just made; attaching spells it out in the index. */
 enum tm_state { TM_STATE_INDEX = 0, TM_STATE_FILE = 1, TM_STATE_LOST = 2, TM_STATE_ZERO = 3 };
 
 /* TM_LOST: gone with the host. TM_TORN: a write to the file failed, and what is there now is not what was. */

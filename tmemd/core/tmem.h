@@ -67,8 +67,7 @@ int tm_drain(struct tm_device *device);
 uint64_t tm_settle(struct tm_device *device, uint64_t moves);
 /* Begin the next coldness generation. */
 void tm_age(struct tm_device *device);
-/* Publish in the statistics what lies in tmem and in the file, by age; not counted are pages of blocks that are in the file as
- * a whole. It looks at no page. */
+/* Publish in the statistics what lies in tmem and in the file, by age. It looks at no page. */
 void tm_survey(struct tm_device *device);
 
 /* Note that the calling process serves the device from now on. */
