@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/core/*.pyx tmemd/core/*.pxd)
+SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/binding/*.[ch] tmemd/binding/*.pyx)
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci --include='*' 2>/dev/null)
 
 KILLS := 2000
@@ -84,4 +84,4 @@ demo: build  ## a real guest swaps on our device, before your eyes
 	@tests/vm/run --demo virtio
 
 clean:  ## remove what was built; .venv stays
-	rm -rf build *.egg-info tmemd/core/*.so $(VENV)/built
+	rm -rf build *.egg-info tmemd/binding/*.so $(VENV)/built

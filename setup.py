@@ -16,7 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CORE = Path("tmemd/core")
-BINDING = CORE / "_core.pyx"
+BINDING = Path("tmemd/binding/_core.pyx")
 WARNINGS = ["-Wall", "-Wextra", *(["-Werror"] if os.environ.get("TMEMD_WERROR") == "1" else [])]
 SANITIZE = os.environ.get("TMEMD_SANITIZE", "")
 BUILD = Path("build") / (SANITIZE.replace(",", "-") or "plain")
@@ -39,13 +39,13 @@ class BuildExt(build_ext):  # type: ignore[misc]  # setuptools ships no types
 def extension() -> Extension:
     """The binding and all of the core in one shared object."""
     os.chdir(ROOT)
-    own = sorted(str(path) for path in CORE.glob("*.c") if path.stem != BINDING.stem)
+    own = sorted(str(path) for folder in (CORE, BINDING.parent) for path in folder.glob("*.c"))
     instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"] if SANITIZE else []
     return Extension(
-        "tmemd.core._core",
+        "tmemd.binding._core",
         sources=[str(BINDING), *own],
-        depends=[str(path) for path in CORE.glob("*.h")],
-        include_dirs=[str(CORE)],
+        depends=[str(path) for folder in (CORE, BINDING.parent) for path in folder.glob("*.h")],
+        include_dirs=[str(CORE), str(BINDING.parent)],
         libraries=["lz4"],
         extra_compile_args=["-std=c11", "-O2", "-pthread", *instrument],
         extra_link_args=["-pthread", *instrument],

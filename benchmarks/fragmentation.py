@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pages, zram
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.served import ServedDevice, open_device
 from tmemd.store import poolfile
@@ -123,7 +123,7 @@ def measure_roomy(corpus: mmap.mmap, percent: int) -> tuple[int, int]:
     with ram_only(n * PAGE, 2 * n * PAGE) as served:
         stored, _ = fill(served, corpus, range(n))
         trim(served, gone := chosen(stored, percent))
-        served.core.settle(1 << 40)
+        served.core.compact(1 << 40)
         settled = served.counters().used_bytes
         return settled, fill(served, corpus, gone)[1]
 
@@ -170,7 +170,7 @@ def compact(pool: int) -> Moved:
         moves, longest, start = 0, 0.0, time.process_time()
         while True:
             begun = time.process_time()
-            served.core.settle(MOVES)
+            served.core.compact(MOVES)
             longest = max(longest, time.process_time() - begun)
             before, moves = moves, served.counters().moves
             if moves == before:

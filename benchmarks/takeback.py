@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pages
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.served import ServedDevice, open_device
 from tmemd.store import poolfile
@@ -74,7 +74,7 @@ def measure(case: str, stride: int, corpus: bytes, n: int) -> Result:
             served.core.age()
             for page in range(FIRST, FIRST + n, stride) if stride else ():
                 _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
-            served.core.settle(1 << 30)
+            served.core.compact(1 << 30)
             served.start()
             return take_back(served, case)
         finally:

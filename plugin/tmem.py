@@ -42,7 +42,7 @@ from typing import NoReturn
 import nbdkit
 
 try:
-    from tmemd.core import _core
+    from tmemd.binding import _core
     from tmemd.device.clients import EVERYBODY, InUseError
     from tmemd.device.config import HEADROOM_PERCENT
     from tmemd.device.served import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices

@@ -36,8 +36,8 @@ static void open_device(void)
     CHECK(tm_layout_for(size, &layout) == 0);
     struct tm_config config = {
         .name = "promotion", .pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes),
-        .file_fd = memory_file("file", size), .map_fd = memory_file("map", 2 * TM_PAGE), .size = size, .limit = LIMIT,
-        .granule = 1 << 20, .file_bytes = size,
+        .file_fd = memory_file("file", size), .bitmap_fd = memory_file("map", 2 * TM_PAGE), .size = size, .limit = LIMIT,
+        .region = 1 << 20, .file_bytes = size,
     };
     CHECK(tm_open(&config, &device, error, sizeof error) == 0);
     control = mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, config.pool_fd, TM_CONTROL_OFFSET);

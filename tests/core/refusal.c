@@ -50,7 +50,7 @@ int main(void)
     char error[256];
     CHECK(tm_layout_for((uint64_t)PAGES * TM_PAGE, &layout) == 0);
     struct tm_config config = {
-        .name = "refusal", .pool_fd = memory_file(layout.data_offset + layout.data_bytes), .map_fd = -1,
+        .name = "refusal", .pool_fd = memory_file(layout.data_offset + layout.data_bytes), .bitmap_fd = -1,
         .file_fd = memory_file((uint64_t)PAGES * TM_PAGE), .file_bytes = (uint64_t)PAGES * TM_PAGE,
         .size = (uint64_t)PAGES * TM_PAGE, .limit = layout.minimum + (4 << 20),
     };

@@ -216,10 +216,10 @@ static void *keeper(void *argument)
         case 8: set(&control->demotion_writes, rnd(&seed) % 100000); break;
         case 0: set(&control->target, minimum + rnd(&seed) % (limit - minimum)); break;
         case 1: set(&control->frozen, has_file && rnd(&seed) % 4 == 0); break;
-        case 2: tm_settle(device, some % 100); break;
+        case 2: tm_compact(device, some % 100); break;
         case 3: tm_age(device); break;
         case 4: error = tm_flush(device); break;
-        case 5: tm_wasted(device); tm_over_target(device); tm_survey(device); break;
+        case 5: tm_wasted(device); tm_over_target(device); tm_publish_ages(device); break;
         case 6: error = has_file && some % 8 == 0 ? tm_drain(device) : 0; break;
         default: error = has_file ? tm_demote(device, some, any_choice(&seed), &freed) : 0;
         }
@@ -305,7 +305,7 @@ int main(int argc, char **argv)
     set(&control->target, limit);
     struct tm_config config = {
         .name = "stress", .pool_fd = pool_fd, .file_fd = has_file ? memory_file("file", size) : -1,
-        .map_fd = has_file ? memory_file("map", 2 * TM_PAGE) : -1, .size = size, .limit = limit, .granule = GRANULE,
+        .bitmap_fd = has_file ? memory_file("map", 2 * TM_PAGE) : -1, .size = size, .limit = limit, .region = GRANULE,
         .file_bytes = has_file ? size : 0, .durable = strcmp(argv[3], "durable") == 0,
     };
 
@@ -318,7 +318,7 @@ int main(int argc, char **argv)
     verify(pool_fd);
     reopen(&config);
     verify(pool_fd);
-    tm_settle(device, UINT64_MAX);
+    tm_compact(device, UINT64_MAX);
     verify(pool_fd);
     tm_close(device);
     munmap(control, TM_PAGE);

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.content import PAGE
 from tests.crash.history import PAGES, SIZE, Act, Step
 from tests.harness import MIB, Control
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.device.served import DeviceConfig, DeviceErrors, ServedDevice, open_device
 
 FAILED_TO_OPEN = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.content import PAGE
 from tests.harness import MIB
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.store import poolfile
 
 GRANULE = 16 * MIB
@@ -52,7 +52,7 @@ class Rig:
 
     def _open(self) -> _core.Device:
         return _core.Device(
-            self.pool_fd, self._file_fd, self._map_fd, name="rig", size=self.size, limit=self.limit, granule=GRANULE,
+            self.pool_fd, self._file_fd, self._map_fd, name="rig", size=self.size, limit=self.limit, region=GRANULE,
             file_bytes=self.identity.pages * PAGE if self.disk else 0, direct=False, lost_zero=False,
             durable=self._durable, cgroup=[],
         )  # fmt: skip

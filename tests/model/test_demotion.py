@@ -14,7 +14,7 @@ from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB, taken
 from tests.model.index import Kind, kinds, record_offset
 from tests.model.rig import Rig
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.store import poolfile
 
 PAGES = 4096
@@ -209,7 +209,7 @@ def test_many_threads_demote_what_is_asked_for_and_memory_returns(rig: Rig) -> N
         rig.read(page * PAGE, PAGE)
     before = taken(rig.pool)
     freed = rig.device.demote(3 * MIB // 2, min_age=1)
-    rig.device.settle(1 << 30)
+    rig.device.compact(1 << 30)
     assert 3 * MIB // 2 <= freed <= 2 * MIB
     assert before - taken(rig.pool) >= 3 * MIB // 2 - 128 * PAGE
     assert filed(rig, pages[::2]) == []

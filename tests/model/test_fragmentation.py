@@ -15,7 +15,7 @@ from tests.content import PAGE, compressible, content, incompressible
 from tests.harness import MIB, taken
 from tests.model.index import Kind, record_offset, words
 from tests.model.rig import Rig
-from tmemd.core import _core
+from tmemd.binding import _core
 
 Content = Callable[[int, int], bytes]
 
@@ -82,7 +82,7 @@ def test_after_random_trims_the_pool_is_filled_to_its_limit_again(
     gone = some_of(stored, percent)
     trim(ram, gone)
     if settled:
-        ram.device.settle(1 << 30)
+        ram.device.compact(1 << 30)
     anew = put(ram, [*gone, *range(len(stored), PAGES)], again, 2)
     assert len(anew) < PAGES - len(stored) + len(gone)  # all that could be stored was
     assert live_bytes(ram) >= 0.95 * (LIMIT - ram.identity.index_offset - ram.counters().index_bytes)
@@ -97,7 +97,7 @@ def test_spans_do_not_run_out(pools: Path) -> None:
         assert len(put(rig, range(pages), incompressible, 1)) == pages
         for percent in 70, 75, 80:
             trim(rig, gone := some_of(range(pages), percent))
-            rig.device.settle(1 << 30)
+            rig.device.compact(1 << 30)
             assert len(put(rig, gone, incompressible, percent)) == len(gone)
         trim(rig, gone := some_of(range(pages), 90))
         assert len(put(rig, gone, compressible, 2)) == len(gone)
@@ -115,23 +115,23 @@ def test_once_settled_hardly_more_than_the_records_is_taken(
     trim(ram, some_of(stored, percent))
     if attach:
         ram.reattach(clean=False)
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     live = [word for word in words(ram.pool) if word.kind is Kind.TMEM]
     classes = len({word.slot for word in live})
     # A raw page's span leaves 1.2 % at its end; and the last span of a class has a page that is not full.
     assert beside_index(ram) <= live_bytes(ram) * 1.016 + (classes + 1) * PAGE
     moves = ram.counters().moves
-    assert ram.device.settle(1 << 30) == 0
+    assert ram.device.compact(1 << 30) == 0
     assert ram.counters().moves == moves
     assert wrong(ram, sorted({*stored} - {*some_of(stored, percent)}), make, 1) == []
 
 
 def test_one_hole_takes_one_move(ram: Rig) -> None:
     stored = put(ram, range(2 * RAW_SLOTS + 10), incompressible, 1)
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     before = ram.counters().moves
     trim(ram, stored[5:6])
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     assert ram.counters().moves == before + 1
     assert wrong(ram, stored[:5] + stored[6:], incompressible, 1) == []
 
@@ -155,7 +155,7 @@ def test_puts_take_slots_where_the_fewest_are_free(ram: Rig) -> None:
 def test_compaction_empties_the_emptiest_span_into_the_fullest(ram: Rig) -> None:
     left = keep_of_each_span(ram, [60, 63, 3, 63])
     before = ram.counters().moves
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     assert ram.counters().moves == before + 3
     assert len({record_offset(ram.pool, page) // SPAN for page in left[0] + left[2]}) == 1
 
@@ -163,14 +163,14 @@ def test_compaction_empties_the_emptiest_span_into_the_fullest(ram: Rig) -> None
 def test_an_empty_span_is_kept_for_the_next_put_until_settled(ram: Rig) -> None:
     for _ in range(3):
         trim(ram, put(ram, range(1000), incompressible, 1))
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     before = taken(ram.pool)
     for page in range(2):
         put(ram, [page], incompressible, 1)
         assert taken(ram.pool) == before + 2 * PAGE
         trim(ram, [page])
     assert taken(ram.pool) == before + 2 * PAGE
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     assert ram.counters().used_bytes == taken(ram.pool) == before
 
 
@@ -218,9 +218,9 @@ def test_records_that_cannot_be_moved_do_not_stop_their_class(ram: Rig, number: 
     damaged = kept[::40]  # every other span has one
     trim(ram, gone)
     damage(ram, damaged, kept[1] if number is None else number)
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     moves = ram.counters().moves
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     assert ram.counters().moves == moves
     # Each may keep one page of a raw record's two from being given back, and some of a span.
     assert beside_index(ram) <= live_bytes(ram) * 1.016 + (len(damaged) + 2) * 2 * PAGE
@@ -229,7 +229,7 @@ def test_records_that_cannot_be_moved_do_not_stop_their_class(ram: Rig, number: 
         with pytest.raises(OSError, match="Input/output"):
             ram.read(page * PAGE, PAGE)
     trim(ram, damaged)
-    ram.device.settle(1 << 30)
+    ram.device.compact(1 << 30)
     assert beside_index(ram) <= live_bytes(ram) * 1.016 + 2 * PAGE
     assert_free_slots_are_there(ram)
 
@@ -252,14 +252,14 @@ def test_free_slots_are_counted_right_wherever_compaction_stops(ram: Rig, moves:
     trim(ram, some_of(stored, 70))
     if damaged:
         damage(ram, sorted({*stored} - {*some_of(stored, 70)})[::10], PAGES)
-    ram.device.settle(moves)
+    ram.device.compact(moves)
     assert_free_slots_are_there(ram)
 
 
 def test_a_pool_that_was_trimmed_and_abandoned_is_counted_right(ram: Rig) -> None:
     stored = put(ram, range(PAGES), incompressible, 1)
     trim(ram, some_of(stored, 70))
-    ram.device.settle(100)
+    ram.device.compact(100)
     ram.reattach(clean=False)
     assert_free_slots_are_there(ram)
 

@@ -13,7 +13,7 @@ import pytest
 from tests.content import PAGE, compressible
 from tests.harness import MIB, taken, wait_until
 from tests.model.index import Kind, kinds
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.served import REST_AFTER, ServedDevice, open_device
 from tmemd.store import poolfile, requests

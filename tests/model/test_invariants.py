@@ -13,7 +13,7 @@ from tests.harness import MIB, taken
 from tests.model.conftest import PAGES
 from tests.model.index import Kind, kinds, record_offset
 from tests.model.rig import Rig
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.store import poolfile
 
 
@@ -70,7 +70,7 @@ def test_invariant_2_memory_no_live_word_points_at_is_given_back(
     rig: Rig, leave: Callable[[int, int, int], None]
 ) -> None:
     write(rig, range(100), 1)
-    rig.device.settle(1 << 30)
+    rig.device.compact(1 << 30)
     rig.device.close()
     before = taken(rig.pool)
     leave(rig.pool_fd, rig.identity.data_offset + rig.identity.data_bytes // 2, 3 * MIB)
@@ -97,7 +97,7 @@ def test_invariant_4_reading_and_trimming_what_was_never_written_takes_no_memory
     _core.trim(rig.device, PAGES * PAGE, 0, 0)
     _core.extents(rig.device, PAGES * PAGE, 0, 0)
     rig.device.demote(MIB)
-    rig.device.settle(1000)
+    rig.device.compact(1000)
     assert taken(rig.pool) <= before + PAGE  # page 0 is always written, which takes its page of the index
 
 
@@ -181,7 +181,7 @@ def test_what_is_freeable_is_what_demotion_gives_back(rig: Rig, written: int) ->
     before = taken(rig.pool)
     freeable = poolfile.freeable(rig.identity, rig.counters())
     rig.device.demote(1 << 40)
-    rig.device.settle(1 << 30)
+    rig.device.compact(1 << 30)
     # A page of the header may be a hole.
     assert before - taken(rig.pool) - freeable in (0, PAGE if written else 0)
     assert poolfile.freeable(rig.identity, rig.counters()) == 0
@@ -201,7 +201,7 @@ def test_compaction_gives_back_what_random_overwrites_left_scattered(rig: Rig) -
     for page in range(1, PAGES):
         if page % 4:
             _core.trim(rig.device, PAGE, page * PAGE, 0)
-    rig.device.settle(1 << 30)
+    rig.device.compact(1 << 30)
     now = rig.counters()
     assert now.used_bytes < now.payload_bytes * 1.1 + 256 * 1024
     assert [page for page in range(4, PAGES, 4) if wrong(rig, range(page, page + 1), 1)] == []

@@ -15,7 +15,7 @@ from tests.harness import KIB, MIB, taken
 from tests.model.index import GENERATIONS, Kind, kinds, words
 from tests.model.reference import Reference
 from tests.model.rig import Rig
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.check import check_pool
 
@@ -176,7 +176,7 @@ class Machine(RuleBasedStateMachine):
     @rule(budget=st.sampled_from([1, 20, 10_000]))
     def settle(self, budget: int) -> None:
         """Give memory back."""
-        self.rig.device.settle(budget)
+        self.rig.device.compact(budget)
 
     @rule(nbytes=st.sampled_from([1, 256 * KIB, 100 * MIB]))
     def demote(self, nbytes: int) -> None:
@@ -201,7 +201,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def survey(self) -> None:
         """A survey finds every page in tmem, and every page of the file, at its age."""
-        self.rig.device.survey()
+        self.rig.device.publish_ages()
         found = poolfile.read_ages(self.rig.pool_fd, self.rig.pool)
         index = words(self.rig.pool)
         stored, filed = [0] * GENERATIONS, [0] * GENERATIONS

@@ -12,7 +12,7 @@ from tests.content import PAGE, compressible
 from tests.harness import MIB
 from tests.model.index import Kind, kinds, words
 from tests.model.rig import Rig
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.check import check_pool
 from tmemd.store.poolindex import State

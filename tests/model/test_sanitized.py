@@ -22,7 +22,7 @@ def environment() -> dict[str, str]:
 
 
 def test_model_and_invariants_under_asan_and_ubsan(environment: dict[str, str], tmp_path: Path) -> None:
-    where = "import tmemd.core._core as core; print(core.__file__)"
+    where = "import tmemd.binding._core as core; print(core.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", where], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -12,7 +12,7 @@ from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB, taken
 from tests.model.index import BLOCK, Kind, words
 from tests.model.rig import Rig
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.poolfile import GENERATIONS, LATENCY_BOUNDS_NS, Ages, Histogram, Latencies
 
@@ -168,7 +168,7 @@ def test_what_is_demoted_or_moved_is_not_freed(rig: Rig) -> None:
     age(rig, 1)
     rig.device.demote(64 << 10)
     _core.trim(rig.device, 100 * PAGE, 300 * PAGE, 0)
-    rig.device.settle(1 << 30)
+    rig.device.compact(1 << 30)
     rig.device.drain()
     assert rig.counters().demotions == 100
     assert ages(rig).freed == at((1, 100))
@@ -184,7 +184,7 @@ def test_a_page_written_through_is_freed_once(rig: Rig) -> None:
 
 def surveyed(rig: Rig) -> Ages:
     """What a survey made now says."""
-    rig.device.survey()
+    rig.device.publish_ages()
     return ages(rig)
 
 

@@ -15,7 +15,7 @@ from tests.content import PAGE, compressible, incompressible
 from tests.harness import MIB
 from tests.model.index import Kind, kinds
 from tests.model.rig import GRANULE, Rig
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.check import check_pool
 from tmemd.store.poolindex import BLOCK_BYTES, State, block_count

@@ -139,7 +139,7 @@ class Tree:
 
     def code(self) -> str:
         """A hash of the extension's instructions and data, without its symbols and line numbers."""
-        (extension,) = (self.path / "tmemd/core").glob("*.so")
+        (extension,) = (self.path / "tmemd/binding").glob("*.so")
         with tempfile.NamedTemporaryFile() as stripped:
             strip = ["objcopy", "--strip-all", "--remove-section=.note.gnu.build-id", str(extension), stripped.name]
             subprocess.run(strip, check=True)
@@ -161,7 +161,7 @@ class Tree:
     def _write(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)
         if path.suffix != ".py":  # setuptools looks at whole seconds to see what is newer
-            for extension in (*self.path.glob("tmemd/core/*.so"), *self.path.glob("build/**/*.so")):
+            for extension in (*self.path.glob("tmemd/binding/*.so"), *self.path.glob("build/**/*.so")):
                 extension.unlink()
 
     def test(

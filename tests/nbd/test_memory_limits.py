@@ -17,7 +17,7 @@ from tests.conftest import Serve
 from tests.content import PAGE, incompressible
 from tests.crash.writers import pages
 from tests.harness import MIB, Server, counters, device
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.poolfile import BLOCK_PAGES
 

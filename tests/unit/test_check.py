@@ -9,8 +9,8 @@ import lz4.block
 import pytest
 
 from tests.unit import fakes
+from tmemd.binding import _core
 from tmemd.cli import main
-from tmemd.core import _core
 from tmemd.store import poolfile
 from tmemd.store.check import Report, check_pool
 from tmemd.store.poolfile import PoolError

@@ -258,7 +258,9 @@ def test_a_mutant_is_gone_after_its_run(tree: Tree, tmp_path: Path) -> None:
 
 
 def test_what_was_compiled_of_a_mutant_is_gone_too(tree: Tree, tmp_path: Path) -> None:
-    source, *built = (tmp_path / name for name in ("tmemd/core/a.c", "tmemd/core/_core.so", "build/plain/lib/_core.so"))
+    source, *built = (
+        tmp_path / name for name in ("tmemd/core/a.c", "tmemd/binding/_core.so", "build/plain/lib/_core.so")
+    )
     for path in (source, *built):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

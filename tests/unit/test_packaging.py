@@ -20,11 +20,11 @@ def test_a_wheel_carries_plugin_and_core(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path)
-    look = "import tmemd, tmemd.core._core as core; print(tmemd.plugin_path(), core.__file__)"
+    look = "import tmemd, tmemd.binding._core as core; print(tmemd.plugin_path(), core.__file__)"
     run = [sys.executable, "-c", look]
     done = subprocess.run(
         run, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True
     )
     plugin, core = done.stdout.split()
     assert plugin == f"{tmp_path}/tmemd/plugin/tmem.py"
-    assert core.startswith(f"{tmp_path}/tmemd/core/_core.")
+    assert core.startswith(f"{tmp_path}/tmemd/binding/_core.")

@@ -37,7 +37,7 @@ static uint64_t compact(struct tm_device *device, uint32_t size, uint64_t *moves
     return compaction.given;
 }
 
-uint64_t tm_settle(struct tm_device *device, uint64_t moves)
+uint64_t tm_compact(struct tm_device *device, uint64_t moves)
 {
     uint64_t given = 0;
     for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN)

@@ -331,6 +331,6 @@ int tm_drain(struct tm_device *device)
         error = EIO; /* a damaged record cannot be moved */
     atomic_store(&device->budget.draining, false);
     pthread_mutex_unlock(&device->demote_lock);
-    tm_settle(device, UINT64_MAX);
+    tm_compact(device, UINT64_MAX);
     return error;
 }

@@ -69,7 +69,7 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
         failed = tm_slots_init(&device->slots, device->pool_fd, device->base + device->layout.data_offset,
                                &device->layout, &device->budget);
     if (!failed) {
-        failed = tm_map_init(&device->map, config->map_fd, config->granule, &device->layout, counters);
+        failed = tm_map_init(&device->map, config->bitmap_fd, config->region, &device->layout, counters);
         if (failed)
             snprintf(error, error_size, "the map of its backing file cannot be read or synced: %s", strerror(failed));
     }

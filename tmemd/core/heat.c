@@ -44,7 +44,7 @@ void tm_age(struct tm_device *device)
     pthread_mutex_unlock(&device->demote_lock);
 }
 
-void tm_survey(struct tm_device *device)
+void tm_publish_ages(struct tm_device *device)
 {
     struct tm_statistics *statistics = device->statistics;
     unsigned now = atomic_load(&device->generation); /* once: tm_age may come between */

@@ -18,9 +18,9 @@ struct tm_cgroup {
 
 struct tm_config {
     const char *name;
-    int pool_fd, file_fd, map_fd; /* file and map: -1 for none; all stay the caller's */
+    int pool_fd, file_fd, bitmap_fd; /* file and bitmap: -1 for none; all stay the caller's */
     uint64_t size, limit;
-    uint64_t granule;    /* bytes of the device that one bit of the map speaks for; a multiple of 4 KiB */
+    uint64_t region;     /* bytes of the device that one bit of the bitmap speaks for; a multiple of 4 KiB */
     uint64_t file_bytes; /* how much of the file may be read and written */
     bool direct;         /* file_fd bypasses the page cache */
     bool lost_zero;      /* lost pages read as zeros */
@@ -64,11 +64,11 @@ int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice,
 /* Demote everything, make the file durable and the map clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
 /* Compact, trying to move at most `moves` records, and give back what is free then; returns bytes. With 0 nothing happens. */
-uint64_t tm_settle(struct tm_device *device, uint64_t moves);
+uint64_t tm_compact(struct tm_device *device, uint64_t moves);
 /* Begin the next coldness generation. */
 void tm_age(struct tm_device *device);
 /* Publish in the statistics what lies in tmem and in the file, by age. It looks at no page. */
-void tm_survey(struct tm_device *device);
+void tm_publish_ages(struct tm_device *device);
 
 /* Note that the calling process serves the device from now on. */
 void tm_serve(struct tm_device *device);

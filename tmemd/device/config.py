@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.sizes import format_size
 from tmemd.store import poolfile
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.device import backing as backings
 from tmemd.device.backing import Backing
 from tmemd.device.config import DeviceConfig, default_pools
@@ -95,7 +95,7 @@ class Opening:
         try:
             return _core.Device(
                 self.pool_fd, backing.fd if backing else -1, backing.map_fd if backing else -1, name=config.name,
-                size=config.size, limit=limit, granule=header.granule if header else mapfile.GRANULE,
+                size=config.size, limit=limit, region=header.granule if header else mapfile.GRANULE,
                 file_bytes=backing.file_bytes if backing else 0, direct=bool(backing and backing.direct),
                 lost_zero=config.lost_zero, durable=config.durable, cgroup=cgroups,
             )  # fmt: skip

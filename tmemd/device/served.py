@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from tmemd.core import _core
+from tmemd.binding import _core
 from tmemd.device.backing import BackingError
 from tmemd.device.clients import Clients
 from tmemd.device.config import ConfigError, DeviceConfig
@@ -154,7 +154,7 @@ class ServedDevice:
         marks = now.puts, now.invalidates, now.gets, now.file_reads, now.demotions, self._aged
         if marks != self._surveyed and time.monotonic() - self._last_survey >= SURVEY_EVERY:
             self._surveyed, self._last_survey = marks, time.monotonic()
-            self.core.survey()
+            self.core.publish_ages()
 
     def _make_room(self) -> bool:
         """Demote pages that are older than those that come in, as far as room for these is short."""
@@ -163,7 +163,7 @@ class ServedDevice:
         if not missing or not self.config.backing or poolfile.read_frozen(self._pool_fd):
             return False
         if self.core.wasted() > counters.used_bytes * WASTE_WHILE_REFUSING:
-            missing -= self.core.settle(MOVES_STEP)
+            missing -= self.core.compact(MOVES_STEP)
         return missing <= 0 or self._shrink(missing, min_age=OLDER, bounded=True) > 0
 
     def _back(self) -> int:
@@ -212,7 +212,7 @@ class ServedDevice:
             demoted = self.core.demote(min(over, DEMOTE_STEP), min_age=min_age, raw_only=raw_only, bounded=bounded)
         except OSError:
             demoted = 0  # counted as an I/O error; tried again at the next tick
-        self.core.settle(MOVES_STEP)
+        self.core.compact(MOVES_STEP)
         return demoted
 
     def _settle_when_worth(self) -> bool:
@@ -237,7 +237,7 @@ class ServedDevice:
 
     def _settle_step(self) -> bool:
         moves = self.counters().moves
-        given = self.core.settle(MOVES_STEP)
+        given = self.core.compact(MOVES_STEP)
         return given > 0 or self.counters().moves > moves
 
     def _settle_fully(self) -> None:

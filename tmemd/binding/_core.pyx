@@ -29,10 +29,10 @@ cdef extern from "tmem.h" nogil:
         const char *name
         int pool_fd
         int file_fd
-        int map_fd
+        int bitmap_fd
         uint64_t size
         uint64_t limit
-        uint64_t granule
+        uint64_t region
         uint64_t file_bytes
         bint direct
         bint lost_zero
@@ -62,9 +62,9 @@ cdef extern from "tmem.h" nogil:
 
     int tm_demote(tm_device *device, uint64_t nbytes, tm_choice choice, uint64_t *freed)
     int tm_drain(tm_device *device)
-    uint64_t tm_settle(tm_device *device, uint64_t moves)
+    uint64_t tm_compact(tm_device *device, uint64_t moves)
     void tm_age(tm_device *device)
-    void tm_survey(tm_device *device)
+    void tm_publish_ages(tm_device *device)
     uint64_t tm_over_target(tm_device *device)
     void tm_serve(tm_device *device)
     uint64_t tm_room(tm_device *device)
@@ -141,7 +141,7 @@ cdef class Device:
     cdef readonly str name
 
     def __cinit__(
-        self, int pool_fd, int file_fd, int map_fd, *, str name, uint64_t size, uint64_t limit, uint64_t granule,
+        self, int pool_fd, int file_fd, int bitmap_fd, *, str name, uint64_t size, uint64_t limit, uint64_t region,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
     ):
         cdef char error[256]
@@ -156,7 +156,7 @@ cdef class Device:
             for i, (limit_fd, usage_fd) in enumerate(cgroup):
                 cgroups[i] = tm_cgroup(limit_fd, usage_fd)
             config = tm_config(
-                encoded, pool_fd, file_fd, map_fd, size, limit, granule, file_bytes, direct, lost_zero, durable,
+                encoded, pool_fd, file_fd, bitmap_fd, size, limit, region, file_bytes, direct, lost_zero, durable,
                 cgroups, n,
             )
             with nogil:
@@ -215,12 +215,12 @@ cdef class Device:
         if code:
             fail(code)
 
-    def settle(self, uint64_t budget):
+    def compact(self, uint64_t budget):
         """Compact and punch out free memory, moving at most *budget* records; returns the bytes given back."""
         cdef tm_device *device = self.handle(0, 0)
         cdef uint64_t given
         with nogil:
-            given = tm_settle(device, budget)
+            given = tm_compact(device, budget)
         return given
 
     def age(self):
@@ -229,11 +229,11 @@ cdef class Device:
         with nogil:
             tm_age(device)
 
-    def survey(self):
+    def publish_ages(self):
         """Publish in the statistics page what lies in tmem and in the file, by age."""
         cdef tm_device *device = self.handle(0, 0)
         with nogil:
-            tm_survey(device)
+            tm_publish_ages(device)
 
     def over_target(self):
         """Bytes by which the pool's use exceeds its target now (0: none)."""

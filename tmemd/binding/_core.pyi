@@ -32,12 +32,12 @@ class Device:
         self,
         pool_fd: int,
         file_fd: int,  # -1: no backing file
-        map_fd: int,  # -1: no map
+        bitmap_fd: int,  # -1: no map
         *,
         name: str,
         size: int,
         limit: int,
-        granule: int,
+        region: int,
         file_bytes: int,  # how much of the backing file may be read and written
         direct: bool,  # file_fd is O_DIRECT; otherwise the page cache is dropped behind each transfer
         lost_zero: bool,
@@ -59,11 +59,11 @@ class Device:
         """
     def drain(self) -> None:
         """Demote everything, make the file durable and the map clean. Puts are refused meanwhile. Raises OSError."""
-    def settle(self, budget: int) -> int:
+    def compact(self, budget: int) -> int:
         """Compact for density and punch out free memory, moving at most *budget* records; returns bytes given back."""
     def age(self) -> None:
         """Begin the next coldness generation."""
-    def survey(self) -> None:
+    def publish_ages(self) -> None:
         """Publish in the statistics page what lies in tmem and in the file, by age."""
     def over_target(self) -> int:
         """Bytes by which the pool's use exceeds its target now (0: none)."""

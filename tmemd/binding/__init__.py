@@ -1,0 +1,1 @@
+"""Python's way into the page path: a thin binding over tmemd/core."""

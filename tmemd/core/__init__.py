@@ -1,1 +1,0 @@
-"""The page path: plain C over liblz4 behind a thin binding."""
