@@ -18,10 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests import leftovers
-from tests.content import PAGE, content
-from tests.harness import MIB, Server, device, wait_until
-from tests.unit import fakes
+from tests.support import fakes, leftovers
+from tests.support.content import PAGE, content
+from tests.support.harness import MIB, Server, device, wait_until
 from tmemd.store import poolfile
 
 WEIGHTS: Final = {"light": 100, "middle": 200, "heavy": 400}

@@ -24,7 +24,7 @@ import nbd
 import psutil
 
 from benchmarks.peers import ROOT
-from tests.content import PAGE, content
+from tests.support.content import PAGE, content
 
 MIB: Final = 1 << 20
 PATIENCE: Final = 60.0  # seconds for the server to start

@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.unit import fakes
+from tests.support import fakes
 from tmemd.daemonconfig import parse_config
 from tmemd.governor.governor import TICK, Governor
 from tmemd.settings import PoolSettings

@@ -19,10 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.content import PAGE, incompressible
-from tests.harness import Server, connect, device, taken
-from tests.memoryhog import MemoryHog
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.content import PAGE, incompressible
+from tests.support.harness import Server, connect, device, taken
+from tests.support.memoryhog import MemoryHog
 from tmemd.governor.host import Stalls, read_memory
 
 MIB = 1 << 20

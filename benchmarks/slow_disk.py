@@ -28,9 +28,8 @@ from typing import Any, Final
 import lz4.block
 
 from benchmarks import peers
-from tests import content, leftovers
-from tests.harness import Control, counters, wait_until
-from tests.model import index
+from tests.support import content, index, leftovers
+from tests.support.harness import Control, counters, wait_until
 from tmemd.store.requests import Choice, Request
 
 HERE: Final = Path(__file__).resolve().parent

@@ -23,7 +23,7 @@ from typing import Final, Literal
 import nbd
 
 from benchmarks import pages, peers
-from tests import harness
+from tests.support import harness
 from tmemd import protocol
 from tmemd.daemonconfig import parse_config
 from tmemd.governor.governor import TICK, Governor

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import leftovers
-from tests.harness import Server
-
-Serve = Callable[..., Server]
+from tests.support import leftovers
+from tests.support.harness import Serve, Server
 
 # A slow machine is no fault; and what continuous integration finds is to be the change's doing, not chance's.
 settings.register_profile(

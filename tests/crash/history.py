@@ -6,8 +6,8 @@ import enum
 import random
 from dataclasses import dataclass
 
-from tests.content import PAGE, content
-from tests.harness import MIB
+from tests.support.content import PAGE, content
+from tests.support.harness import MIB
 
 SIZE = 160 * MIB
 # Pages at both ends of several granules of the map, so that some granules are clean while others are not.

@@ -15,9 +15,9 @@ import threading
 import uuid
 from pathlib import Path
 
-from tests.content import PAGE
 from tests.crash.history import PAGES, SIZE, Act, Step
-from tests.harness import MIB, Control
+from tests.support.content import PAGE
+from tests.support.harness import MIB, Control
 from tmemd.binding import _core
 from tmemd.device.served import DeviceConfig, DeviceErrors, ServedDevice, open_device
 

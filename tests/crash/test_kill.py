@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, content
-from tests.crash.writers import Ledger, Writers, pages
-from tests.harness import MIB, Control, Server, counters, device, environment, nbdkit_command, taken
-from tests.model.index import Kind, kinds
+from tests.support.content import PAGE, content
+from tests.support.harness import MIB, Control, Serve, Server, counters, device, environment, nbdkit_command, taken
+from tests.support.index import Kind, kinds
+from tests.support.writers import Ledger, Writers, pages
 from tmemd.store import poolfile, requests
 from tmemd.store.poolfile import PoolError
 from tmemd.store.requests import Request

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE, compressible
 from tests.crash.history import Act, Step, zero
 from tests.crash.replay import Operation
 from tests.crash.truth import Kind
 from tests.crash.world import World
+from tests.support.content import PAGE, compressible
 
 ANY = 8184  # a page like most, near the end of its granule
 FIRST = 0  # a page that is written through

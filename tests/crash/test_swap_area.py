@@ -12,9 +12,8 @@ from pathlib import Path
 import nbd
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, compressible
-from tests.harness import MIB, Server, device, wait_until
+from tests.support.content import PAGE, compressible
+from tests.support.harness import MIB, Serve, Server, device, wait_until
 
 SIZE = 64 * MIB
 TOOLS = ("nbdfuse", "losetup", "mkswap", "blkid", "swapon", "swapoff")

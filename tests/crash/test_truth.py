@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE, compressible
 from tests.crash.history import Act, Step
 from tests.crash.replay import SECTOR, Entry, Operation
 from tests.crash.truth import Kind, Truth
+from tests.support.content import PAGE, compressible
 
 THROUGH, OTHER = 0, 8192  # pages: written through, and not
 ZEROS = bytes(PAGE)

@@ -7,9 +7,9 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from tests.content import PAGE
 from tests.crash.history import PAGES, SIZE, Act, Step
 from tests.crash.replay import SECTOR, Entry, Operation
+from tests.support.content import PAGE
 
 ZEROS = bytes(PAGE)
 

@@ -17,7 +17,7 @@ from tests.crash.life import FAILED_TO_OPEN, open_life, read_page
 from tests.crash.record import build_recorder, recording
 from tests.crash.replay import Disk, Entry, Operation, parse
 from tests.crash.truth import Kind, Truth, describe
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 
 
 class World:

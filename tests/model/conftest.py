@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE
-from tests.harness import MIB
 from tests.model.rig import Rig
+from tests.support.content import PAGE
+from tests.support.harness import MIB
 
 PAGES = 1024
 

@@ -7,8 +7,8 @@ import struct
 import uuid
 from pathlib import Path
 
-from tests.content import PAGE
-from tests.harness import MIB
+from tests.support.content import PAGE
+from tests.support.harness import MIB
 from tmemd.binding import _core
 from tmemd.store import poolfile
 

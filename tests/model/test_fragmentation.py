@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE, compressible, content, incompressible
-from tests.harness import MIB, taken
-from tests.model.index import Kind, record_offset, words
 from tests.model.rig import Rig
+from tests.support.content import PAGE, compressible, content, incompressible
+from tests.support.harness import MIB, taken
+from tests.support.index import Kind, record_offset, words
 from tmemd.binding import _core
 
 Content = Callable[[int, int], bytes]

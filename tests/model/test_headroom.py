@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE, compressible
-from tests.harness import MIB, taken, wait_until
-from tests.model.index import Kind, kinds
+from tests.support.content import PAGE, compressible
+from tests.support.harness import MIB, taken, wait_until
+from tests.support.index import Kind, kinds
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.served import REST_AFTER, ServedDevice, open_device

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.content import PAGE, compressible
-from tests.model.index import Kind, words
 from tests.model.rig import Rig
+from tests.support.content import PAGE, compressible
+from tests.support.index import Kind, words
 from tmemd.store.poolfile import GENERATIONS
 
 ANCIENT = GENERATIONS - 1

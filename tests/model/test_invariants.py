@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE, compressible, incompressible
-from tests.harness import MIB, taken
 from tests.model.conftest import PAGES
-from tests.model.index import Kind, kinds, record_offset
 from tests.model.rig import Rig
+from tests.support.content import PAGE, compressible, incompressible
+from tests.support.harness import MIB, taken
+from tests.support.index import Kind, kinds, record_offset
 from tmemd.binding import _core
 from tmemd.store import poolfile
 

@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from tests import leftovers
-from tests.content import PAGE, content
-from tests.harness import KIB, MIB, taken
-from tests.model.index import GENERATIONS, Kind, kinds, words
-from tests.model.reference import Reference
 from tests.model.rig import Rig
+from tests.support import leftovers
+from tests.support.content import PAGE, content
+from tests.support.harness import KIB, MIB, taken
+from tests.support.index import GENERATIONS, Kind, kinds, words
+from tests.support.reference import Reference
 from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.check import check_pool

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE, compressible
-from tests.harness import MIB
-from tests.model.index import Kind, kinds, words
 from tests.model.rig import Rig
+from tests.support.content import PAGE, compressible
+from tests.support.harness import MIB
+from tests.support.index import Kind, kinds, words
 from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.check import check_pool

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.content import PAGE
-from tests.model.reference import Reference
+from tests.support.content import PAGE
+from tests.support.reference import Reference
 
 
 def test_reads_zeros_where_nothing_was_written() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT
-from tests.sanitizers import LIBRARY, build
+from tests.support.harness import ROOT
+from tests.support.sanitizers import LIBRARY, build
 
 HERE = Path(__file__).parent
 

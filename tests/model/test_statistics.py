@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE, compressible, incompressible
-from tests.harness import MIB, taken
-from tests.model.index import BLOCK, Kind, words
 from tests.model.rig import Rig
+from tests.support.content import PAGE, compressible, incompressible
+from tests.support.harness import MIB, taken
+from tests.support.index import BLOCK, Kind, words
 from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.poolfile import GENERATIONS, LATENCY_BOUNDS_NS, Ages, Histogram, Latencies

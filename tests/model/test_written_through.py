@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE, compressible, incompressible
-from tests.harness import MIB
-from tests.model.index import Kind, kinds
 from tests.model.rig import GRANULE, Rig
+from tests.support.content import PAGE, compressible, incompressible
+from tests.support.harness import MIB
+from tests.support.index import Kind, kinds
 from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.check import check_pool

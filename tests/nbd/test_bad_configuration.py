@@ -15,9 +15,8 @@ from pathlib import Path
 import nbd
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, content
-from tests.harness import DEADLINE, MIB, device, environment, nbdkit_command
+from tests.support.content import PAGE, content
+from tests.support.harness import DEADLINE, MIB, Serve, device, environment, nbdkit_command
 
 GOOD = {"size": "4M", "limit": "8M"}
 

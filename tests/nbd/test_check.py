@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, content
-from tests.crash.writers import Ledger, Writers
-from tests.harness import MIB, Control, Server, counters, device, taken
+from tests.support.content import PAGE, content
+from tests.support.harness import MIB, Control, Serve, Server, counters, device, taken
+from tests.support.writers import Ledger, Writers
 from tmemd.store.check import Report, check_pool
 from tmemd.store.poolfile import read_identity
 from tmemd.store.requests import Request

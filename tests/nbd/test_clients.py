@@ -16,11 +16,10 @@ from pathlib import Path
 import nbd
 import pytest
 
-from tests import leftovers
-from tests.conftest import Serve
-from tests.content import PAGE, content
-from tests.gate import Gate
-from tests.harness import MIB, ROOT, Control, Server, counters, device, environment, wait_until
+from tests.support import leftovers
+from tests.support.content import PAGE, content
+from tests.support.gate import Gate
+from tests.support.harness import MIB, ROOT, Control, Serve, Server, counters, device, environment, wait_until
 
 SIZE = 4 * MIB
 CLIENT = """

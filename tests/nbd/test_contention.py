@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import contention
-from tests.harness import MIB
+from tests.support.harness import MIB
 
 
 def test_ram_follows_weights_and_changes_hands() -> None:

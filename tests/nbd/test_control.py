@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, content
-from tests.crash.writers import Ledger, Writers
-from tests.harness import MIB, Control, Server, counters, device, wait_until
-from tests.leftovers import dying_with_us
+from tests.support.content import PAGE, content
+from tests.support.harness import MIB, Control, Serve, Server, counters, device, wait_until
+from tests.support.leftovers import dying_with_us
+from tests.support.writers import Ledger, Writers
 from tmemd.store import requests
 from tmemd.store.requests import Request
 

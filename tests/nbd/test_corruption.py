@@ -9,10 +9,9 @@ from pathlib import Path
 import nbd
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, compressible, incompressible
-from tests.harness import Control, Server, counters, device
-from tests.model.index import RECORD_HEADER, record_offset
+from tests.support.content import PAGE, compressible, incompressible
+from tests.support.harness import Control, Serve, Server, counters, device
+from tests.support.index import RECORD_HEADER, record_offset
 from tmemd.store.requests import Request
 
 PAGES = 256

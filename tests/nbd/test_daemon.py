@@ -18,12 +18,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests import leftovers
-from tests.conftest import Serve
-from tests.content import PAGE, content
-from tests.crash.writers import Ledger, Writers, pages
-from tests.harness import MIB, ROOT, Server, connect, device, environment, nbdkit_command, wait_until
-from tests.unit import fakes
+from tests.support import fakes, leftovers
+from tests.support.content import PAGE, content
+from tests.support.harness import MIB, ROOT, Serve, Server, connect, device, environment, nbdkit_command, wait_until
+from tests.support.writers import Ledger, Writers, pages
 from tmemd.cli import main
 from tmemd.client import Client, UnreachableError
 from tmemd.settings import PoolSettings

@@ -8,9 +8,8 @@ import nbd
 import pytest
 
 from benchmarks import exports
-from tests.conftest import Serve
-from tests.content import PAGE, content
-from tests.harness import MIB, Server, device
+from tests.support.content import PAGE, content
+from tests.support.harness import MIB, Serve, Server, device
 
 NAMES = ["alpha", "beta", "gamma"]
 

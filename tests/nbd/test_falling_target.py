@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.conftest import Serve
-from tests.content import PAGE, incompressible
-from tests.harness import MIB, Control, device
+from tests.support.content import PAGE, incompressible
+from tests.support.harness import MIB, Control, Serve, device
 
 BLOCK = 512 * PAGE  # what one page of the index covers
 FILLED = 64 * MIB

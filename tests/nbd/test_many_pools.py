@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, compressible
-from tests.harness import MIB, device, wait_until
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.content import PAGE, compressible
+from tests.support.harness import MIB, Serve, device, wait_until
 from tests.unit.test_metrics import free_port, get
 from tmemd.client import attach_pool
 

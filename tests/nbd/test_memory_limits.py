@@ -12,11 +12,10 @@ from pathlib import Path
 import nbd
 import pytest
 
-from tests import leftovers
-from tests.conftest import Serve
-from tests.content import PAGE, incompressible
-from tests.crash.writers import pages
-from tests.harness import MIB, Server, counters, device
+from tests.support import leftovers
+from tests.support.content import PAGE, incompressible
+from tests.support.harness import MIB, Serve, Server, counters, device
+from tests.support.writers import pages
 from tmemd.binding import _core
 from tmemd.store import poolfile
 from tmemd.store.poolfile import BLOCK_PAGES

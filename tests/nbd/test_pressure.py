@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, content
-from tests.crash.writers import pages
-from tests.harness import MIB, Server, device, taken, wait_until
-from tests.memoryhog import MemoryHog
 from tests.nbd.test_memory_limits import Cgroup, memory_cgroup
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.content import PAGE, content
+from tests.support.harness import MIB, Serve, Server, device, taken, wait_until
+from tests.support.memoryhog import MemoryHog
+from tests.support.writers import pages
 from tmemd.governor.host import read_memory
 from tmemd.store import poolfile
 

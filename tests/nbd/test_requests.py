@@ -10,10 +10,9 @@ from pathlib import Path
 import nbd
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, compressible, content, incompressible
-from tests.harness import MIB, Server, counters, device, taken, wait_until
-from tests.model.reference import Reference
+from tests.support.content import PAGE, compressible, content, incompressible
+from tests.support.harness import MIB, Serve, Server, counters, device, taken, wait_until
+from tests.support.reference import Reference
 
 SIZE = 8 * MIB + 512
 

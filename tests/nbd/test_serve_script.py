@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.content import PAGE, content
-from tests.harness import DEADLINE, ROOT, connect, device, wait_until
+from tests.support.content import PAGE, content
+from tests.support.harness import DEADLINE, ROOT, connect, device, wait_until
 
 
 @contextmanager

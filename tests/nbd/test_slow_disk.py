@@ -10,11 +10,10 @@ from typing import Final
 import nbd
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, compressible, incompressible
-from tests.crash.writers import pages as read_pages
-from tests.gate import Gate
-from tests.harness import MIB, Control, Server, counters, device, taken, wait_until
+from tests.support.content import PAGE, compressible, incompressible
+from tests.support.gate import Gate
+from tests.support.harness import MIB, Control, Serve, Server, counters, device, taken, wait_until
+from tests.support.writers import pages as read_pages
 from tmemd.store.requests import Choice, Request
 
 SIZE: Final = 64 * MIB

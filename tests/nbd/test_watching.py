@@ -14,10 +14,9 @@ from typing import Any
 import nbd
 import pytest
 
-from tests.conftest import Serve
-from tests.content import PAGE, compressible
-from tests.harness import MIB, ROOT, device
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.content import PAGE, compressible
+from tests.support.harness import MIB, ROOT, Serve, device
 from tests.unit.test_metrics import free_port, get, samples, value
 
 PAGES = 1024

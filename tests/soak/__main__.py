@@ -21,8 +21,8 @@ from typing import Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tests import leftovers
 from tests.soak.soak import KINDS, Findings, SoakError, run
+from tests.support import leftovers
 
 SAY_EVERY: Final = 100  # kills, where there is no terminal
 

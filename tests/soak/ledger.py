@@ -9,7 +9,7 @@ from typing import Final
 
 import nbd
 
-from tests.content import PAGE, content
+from tests.support.content import PAGE, content
 
 RUN: Final = 8  # pages of a request
 LOST: Final = -1  # the version of a page that reads as an error

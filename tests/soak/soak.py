@@ -16,13 +16,11 @@ from typing import Final
 
 import psutil
 
-from tests import leftovers
-from tests.content import PAGE
-from tests.harness import MIB, Control, Server, counters, device, environment, nbdkit_command, taken
-from tests.model import index
 from tests.soak.ledger import RUN, Ledger, WrongError, read_runs
 from tests.soak.writers import Writers
-from tests.unit import fakes
+from tests.support import fakes, index, leftovers
+from tests.support.content import PAGE
+from tests.support.harness import MIB, Control, Server, counters, device, environment, nbdkit_command, taken
 from tmemd.store.poolfile import Counters, PoolError
 from tmemd.store.requests import Request
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import nbd
 import pytest
 
-from tests import leftovers
-from tests.content import PAGE, content
-from tests.harness import ROOT, wait_until
 from tests.soak.ledger import LOST, RUN, Ledger, WrongError
 from tests.soak.soak import HOST_DIES_EVERY, KINDS, Findings, run
+from tests.support import leftovers
+from tests.support.content import PAGE, content
+from tests.support.harness import ROOT, wait_until
 
 Change = Callable[[int, int], None]
 

@@ -10,9 +10,9 @@ from typing import Final
 
 import nbd
 
-from tests.content import PAGE, content
-from tests.harness import connect
 from tests.soak.ledger import RUN, Ledger, WrongError, is_version
+from tests.support.content import PAGE, content
+from tests.support.harness import connect
 
 PAUSE: Final = 0.002  # seconds between two requests of a writer at most: what is to be busy is the server's restart
 THREADS: Final = 3

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit import fakes
+from tests.support import fakes
 
 
 @pytest.fixture

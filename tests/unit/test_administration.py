@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit import fakes
+from tests.support import fakes
 from tmemd import protocol
 from tmemd.client import Client
 from tmemd.daemon.administration import Administration

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.content import PAGE
-from tests.harness import MIB
+from tests.support.content import PAGE
+from tests.support.harness import MIB
 from tmemd.device import backing
 from tmemd.device.backing import BackingError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import lz4.block
 import pytest
 
-from tests.unit import fakes
+from tests.support import fakes
 from tmemd.binding import _core
 from tmemd.cli import main
 from tmemd.store import poolfile

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import DEADLINE, wait_until
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.harness import DEADLINE, wait_until
 from tmemd import protocol, version
 from tmemd.cli import main, work
 from tmemd.cli.commands import COMMANDS

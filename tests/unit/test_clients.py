@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import DEADLINE
+from tests.support.harness import DEADLINE
 from tmemd.device.clients import EVERYBODY, Clients, InUseError
 from tmemd.system import peer
 from tmemd.system.peer import Peer

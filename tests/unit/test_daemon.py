@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import wait_until
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.harness import wait_until
 from tests.unit.test_tmpfs import mountable
 from tmemd import protocol
 from tmemd.client import attach_pool

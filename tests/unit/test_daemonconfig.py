@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 from tmemd import daemonconfig
 from tmemd.daemonconfig import Address, Amount, ConfigFileError, DaemonConfig, PoolConfig, load_config, parse_config
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit import fakes
+from tests.support import fakes
 from tests.unit.test_host import tree
 from tests.unit.test_tmpfs import mountable
 from tmemd.daemonconfig import DaemonConfig, parse_config

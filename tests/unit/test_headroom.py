@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.unit import fakes
+from tests.support import fakes
 from tmemd.device.headroom import Headroom
 from tmemd.store.poolfile import Counters
 

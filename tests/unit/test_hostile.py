@@ -21,8 +21,8 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from tests.harness import wait_until
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.harness import wait_until
 from tmemd import protocol
 from tmemd.store.poolfile import PoolError
 

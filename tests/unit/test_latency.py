@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakes import histogram
+from tests.support.fakes import histogram
 from tmemd.store.latency import difference, quantile
 from tmemd.store.poolfile import LATENCIES, LATENCY_BOUNDS_NS, Histogram
 

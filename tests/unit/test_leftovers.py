@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import leftovers
-from tests.harness import ROOT
+from tests.support import leftovers
+from tests.support.harness import ROOT
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
-HOLD = "import sys, os, signal; from tests.leftovers import directory\nwith directory(sys.argv[1]) as path: "
+HOLD = "import sys, os, signal; from tests.support.leftovers import directory\nwith directory(sys.argv[1]) as path: "
 DEAD = 2**22 + 1  # more than any process's number can be
 
 

@@ -14,8 +14,8 @@ import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.harness import wait_until
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.harness import wait_until
 from tests.unit.test_top import HOST, status
 from tmemd.daemon import metricserver
 from tmemd.daemon.daemon import main

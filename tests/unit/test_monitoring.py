@@ -11,7 +11,7 @@ import promql_parser
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 from tests.unit.test_top import HOST, status
 from tmemd.daemon.metrics import Snapshot, TickTimes, exposition
 from tmemd.protocol import Problem

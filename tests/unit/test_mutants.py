@@ -12,7 +12,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.harness import ROOT
 from tests.mutants import c_rules, ledger, python_rules
 from tests.mutants.__main__ import SURVIVORS
 from tests.mutants.judge import Baseline, order
@@ -20,6 +19,7 @@ from tests.mutants.ledger import Ledger, Result, Score, explanations
 from tests.mutants.mutant import Mutant, name_all
 from tests.mutants.sample import choose, mutants_of
 from tests.mutants.tree import Tree
+from tests.support.harness import ROOT
 
 
 def c_mutants(body: str) -> list[Mutant]:

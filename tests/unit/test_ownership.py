@@ -18,9 +18,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Serve
-from tests.harness import device, wait_until
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.harness import Serve, device, wait_until
 from tmemd.client import attach_pool
 from tmemd.daemon.daemon import prepare_directory
 from tmemd.store import poolfile

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import tmemd
-from tests.harness import PLUGIN, ROOT
+from tests.support.harness import PLUGIN, ROOT
 
 
 def test_the_plugin_is_found_in_the_source_tree() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit import fakes
+from tests.support import fakes
 from tmemd import protocol
 from tmemd.client import Client
 from tmemd.store import poolfile, requests

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit import fakes
+from tests.support import fakes
 from tmemd.store import poolindex
 from tmemd.store.poolfile import Identity, PoolError
 from tmemd.store.poolindex import Kind

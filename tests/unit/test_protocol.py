@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit import fakes
+from tests.support import fakes
 from tmemd import protocol
 from tmemd.store.poolfile import PoolError
 

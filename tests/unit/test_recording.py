@@ -13,8 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests import harness
-from tests.unit import fakes
+from tests.support import fakes, harness
 from tmemd.cli import main
 from tmemd.simulation import recording
 from tmemd.simulation.recording import Header, Moment, PoolMoment, RecordingError, Writer, read

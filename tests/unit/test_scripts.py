@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import harness
-from tests.harness import ROOT
-from tests.unit import fakes
+from tests.support import fakes, harness
+from tests.support.harness import ROOT
 
 SCRIPTS = [path for path in (ROOT / "scripts").iterdir() if path.is_file() and os.access(path, os.X_OK)]
 

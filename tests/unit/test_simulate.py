@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 from tests.unit.test_recording import HEADER, moment, pool
 from tmemd.cli import main
 from tmemd.cli.simulate import POLICIES

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import wait_until
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.harness import wait_until
 from tmemd.client import attach_pool
 from tmemd.daemon.daemon import main
 from tmemd.store.poolfile import PoolError

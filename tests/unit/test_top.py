@@ -23,8 +23,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tests.harness import DEADLINE, ROOT
-from tests.unit import fakes
+from tests.support import fakes
+from tests.support.harness import DEADLINE, ROOT
 from tmemd.cli import main
 from tmemd.cli.activity import Activity, activity
 from tmemd.cli.screen import SORTS, View, draw, format_count, format_seconds

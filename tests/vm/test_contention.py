@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.contention import Sample, Sampler, mean_use, off_weights
-from tests import leftovers
-from tests.harness import MIB, ROOT, Server, device, environment
-from tests.unit import fakes
+from tests.support import fakes, leftovers
+from tests.support.harness import MIB, ROOT, Server, device, environment
 from tests.vm.verdict import HarnessError, guest_faults, is_idle, second_chance
 
 WEIGHTS = {"light": 100, "middle": 200, "heavy": 400}

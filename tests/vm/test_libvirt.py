@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Serve
-from tests.harness import ROOT, device, wait_until
-from tests.leftovers import all_dying_with_us, can_have_all_die
+from tests.support.harness import ROOT, Serve, device, wait_until
+from tests.support.leftovers import all_dying_with_us, can_have_all_die
 
 KERNELS = sorted(path for path in Path("/boot").glob("vmlinuz-*-amd64") if "cloud" not in path.name)
 MODULES = ("virtio/virtio", "virtio/virtio_ring", "virtio/virtio_pci", "virtio/virtio_pci_legacy_dev",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT
-from tests.leftovers import all_dying_with_us, can_have_all_die
+from tests.support.harness import ROOT
+from tests.support.leftovers import all_dying_with_us, can_have_all_die
 from tests.vm.verdict import HarnessError, second_chance
 
 IMAGE, SHIM = Path("build/vm/root.img"), Path("build/ptrace.so")

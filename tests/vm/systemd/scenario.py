@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import nbd
 
-from tests.content import PAGE, content
+from tests.support.content import PAGE, content
 
 T = TypeVar("T")
 

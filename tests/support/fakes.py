@@ -17,7 +17,7 @@ from pathlib import Path
 import lz4.block
 import msgspec
 
-from tests import leftovers
+from tests.support import leftovers
 from tmemd import protocol
 from tmemd.client import Client
 from tmemd.store import poolfile

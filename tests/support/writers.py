@@ -11,8 +11,8 @@ from pathlib import Path
 
 import nbd
 
-from tests.content import PAGE, content
-from tests.harness import connect
+from tests.support.content import PAGE, content
+from tests.support.harness import connect
 
 RUN = 8
 

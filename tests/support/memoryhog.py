@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.leftovers import dying_with_us
+from tests.support.leftovers import dying_with_us
 
 _PROGRAM = """
 import mmap, sys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tests.content import PAGE
+from tests.support.content import PAGE
 
 ZEROS = bytes(PAGE)
 

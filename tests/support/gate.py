@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.harness import wait_until
+from tests.support.harness import wait_until
 
 
 @dataclass(frozen=True)

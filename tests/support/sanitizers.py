@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.harness import ROOT
+from tests.support.harness import ROOT
 
 LIBRARY = ROOT / "build" / "address-undefined" / "lib"
 

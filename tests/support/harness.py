@@ -12,11 +12,11 @@ from pathlib import Path
 
 import nbd
 
-from tests.leftovers import dying_with_us
+from tests.support.leftovers import dying_with_us
 from tmemd.store import poolfile, requests
 from tmemd.store.requests import ANY_PAGE, Choice, Request
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugin" / "tmem.py"
 KIB = 1 << 10
 MIB = 1 << 20
@@ -127,6 +127,9 @@ class Server:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+Serve = Callable[..., Server]  # the fixture in tests/conftest.py
 
 
 def counters(pool: Path) -> poolfile.Counters:

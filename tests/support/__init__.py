@@ -1,0 +1,1 @@
+"""What tests and benchmarks share. They import from here, never from each other (tests/unit/test_imports.py)."""
