@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.rig import Rig
+from tests.model.rig import PAGES, Rig
 from tests.support.content import PAGE
 from tests.support.harness import MIB
-
-PAGES = 1024
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from tests.support.harness import MIB
 from tmemd.binding import _core
 from tmemd.store import poolfile
 
+PAGES = 1024  # of the `rig` that modules without one of their own have
 GRANULE = 16 * MIB
 _MAP = struct.Struct("<8sIIQQ16s16sQ")
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.conftest import PAGES
-from tests.model.rig import Rig
+from tests.model.rig import PAGES, Rig
 from tests.support.content import PAGE, compressible, incompressible
 from tests.support.harness import MIB, taken
 from tests.support.index import Kind, kinds, record_offset

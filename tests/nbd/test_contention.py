@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import contention
+from tests.support import contention
 from tests.support.harness import MIB
 
 

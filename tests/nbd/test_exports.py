@@ -7,7 +7,7 @@ from pathlib import Path
 import nbd
 import pytest
 
-from benchmarks import exports
+from tests.support import exports
 from tests.support.content import PAGE, content
 from tests.support.harness import MIB, Serve, Server, device
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support import fakes
 from tests.support.content import PAGE, compressible
 from tests.support.harness import MIB, Serve, device, wait_until
-from tests.unit.test_metrics import free_port, get
+from tests.support.scrape import free_port, get
 from tmemd.client import attach_pool
 
 SERVED = [f"served{n}" for n in range(64)]

@@ -6,13 +6,12 @@ import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import nbd
 import pytest
 
-from tests.support import leftovers
+from tests.support.cgroup import Cgroup, memory_cgroup
 from tests.support.content import PAGE, incompressible
 from tests.support.harness import MIB, Serve, Server, counters, device
 from tests.support.writers import pages
@@ -35,41 +34,6 @@ def small_tmpfs(tmp_path: Path) -> Iterator[Path]:
         yield directory
     finally:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
-
-
-class Cgroup:
-    """A memory cgroup: version 1 or 2."""
-
-    def __init__(self, path: Path, limit: int) -> None:
-        self._old = (path / "memory.limit_in_bytes").exists()
-        self.path = path
-        self.limit = limit
-        (self.path / ("memory.limit_in_bytes" if self._old else "memory.max")).write_text(str(limit))
-
-    @property
-    def usage(self) -> int:
-        """Bytes charged now."""
-        return int((self.path / ("memory.usage_in_bytes" if self._old else "memory.current")).read_text())
-
-    def kills(self) -> int:
-        """How often the OOM killer struck."""
-        lines = (self.path / ("memory.oom_control" if self._old else "memory.events")).read_text().splitlines()
-        return int(dict(line.split() for line in lines)["oom_kill"])
-
-    def wrapper(self) -> tuple[str, ...]:
-        """A command that moves itself here and becomes another."""
-        return ("sh", "-c", f'echo $$ > {self.path}/cgroup.procs; exec "$@"', "sh")
-
-
-@contextmanager
-def memory_cgroup(limit: int) -> Iterator[Cgroup]:
-    """A new cgroup of the version that controls memory here."""
-    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
-    old = (first / "memory.limit_in_bytes").exists()
-    if not old and "memory" not in (second / "cgroup.subtree_control").read_text().split():
-        pytest.skip("no memory cgroup controller")
-    with leftovers.directory(first if old else second) as path:
-        yield Cgroup(path, limit)
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nbd.test_memory_limits import Cgroup, memory_cgroup
 from tests.support import fakes
+from tests.support.cgroup import Cgroup, memory_cgroup
 from tests.support.content import PAGE, content
 from tests.support.harness import MIB, Serve, Server, device, taken, wait_until
 from tests.support.memoryhog import MemoryHog

@@ -17,7 +17,7 @@ import pytest
 from tests.support import fakes
 from tests.support.content import PAGE, compressible
 from tests.support.harness import MIB, ROOT, Serve, device
-from tests.unit.test_metrics import free_port, get, samples, value
+from tests.support.scrape import free_port, get, samples, value
 
 PAGES = 1024
 OPERATIONS = ("put", "get", "spill", "file_read")

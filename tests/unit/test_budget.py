@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.series import turns
 from tmemd.governor.budget import BAND, CUT, GROWTH, HOLD_MAX, HOLD_MIN, NEAR, Budget, Limits, Moment
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -16,19 +15,6 @@ LIMITS = Limits(minimum=256 * MIB, maximum=8 * GIB, pressure=0.1)
 
 def moment(spare: int, used: int = 0, pressure: float = 0.0) -> Moment:
     return Moment(total=TOTAL, spare=spare, used=used, pressure=pressure)
-
-
-def turns(values: Sequence[int], band: int = BAND_BYTES) -> int:
-    """How often the direction changes, moves within the band not counted."""
-    count, direction, turning = 0, 0, values[0]
-    for value in values:
-        if abs(value - turning) > band:
-            now = 1 if value > turning else -1
-            count += now != direction != 0
-            direction = now
-        if direction * (value - turning) > 0 or abs(value - turning) > band:
-            turning = value
-    return count
 
 
 def test_turns_are_counted() -> None:
@@ -146,8 +132,8 @@ def test_a_sawtooth_is_followed_ever_more_rarely() -> None:
         phase = tick % 40
         taken = 3 * GIB * min(phase, 40 - phase) // 20
         seen.append(budget.step(moment(6 * GIB - taken)))
-    assert turns(seen) <= 24  # the sawtooth itself has 120
-    assert turns(seen[:240]) >= 2, "it never gave what was free"
+    assert turns(seen, BAND_BYTES) <= 24  # the sawtooth itself has 120
+    assert turns(seen[:240], BAND_BYTES) >= 2, "it never gave what was free"
 
 
 def test_a_slow_leak_is_followed_in_steps_and_downwards_only() -> None:
@@ -163,7 +149,7 @@ def test_a_step_down_and_up() -> None:
     budget = Budget(LIMITS)
     spares = [6 * GIB] * 60 + [GIB] * 60 + [6 * GIB] * 60
     seen = [budget.step(moment(spare)) for spare in spares]
-    assert turns(seen) == 1
+    assert turns(seen, BAND_BYTES) == 1
     assert max(seen[60:120]) <= GIB
     assert seen[60 + 60 + HOLD_MIN + round(1 / GROWTH) + 1] >= 6 * GIB - BAND_BYTES
 

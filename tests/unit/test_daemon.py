@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import fakes
 from tests.support.harness import wait_until
-from tests.unit.test_tmpfs import mountable
+from tests.support.mounts import mountable
 from tmemd import protocol
 from tmemd.client import attach_pool
 from tmemd.daemon.sdnotify import notify

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.unit.test_recording import pool
+from tests.support.recordings import pool
 from tmemd.policy import Demand, demand
 from tmemd.policy.demand import HOT, Use
 from tmemd.store.poolfile import GENERATIONS

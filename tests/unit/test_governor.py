@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from tests.support import fakes
-from tests.unit.test_host import tree
-from tests.unit.test_tmpfs import mountable
+from tests.support.hosts import tree
+from tests.support.mounts import mountable
 from tmemd.daemonconfig import DaemonConfig, parse_config
 from tmemd.governor.governor import Governor, held_back
 from tmemd.governor.observe import Observer

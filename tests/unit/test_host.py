@@ -5,36 +5,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.hosts import tree
 from tmemd.governor.host import Memory, Stalls, read_memory
 from tmemd.store.poolfile import PoolError
 
 RECORDED = Path(__file__).parent / "data/host"  # Linux 6.18, cgroups of version 1 without limits
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-MEMINFO = """\
-MemTotal:        8388608 kB
-MemFree:          524288 kB
-MemAvailable:    4194304 kB
-Buffers:           10240 kB
-Cached:          3670016 kB
-Shmem:            102400 kB
-Active:          1048576 kB
-Inactive:        2097152 kB
-Slab:             204800 kB
-"""
 STALLS = """\
 some avg10=1.00 avg60=0.50 avg300=0.10 total={}
 full avg10=0.20 avg60=0.10 avg300=0.00 total={}
 """
 UNLIMITED = 9223372036854771712  # what version 1 says for no limit
-
-
-def tree(root: Path, files: dict[str, object]) -> Path:
-    """A host with 8 GiB, of which 4 are available; *files* are added."""
-    for name, text in ({"proc/meminfo": MEMINFO} | files).items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}".rstrip() + "\n")
-    return root
 
 
 def test_a_recorded_host() -> None:

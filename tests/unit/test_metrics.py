@@ -11,12 +11,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support import fakes
 from tests.support.harness import wait_until
-from tests.unit.test_top import HOST, status
+from tests.support.scrape import free_port, get, parsed, samples, value
+from tests.support.statuses import HOST, status
 from tmemd.daemon import metricserver
 from tmemd.daemon.daemon import main
 from tmemd.daemon.metrics import Snapshot, exposition
@@ -27,25 +26,6 @@ from tmemd.store import poolfile
 from tmemd.store.poolfile import Counters, Latencies
 
 MIB = fakes.MIB
-Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def parsed(text: bytes) -> dict[str, Metric]:
-    return {family.name: family for family in text_string_to_metric_families(text.decode())}
-
-
-def samples(text: bytes) -> Samples:
-    found: Samples = {}
-    for family in parsed(text).values():
-        for sample in family.samples:
-            key = (sample.name, frozenset(sample.labels.items()))
-            assert key not in found, f"{key} is there twice"
-            found[key] = sample.value
-    return found
-
-
-def value(found: Samples, name: str, **labels: str) -> float | None:
-    return found.get((name, frozenset(labels.items())))
 
 
 # What is told
@@ -132,26 +112,11 @@ def test_histograms_are_cumulative_and_lose_nothing() -> None:
 # How it is served: by a tmemd
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 @contextmanager
 def tmemd(base: Path, *options: str) -> Iterator[tuple[fakes.Tmemd, int]]:
     port = free_port()
     with fakes.tmemd(base, f"--metrics=127.0.0.1:{port}", *options) as running:
         yield running, port
-
-
-def get(port: int, path: str = "/metrics", method: str = "GET") -> tuple[int, bytes, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    try:
-        connection.request(method, path)
-        response = connection.getresponse()
-        return response.status, response.read(), response.getheader("Content-Type", "")
-    finally:
-        connection.close()
 
 
 def test_a_scrape_tells_of_all_pools(base: Path) -> None:

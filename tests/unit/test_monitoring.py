@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.harness import ROOT
-from tests.unit.test_top import HOST, status
+from tests.support.statuses import HOST, status
 from tmemd.daemon.metrics import Snapshot, TickTimes, exposition
 from tmemd.protocol import Problem
 from tmemd.settings import PoolSettings

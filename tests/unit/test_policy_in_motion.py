@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.unit.test_policy import MIB
+from tests.support.harness import MIB
 from tmemd.governor.governor import TICK, held_back
 from tmemd.policy import Demand, by_name
 from tmemd.policy.demand import HOT, Use

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_budget import turns
+from tests.support.series import turns
 from tmemd.governor.budget import BAND, Budget, Limits, Moment
 from tmemd.governor.host import Memory, Stalls
 

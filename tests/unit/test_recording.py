@@ -14,36 +14,11 @@ import msgspec
 import pytest
 
 from tests.support import fakes, harness
+from tests.support.recordings import HEADER, moment, pool
 from tmemd.cli import main
 from tmemd.simulation import recording
-from tmemd.simulation.recording import Header, Moment, PoolMoment, RecordingError, Writer, read
-from tmemd.store.poolfile import GENERATIONS, Ages, PoolError
-from tmemd.store.sample import PoolSample
-
-HEADER = Header(started="2026-11-23T12:00:00+00:00", interval=0.5, policy="fair")
-NONE = (0,) * GENERATIONS
-
-
-def pool(name: str = "web", **values: Any) -> PoolMoment:
-    """One pool at one moment, all zero but what is given: of its counters, its ages, or itself."""
-    ages = {field: values.pop(field) for field in Ages.__struct_fields__ if _is_of_ages(field, values)}
-    own = {field: values.pop(field) for field in PoolSample.__struct_fields__ if field in values}
-    known: dict[str, Any] = {
-        "weight": 100, "minimum_bytes": 0, "cap_bytes": None, "target_bytes": 0,
-        "frozen": False, "served": True, "has_file": True,
-    }  # fmt: skip
-    counted = Ages(**(dict.fromkeys(Ages.__struct_fields__, NONE) | {"surveys": 0, "generation": 0} | ages))
-    sample = PoolSample(name=name, counters=fakes.counters(**values), ages=counted, **(known | own))
-    return PoolMoment(sample=sample, file_read_ns=0, spill_ns=0)
-
-
-def _is_of_ages(field: str, values: dict[str, Any]) -> bool:
-    """Some counters have the same names."""
-    return isinstance(values.get(field), tuple) or (field in {"surveys", "generation"} and field in values)
-
-
-def moment(at: float, *pools: PoolMoment, budget: int = 1 << 30) -> Moment:
-    return Moment(at=at, budget_bytes=budget, pools=pools)
+from tmemd.simulation.recording import RecordingError, Writer, read
+from tmemd.store.poolfile import PoolError
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.xz"])

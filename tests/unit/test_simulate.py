@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.harness import ROOT
-from tests.unit.test_recording import HEADER, moment, pool
+from tests.support.recordings import HEADER, moment, pool
 from tmemd.cli import main
 from tmemd.cli.simulate import POLICIES
 from tmemd.policy import Demand, by_name

@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import fakes
 from tests.support.harness import wait_until
+from tests.support.mounts import mountable
 from tmemd.client import attach_pool
 from tmemd.daemon.daemon import main
 from tmemd.store.poolfile import PoolError
@@ -19,21 +18,6 @@ from tmemd.system import tmpfs
 def capacity(path: Path) -> int:
     status = os.statvfs(path)
     return status.f_blocks * status.f_frsize
-
-
-@contextmanager
-def mountable(path: Path) -> Iterator[Path]:
-    """A directory that is unmounted again, or a skip where nothing can be mounted."""
-    path.mkdir(exist_ok=True)
-    probe = subprocess.run(["mount", "-t", "tmpfs", "probe", path], capture_output=True, text=True, check=False)
-    if probe.returncode:
-        pytest.skip(f"cannot mount here: {probe.stderr.strip()}")
-    subprocess.run(["umount", path], check=True)
-    try:
-        yield path
-    finally:
-        while path.is_mount():
-            subprocess.run(["umount", path], check=True)
 
 
 def test_tmpfs_is_told_from_disk(tmp_path: Path) -> None:

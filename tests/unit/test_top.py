@@ -25,38 +25,21 @@ from rich.console import Console
 
 from tests.support import fakes
 from tests.support.harness import DEADLINE, ROOT
+from tests.support.statuses import HOST, status
 from tmemd.cli import main
 from tmemd.cli.activity import Activity, activity
 from tmemd.cli.screen import SORTS, View, draw, format_count, format_seconds
 from tmemd.cli.watch import Frame
 from tmemd.client import Client
-from tmemd.protocol import HostStatus, PoolStatus
-from tmemd.store.poolfile import Latencies
+from tmemd.protocol import HostStatus
 
 MIB = fakes.MIB
 GIB = 1 << 30
 Output = pytest.CaptureFixture[str]
 
 
-def status(name: str = "web", *, error: str | None = None, put: int = 0, **counters: int) -> PoolStatus:
-    """One whose puts took 768 to 1024 ns each."""
-    none = fakes.histogram()
-    return PoolStatus(
-        name=name, path=f"/pools/{name}.pool", uid=0, size=GIB, has_file=True, backing="", target_bytes=64 * MIB,
-        frozen=False, served=True, error=error, counters=fakes.counters(**counters),
-        latencies=Latencies(fakes.histogram(4, count=put), none, none, none),
-    )  # fmt: skip
-
-
 def frame(*pools: Activity, host: HostStatus | None = None, **changes: Any) -> Frame:
     return replace(Frame(time.time(), 1.0, host, list(pools), []), **changes)
-
-
-HOST = HostStatus(
-    policy="fair", budget_bytes=8 * GIB, targets_bytes=6 * GIB, used_bytes=5 * GIB, total_bytes=32 * GIB,
-    available_bytes=10 * GIB, reserve_bytes=3 * GIB, pressure_some=0.012, pressure_full=0.0,
-    writes_left_bytes=2 * GIB,
-)  # fmt: skip
 
 
 # Activity

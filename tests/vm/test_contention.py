@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contention import Sample, Sampler, mean_use, off_weights
 from tests.support import fakes, leftovers
+from tests.support.contention import Sample, Sampler, mean_use, off_weights
 from tests.support.harness import MIB, ROOT, Server, device, environment
 from tests.vm.verdict import HarnessError, guest_faults, is_idle, second_chance
 

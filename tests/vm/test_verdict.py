@@ -7,8 +7,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from benchmarks.contention import Sampler
 from tests.support import fakes
+from tests.support.contention import Sampler
 from tests.support.harness import wait_until
 from tests.vm.judge import find_faults
 from tests.vm.verdict import HarnessError, is_idle, second_chance
