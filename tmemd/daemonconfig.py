@@ -148,6 +148,21 @@ class DaemonConfig(_Table, frozen=True):
             raise ValueError(f"pools: minimums of {sizes}")
 
 
+def read_config(path: Path | None, total: int) -> DaemonConfig:
+    """The file's content, checked for a host with *total* bytes of RAM. None: the usual file, if it is there.
+
+    Raises ConfigFileError.
+    """
+    if path is None and not DEFAULT_PATH.exists():
+        return DaemonConfig()
+    config = load_config(path or DEFAULT_PATH)
+    try:
+        config.check(total)
+    except ValueError as error:
+        raise ConfigFileError(f"{path or DEFAULT_PATH}: {error}") from None
+    return config
+
+
 def load_config(path: Path) -> DaemonConfig:
     """Read the file. Raises ConfigFileError."""
     try:

@@ -75,7 +75,7 @@ _CLIENTS: Final = "tests/nbd/test_requests.py"
 _CANARIES: Final = (
     ("tmemd/core/codec.c", b"\n__attribute__((constructor)) static void die(void) { __builtin_trap(); }\n", _CLIENTS),
     ("tmemd/device/served.py", b"\nraise SystemExit(3)\n", _CLIENTS),
-    ("tmemd/daemon/daemon.py", b"\nraise SystemExit(3)\n", "tests/nbd/test_daemon.py"),
+    ("tmemd/daemon/start.py", b"\nraise SystemExit(3)\n", "tests/nbd/test_daemon.py"),
 )  # fmt: skip
 
 

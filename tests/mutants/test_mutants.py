@@ -209,7 +209,7 @@ def test_own_near_cheap_and_successful_tests_go_first() -> None:
     assert ordered("tmemd/core/b.c") == [b, c, d, a]
     assert ordered("tmemd/core/map.c", b=5) == [b, c, d, a]
     assert ordered("tmemd/core/map.c", "lock-left-out") == [d, c, b, a]
-    assert ordered("tmemd/daemon/daemon.py") == [a]
+    assert ordered("tmemd/daemon/server.py") == [a]
     assert baseline.limits()[f"{b}::t"] == 72
 
 

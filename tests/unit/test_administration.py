@@ -20,8 +20,11 @@ import pytest
 from tests.support import fakes
 from tmemd import protocol
 from tmemd.client import Client
+from tmemd.daemon.access import Access
 from tmemd.daemon.administration import Administration
-from tmemd.daemon.daemon import Access, Daemon, listen
+from tmemd.daemon.maintenance import Maintenance
+from tmemd.daemon.server import Server, listen
+from tmemd.daemon.start import run
 from tmemd.daemonconfig import parse_config
 from tmemd.governor.governor import Governor
 from tmemd.protocol import Destroy, Freeze, Set
@@ -549,8 +552,10 @@ async def meanwhile(running: Running) -> None:
 def during(base: Path, use: Callable[[Running], Awaitable[None]]) -> None:
     """Run a tmemd with the pool 'web' while *use* goes on."""
 
-    async def run(daemon: Daemon, listener: socket.socket, running: Running) -> None:
-        serving = asyncio.create_task(daemon.run(listener))
+    async def running_tmemd(
+        server: Server, maintenance: Maintenance, listener: socket.socket, running: Running
+    ) -> None:
+        serving = asyncio.create_task(run(server, maintenance, listener))
         try:
             await use(running)
         finally:
@@ -568,8 +573,8 @@ def during(base: Path, use: Callable[[Running], Awaitable[None]]) -> None:
         made.adopt()
         governor = Governor(pools, made.settings, config)
         listener = listen(base / "socket", None, opened)
-        daemon = Daemon(made, governor, Access(frozenset()), timeout=PATIENCE)
-        asyncio.run(run(daemon, listener, Running(made, store, governor, base / "socket")))
+        server, maintenance = Server(made, governor, Access(frozenset()), PATIENCE), Maintenance(made, governor)
+        asyncio.run(running_tmemd(server, maintenance, listener, Running(made, store, governor, base / "socket")))
 
 
 def test_nobody_waits_for_the_disk_but_those_who_change_something(base: Path) -> None:

@@ -19,7 +19,7 @@ from tmemd import protocol, version
 from tmemd.cli import main, work
 from tmemd.cli.commands import COMMANDS
 from tmemd.client import Client, UnreachableError
-from tmemd.daemon import daemon
+from tmemd.daemon import start
 from tmemd.store import poolfile, requests
 from tmemd.store.pool import Pools, perform
 from tmemd.store.requests import ANY_PAGE, Choice, Queued, Request
@@ -568,7 +568,7 @@ def test_demote_of_nothing_in_particular_is_a_usage_error(directory: Path, optio
 
 
 def test_every_program_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for program in (main, daemon.main):
+    for program in (main, start.main):
         with pytest.raises(SystemExit) as ended:
             program(["--version"])
         assert ended.value.code == 0

@@ -17,9 +17,9 @@ from tests.support.harness import wait_until
 from tests.support.scrape import free_port, get, parsed, samples, value
 from tests.support.statuses import HOST, status
 from tmemd.daemon import metricserver
-from tmemd.daemon.daemon import main
 from tmemd.daemon.metrics import Snapshot, exposition
 from tmemd.daemon.metricserver import MetricsServer
+from tmemd.daemon.start import main
 from tmemd.daemonconfig import Address
 from tmemd.settings import PoolSettings
 from tmemd.store import poolfile

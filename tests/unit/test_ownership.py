@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from tests.support import fakes
 from tests.support.harness import Serve, device, wait_until
 from tmemd.client import attach_pool
-from tmemd.daemon.daemon import prepare_directory
+from tmemd.daemon.directory import prepare_directory
 from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
 from tmemd.system import locks

@@ -10,7 +10,7 @@ from tests.support import fakes
 from tests.support.harness import wait_until
 from tests.support.mounts import mountable
 from tmemd.client import attach_pool
-from tmemd.daemon.daemon import main
+from tmemd.daemon.start import main
 from tmemd.store.poolfile import PoolError
 from tmemd.system import tmpfs
 

@@ -9,8 +9,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run tmemd until SIGTERM or SIGINT; returns its exit status."""
     try:
         # Loading takes a while, and Ctrl-C is no error then, nor before there is a loop that would handle it.
-        from tmemd.daemon import daemon  # noqa: PLC0415
+        from tmemd.daemon import start  # noqa: PLC0415
 
-        return daemon.main(argv)
+        return start.main(argv)
     except KeyboardInterrupt:
         return 130

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from tmemd.store.poolfile import PoolError
 _log: Final = logging.getLogger("tmemd")
 
 _NO_CONFIG: Final = PoolConfig()
+_NEARLY: Final = 0.99  # the kernel's 50 % of RAM are a few pages less than ours
 
 
 class Administration:
@@ -44,7 +45,6 @@ class Administration:
 
     def __init__(self, pools: Pools, store: SettingsStore, config: DaemonConfig, total: int) -> None:
         self.pools = pools
-        self.config = config
         self._store = store
         self._total = total
         self._merged: dict[str, PoolSettings] = {}  # the governor asks for every pool's twice a second
@@ -52,6 +52,7 @@ class Administration:
         self._overcommitted: tuple[int, int] | None = None  # bytes there are, and bytes promised, where these are more
         self.problems = Problems()
         self.changing = asyncio.Lock()  # held by whoever changes settings or makes pools, until it is done
+        self.configure(config)
 
     def settings(self, name: str) -> PoolSettings:
         """What holds for a pool, whether or not it is there now."""
@@ -127,6 +128,17 @@ class Administration:
         """Go by another configuration from now on; what it says of pools is in their control pages after `adopt`."""
         self.config = config
         self._merged.clear()
+        self._report_small_tmpfs()
+
+    def _report_small_tmpfs(self) -> None:
+        """Log it where pools get less than the configuration allows, for their tmpfs holds no more."""
+        maximum = self.config.budget.maximum.of(self._total)
+        with suppress(PoolError):
+            if (capacity := self.pools.capacity()) < maximum * _NEARLY:
+                _log.info(
+                    "pools get at most %s, which is what %s holds (--tmpfs-size), and not budget.maximum, %s",
+                    format_size(capacity), self.pools.directory, format_size(maximum),
+                )  # fmt: skip
 
     def adopt(self) -> set[str]:
         """Look after all pools there are now, and make their settings hold.

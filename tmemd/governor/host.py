@@ -49,6 +49,11 @@ def read_memory(root: Path = _ROOT) -> list[Memory]:
     return found
 
 
+def total_memory() -> int:
+    """Bytes of RAM of this host, or of the smallest cgroup that this process runs in. Raises PoolError."""
+    return min(memory.total for memory in read_memory())
+
+
 def _read_host(root: Path) -> Memory:
     try:
         with _procfs(root / "proc"):
