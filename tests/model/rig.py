@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.content import PAGE
@@ -14,6 +15,7 @@ from tmemd.store import poolfile
 
 PAGES = 1024  # of the `rig` that modules without one of their own have
 GRANULE = 16 * MIB
+OpenDevice = Callable[..., "Rig"]  # the fixture `core_device`
 _MAP = struct.Struct("<8sIIQQ16s16sQ")
 
 

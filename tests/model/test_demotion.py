@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.rig import Rig
+from tests.model.rig import OpenDevice, Rig
 from tests.support.content import PAGE, compressible, incompressible
 from tests.support.harness import MIB, taken
 from tests.support.index import Kind, kinds, record_offset
@@ -23,11 +23,9 @@ FIRST = 1100  # no page from here on is written through, but for the last
 
 
 @pytest.fixture
-def rig(pools: Path, disk: Path) -> Iterator[Rig]:
+def rig(core_device: OpenDevice) -> Rig:
     """A device with room for all its pages."""
-    rig = Rig(pools, disk, 2 * PAGES * PAGE, 32 * MIB)
-    yield rig
-    rig.close()
+    return core_device(2 * PAGES * PAGE, 32 * MIB)
 
 
 def put(rig: Rig, pages: range) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.rig import Rig
+from tests.model.rig import OpenDevice, Rig
 from tests.support.content import PAGE, compressible, content, incompressible
 from tests.support.harness import MIB, taken
 from tests.support.index import Kind, record_offset, words
@@ -27,11 +27,9 @@ SPAN = 256 << 10
 
 
 @pytest.fixture
-def ram(pools: Path) -> Iterator[Rig]:
+def ram(core_device: OpenDevice) -> Rig:
     """A device without a backing file, of twice as many pages as its limit has room for."""
-    rig = Rig(pools, None, PAGES * PAGE, LIMIT)
-    yield rig
-    rig.close()
+    return core_device(PAGES * PAGE, LIMIT, disk=None)
 
 
 def put(rig: Rig, pages: Iterable[int], make: Content, version: int) -> list[int]:
@@ -90,19 +88,16 @@ def test_after_random_trims_the_pool_is_filled_to_its_limit_again(
     assert ram.counters().used_bytes == taken(ram.pool) <= LIMIT
 
 
-def test_spans_do_not_run_out(pools: Path) -> None:
+def test_spans_do_not_run_out(core_device: OpenDevice) -> None:
     pages = 32768  # the spans that each class may have partly filled are a small part of those for these
-    rig = Rig(pools, None, pages * PAGE, 2 * pages * PAGE)
-    try:
-        assert len(put(rig, range(pages), incompressible, 1)) == pages
-        for percent in 70, 75, 80:
-            trim(rig, gone := some_of(range(pages), percent))
-            rig.device.compact(1 << 30)
-            assert len(put(rig, gone, incompressible, percent)) == len(gone)
-        trim(rig, gone := some_of(range(pages), 90))
-        assert len(put(rig, gone, compressible, 2)) == len(gone)
-    finally:
-        rig.close()
+    rig = core_device(pages * PAGE, 2 * pages * PAGE, disk=None)
+    assert len(put(rig, range(pages), incompressible, 1)) == pages
+    for percent in 70, 75, 80:
+        trim(rig, gone := some_of(range(pages), percent))
+        rig.device.compact(1 << 30)
+        assert len(put(rig, gone, incompressible, percent)) == len(gone)
+    trim(rig, gone := some_of(range(pages), 90))
+    assert len(put(rig, gone, compressible, 2)) == len(gone)
 
 
 @pytest.mark.parametrize("make", [incompressible, content])
@@ -186,22 +181,19 @@ def test_near_the_target_a_class_takes_no_more_than_it_needs(ram: Rig) -> None:
     assert max(near) <= 2 * PAGE  # for the first slot of a span
 
 
-def test_with_a_file_a_put_is_spilled_unless_much_is_free(pools: Path, disk: Path) -> None:
-    rig = Rig(pools, disk, 1024 * PAGE, 3 * MIB)
-    try:
-        rig.write(200 * PAGE, b"".join(incompressible(page, 1) for page in range(200, 850)))
-        put(rig, range(850, 1000), incompressible, 1)
-        assert rig.counters().spills > 0
-        trim(rig, range(200, 210))
-        spills = rig.counters().spills
-        put(rig, range(600, 604), compressible, 1)
-        assert (rig.counters().spills, rig.counters().moves) == (spills + 4, 0)
-        trim(rig, some_of(range(220, 600), 50))
-        put(rig, range(604, 608), compressible, 1)
-        assert rig.counters().spills == spills + 4
-        assert rig.counters().moves > 0
-    finally:
-        rig.close()
+def test_with_a_file_a_put_is_spilled_unless_much_is_free(core_device: OpenDevice) -> None:
+    rig = core_device(1024 * PAGE, 3 * MIB)
+    rig.write(200 * PAGE, b"".join(incompressible(page, 1) for page in range(200, 850)))
+    put(rig, range(850, 1000), incompressible, 1)
+    assert rig.counters().spills > 0
+    trim(rig, range(200, 210))
+    spills = rig.counters().spills
+    put(rig, range(600, 604), compressible, 1)
+    assert (rig.counters().spills, rig.counters().moves) == (spills + 4, 0)
+    trim(rig, some_of(range(220, 600), 50))
+    put(rig, range(604, 608), compressible, 1)
+    assert rig.counters().spills == spills + 4
+    assert rig.counters().moves > 0
 
 
 def damage(rig: Rig, pages: Iterable[int], number: int) -> None:
@@ -286,35 +278,29 @@ def free_pages(path: Path) -> int:
 
 
 @pytest.mark.parametrize("left", range(1, 18))
-def test_what_a_full_tmpfs_gave_in_part_is_given_back(small: Path, left: int) -> None:
-    rig = Rig(small, None, PAGES * PAGE, LIMIT)
-    try:
-        full = put(rig, range(PAGES), incompressible, 1)
-        # So much of it is taken by others that raw pages, which grow by several pages, find less than they want.
-        trim(rig, full)
-        some = put(rig, range(520 - left), incompressible, 2)
-        with (small / "others").open("wb") as others:
-            os.posix_fallocate(others.fileno(), 0, (free_pages(small) - left) * PAGE)
-            more = put(rig, range(1000, 1100), incompressible, 2)
-            assert rig.counters().used_bytes == taken(rig.pool)
-            used = rig.counters().used_bytes
-            assert free_pages(small) + (used - taken(rig.pool)) // PAGE <= 1
-        assert wrong(rig, [*some, *more], incompressible, 2) == []
-        (small / "others").unlink()
-        assert put(rig, range(1100, 1110), incompressible, 2) == list(range(1100, 1110))
-    finally:
-        rig.close()
+def test_what_a_full_tmpfs_gave_in_part_is_given_back(small: Path, core_device: OpenDevice, left: int) -> None:
+    rig = core_device(PAGES * PAGE, LIMIT, disk=None, pools=small)
+    full = put(rig, range(PAGES), incompressible, 1)
+    # So much of it is taken by others that raw pages, which grow by several pages, find less than they want.
+    trim(rig, full)
+    some = put(rig, range(520 - left), incompressible, 2)
+    with (small / "others").open("wb") as others:
+        os.posix_fallocate(others.fileno(), 0, (free_pages(small) - left) * PAGE)
+        more = put(rig, range(1000, 1100), incompressible, 2)
+        assert rig.counters().used_bytes == taken(rig.pool)
+        used = rig.counters().used_bytes
+        assert free_pages(small) + (used - taken(rig.pool)) // PAGE <= 1
+    assert wrong(rig, [*some, *more], incompressible, 2) == []
+    (small / "others").unlink()
+    assert put(rig, range(1100, 1110), incompressible, 2) == list(range(1100, 1110))
 
 
-def test_a_page_too_few_for_a_slot_is_left_to_others(small: Path) -> None:
-    rig = Rig(small, None, PAGES * PAGE, LIMIT)
-    try:
-        with (small / "others").open("wb") as others:
-            os.posix_fallocate(others.fileno(), 0, (free_pages(small) - 1) * PAGE)
-            used = rig.counters().used_bytes
-            for _ in range(3):
-                assert put(rig, [1], incompressible, 1) == []
-            assert (free_pages(small), rig.counters().used_bytes, taken(rig.pool)) == (1, used, used)
-            assert put(rig, [1], compressible, 1) == [1]
-    finally:
-        rig.close()
+def test_a_page_too_few_for_a_slot_is_left_to_others(small: Path, core_device: OpenDevice) -> None:
+    rig = core_device(PAGES * PAGE, LIMIT, disk=None, pools=small)
+    with (small / "others").open("wb") as others:
+        os.posix_fallocate(others.fileno(), 0, (free_pages(small) - 1) * PAGE)
+        used = rig.counters().used_bytes
+        for _ in range(3):
+            assert put(rig, [1], incompressible, 1) == []
+        assert (free_pages(small), rig.counters().used_bytes, taken(rig.pool)) == (1, used, used)
+        assert put(rig, [1], compressible, 1) == [1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.rig import PAGES, Rig
+from tests.model.rig import PAGES, OpenDevice, Rig
 from tests.support.content import PAGE, compressible, incompressible
 from tests.support.harness import MIB, taken
 from tests.support.index import Kind, kinds, record_offset
@@ -145,22 +145,19 @@ def test_invariant_8_a_failed_demotion_or_drain_loses_nothing(rig: Rig) -> None:
     assert Kind.FILE not in kinds(rig.pool)[200:]
 
 
-def test_a_damaged_last_page_that_ends_early_can_be_written(pools: Path, disk: Path) -> None:
+def test_a_damaged_last_page_that_ends_early_can_be_written(core_device: OpenDevice, disk: Path) -> None:
     end = 16 * PAGE
-    rig = Rig(pools, disk, end + 512, 32 * MIB)
-    try:
-        rig.frozen(True)
-        rig.write(end, b"a" * 512)
-        with disk.open("r+b") as file:
-            os.pwrite(file.fileno(), b"x", end)
-        with pytest.raises(OSError, match=r"."):
-            rig.read(end, 512)
-        with pytest.raises(OSError, match=r"."):
-            rig.write(end, b"b" * 511)
-        rig.write(end, b"c" * 512)
-        assert rig.read(end, 512) == b"c" * 512
-    finally:
-        rig.close()
+    rig = core_device(end + 512, 32 * MIB)
+    rig.frozen(True)
+    rig.write(end, b"a" * 512)
+    with disk.open("r+b") as file:
+        os.pwrite(file.fileno(), b"x", end)
+    with pytest.raises(OSError, match=r"."):
+        rig.read(end, 512)
+    with pytest.raises(OSError, match=r"."):
+        rig.write(end, b"b" * 511)
+    rig.write(end, b"c" * 512)
+    assert rig.read(end, 512) == b"c" * 512
 
 
 def test_the_coldest_pages_are_demoted_first(rig: Rig) -> None:
@@ -186,13 +183,10 @@ def test_what_is_freeable_is_what_demotion_gives_back(rig: Rig, written: int) ->
     assert poolfile.freeable(rig.identity, rig.counters()) == 0
 
 
-def test_a_pool_without_a_file_has_nothing_freeable(pools: Path) -> None:
-    rig = Rig(pools, None, PAGES * PAGE, 8 * MIB)
-    try:
-        write(rig, range(300), 1)
-        assert poolfile.freeable(rig.identity, rig.counters()) == 0
-    finally:
-        rig.close()
+def test_a_pool_without_a_file_has_nothing_freeable(core_device: OpenDevice) -> None:
+    rig = core_device(PAGES * PAGE, 8 * MIB, disk=None)
+    write(rig, range(300), 1)
+    assert poolfile.freeable(rig.identity, rig.counters()) == 0
 
 
 def test_compaction_gives_back_what_random_overwrites_left_scattered(rig: Rig) -> None:
@@ -206,17 +200,14 @@ def test_compaction_gives_back_what_random_overwrites_left_scattered(rig: Rig) -
     assert [page for page in range(4, PAGES, 4) if wrong(rig, range(page, page + 1), 1)] == []
 
 
-def test_the_target_of_a_device_without_a_file_never_falls_below_its_use(pools: Path) -> None:
-    rig = Rig(pools, None, PAGES * PAGE, 8 * MIB)
-    try:
-        write(rig, range(300), 1)
-        rig.target(rig.minimum)
-        assert rig.device.over_target() == 0
-        with pytest.raises(OSError, match=r"."):
-            write(rig, range(300, 900), 1)
-        assert wrong(rig, range(300), 1) == []
-    finally:
-        rig.close()
+def test_the_target_of_a_device_without_a_file_never_falls_below_its_use(core_device: OpenDevice) -> None:
+    rig = core_device(PAGES * PAGE, 8 * MIB, disk=None)
+    write(rig, range(300), 1)
+    rig.target(rig.minimum)
+    assert rig.device.over_target() == 0
+    with pytest.raises(OSError, match=r"."):
+        write(rig, range(300, 900), 1)
+    assert wrong(rig, range(300), 1) == []
 
 
 def test_freezing_refuses_puts_and_overwrites_spill(rig: Rig) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.model.rig import Rig
+from tests.model.rig import OpenDevice, Rig
 from tests.support.content import PAGE, compressible
 from tests.support.harness import MIB
 from tests.support.index import Kind, kinds, words
@@ -24,12 +22,11 @@ IN_FILE = range(600, 700)  # none of them is written through
 
 
 @pytest.fixture
-def rig(pools: Path, disk: Path) -> Iterator[Rig]:
+def rig(core_device: OpenDevice) -> Rig:
     """A device with room for all its pages, some of which are in the file because their put was refused."""
-    rig = Rig(pools, disk, PAGES * PAGE, 64 * MIB)
+    rig = core_device(PAGES * PAGE, 64 * MIB)
     spill(rig, IN_FILE, 1)
-    yield rig
-    rig.close()
+    return rig
 
 
 def spill(rig: Rig, pages: range, version: int) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests.model.rig import Rig
+from tests.model.rig import OpenDevice, Rig
 from tests.support.content import PAGE, compressible, incompressible
 from tests.support.harness import MIB, taken
 from tests.support.index import BLOCK, Kind, words
@@ -149,18 +148,15 @@ def test_what_is_overwritten_zeroed_or_trimmed_is_counted_as_freed_by_its_age(ri
     assert ages(rig).freed == at((2, 18))
 
 
-def test_a_trimmed_block_is_freed_page_by_page(pools: Path, disk: Path) -> None:
-    rig = Rig(pools, disk, 4096 * PAGE, 64 * MIB)  # its second block holds nothing that is written through
-    try:
-        for first in range(1536, 2048, 64):
-            write(rig, range(first, first + 64))
-        age(rig, 4)
-        write_to_file(rig, range(1536, 1546))
-        assert ages(rig).freed == at((4, 10))
-        _core.trim(rig.device, 512 * PAGE, 1536 * PAGE, 0)
-        assert ages(rig).freed == at((0, 10), (4, 512))
-    finally:
-        rig.close()
+def test_a_trimmed_block_is_freed_page_by_page(core_device: OpenDevice) -> None:
+    rig = core_device(4096 * PAGE, 64 * MIB)  # its second block holds nothing that is written through
+    for first in range(1536, 2048, 64):
+        write(rig, range(first, first + 64))
+    age(rig, 4)
+    write_to_file(rig, range(1536, 1546))
+    assert ages(rig).freed == at((4, 10))
+    _core.trim(rig.device, 512 * PAGE, 1536 * PAGE, 0)
+    assert ages(rig).freed == at((0, 10), (4, 512))
 
 
 def test_what_is_demoted_or_moved_is_not_freed(rig: Rig) -> None:
@@ -217,21 +213,18 @@ def test_a_survey_forgets_the_one_before(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("state", [FILE, LOST], ids=["file", "lost"])
-def test_after_a_pool_was_lost_each_page_in_the_file_is_surveyed_once(pools: Path, disk: Path, state: int) -> None:
-    rig = Rig(pools, disk, 8 * BLOCK * PAGE, 64 * MIB)
-    try:
-        os.pwrite(rig.pool_fd, bytes([state] * 8), poolfile.STATES_OFFSET)
-        rig.reattach(clean=True)
-        _core.trim(rig.device, BLOCK * PAGE, 3 * BLOCK * PAGE, 0)
-        for block in {*range(8)} - {3}:
-            write(rig, range(block * BLOCK + 300, block * BLOCK + 301))
-        expected = at((ANCIENT, rig.counters().pages_in_file))
-        assert rig.counters().pages_in_file > 0
-        assert surveyed(rig).filed_pages == expected
-        rig.reattach(clean=False)
-        assert surveyed(rig).filed_pages == expected
-    finally:
-        rig.close()
+def test_after_a_pool_was_lost_each_page_in_the_file_is_surveyed_once(core_device: OpenDevice, state: int) -> None:
+    rig = core_device(8 * BLOCK * PAGE, 64 * MIB)
+    os.pwrite(rig.pool_fd, bytes([state] * 8), poolfile.STATES_OFFSET)
+    rig.reattach(clean=True)
+    _core.trim(rig.device, BLOCK * PAGE, 3 * BLOCK * PAGE, 0)
+    for block in {*range(8)} - {3}:
+        write(rig, range(block * BLOCK + 300, block * BLOCK + 301))
+    expected = at((ANCIENT, rig.counters().pages_in_file))
+    assert rig.counters().pages_in_file > 0
+    assert surveyed(rig).filed_pages == expected
+    rig.reattach(clean=False)
+    assert surveyed(rig).filed_pages == expected
 
 
 @pytest.mark.parametrize("clean", [True, False])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.rig import GRANULE, Rig
+from tests.model.rig import GRANULE, OpenDevice, Rig
 from tests.support.content import PAGE, compressible, incompressible
 from tests.support.harness import MIB
 from tests.support.index import Kind, kinds
@@ -24,11 +24,9 @@ PAGES = 4096
 
 
 @pytest.fixture
-def rig(pools: Path, disk: Path) -> Iterator[Rig]:
+def rig(core_device: OpenDevice) -> Rig:
     """A device with room for all its pages."""
-    rig = Rig(pools, disk, PAGES * PAGE, 32 * MIB)
-    yield rig
-    rig.close()
+    return core_device(PAGES * PAGE, 32 * MIB)
 
 
 def on_disk(rig: Rig, page: int) -> bytes:
@@ -129,26 +127,36 @@ def forget_index(rig: Rig) -> None:
     ],
 )
 def test_an_overwrite_that_fails_half_way_leaves_no_mixture_that_reads_as_data(
-    pools: Path, overwrite: Callable[[Rig, int], None], page: int, *, known: bool
+    core_device: OpenDevice, pools: Path, overwrite: Callable[[Rig, int], None], page: int, *, known: bool
 ) -> None:
     # On tmpfs zeros are written too, for it cannot zero a range.
-    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB)
-    try:
-        rig.frozen(True)
-        rig.write(page * PAGE, incompressible(page, 1))
-        if not known:
-            forget_index(rig)
-        with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
-            overwrite(rig, page)
-        for _ in range(2):
-            with pytest.raises(OSError, match=r"."):
-                rig.read(page * PAGE, PAGE)
-            rig.reattach(clean=False)
-        assert check_pool(rig.pool).problems == []
-        rig.write(page * PAGE, incompressible(page, 3))
-        assert rig.read(page * PAGE, PAGE) == incompressible(page, 3)
-    finally:
-        rig.close()
+    rig = core_device(PAGES * PAGE, 32 * MIB, disk=pools / "backing")
+    rig.frozen(True)
+    rig.write(page * PAGE, incompressible(page, 1))
+    if not known:
+        forget_index(rig)
+    with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
+        overwrite(rig, page)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"."):
+            rig.read(page * PAGE, PAGE)
+        rig.reattach(clean=False)
+    assert check_pool(rig.pool).problems == []
+    rig.write(page * PAGE, incompressible(page, 3))
+    assert rig.read(page * PAGE, PAGE) == incompressible(page, 3)
+
+
+def fail_to_overwrite(rig: Rig, page: int) -> None:
+    """Write a page, and write it again: only a part of that reaches the file."""
+    rig.write(page * PAGE, incompressible(page, 1))
+    with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
+        rig.write(page * PAGE, incompressible(page, 2))
+
+
+def assert_unreadable(rig: Rig, page: int) -> None:
+    """A page is an error, not data."""
+    with pytest.raises(OSError, match=r"."):
+        rig.read(page * PAGE, PAGE)
 
 
 def lose_host(rig: Rig) -> None:
@@ -165,56 +173,43 @@ def lose_host(rig: Rig) -> None:
     rig.reattach(clean=True)
 
 
-def test_a_mixture_is_not_taken_for_data_when_the_host_dies_after_a_drain(pools: Path) -> None:
-    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB)
-    try:
-        rig.frozen(True)
-        rig.write(300 * PAGE, incompressible(300, 1))
-        with writes_end_at(300 * PAGE + 512), pytest.raises(OSError, match=r"."):
-            rig.write(300 * PAGE, incompressible(300, 2))
-        rig.device.drain()
-        lose_host(rig)
-        with pytest.raises(OSError, match=r"."):
-            rig.read(300 * PAGE, PAGE)
-    finally:
-        rig.close()
+def test_a_mixture_is_not_taken_for_data_when_the_host_dies_after_a_drain(core_device: OpenDevice, pools: Path) -> None:
+    rig = core_device(PAGES * PAGE, 32 * MIB, disk=pools / "backing")
+    rig.frozen(True)
+    fail_to_overwrite(rig, 300)
+    rig.device.drain()
+    lose_host(rig)
+    assert_unreadable(rig, 300)
 
 
-def test_a_page_that_a_failed_write_did_not_reach_is_what_it_was(pools: Path) -> None:
-    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB)
-    try:
-        rig.frozen(True)
-        rig.write(300 * PAGE, incompressible(300, 1))
-        with writes_end_at(300 * PAGE), pytest.raises(OSError, match=r"."):
-            rig.write(300 * PAGE, incompressible(300, 2))
-        assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
-        rig.device.drain()
-        lose_host(rig)
-        assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
-    finally:
-        rig.close()
+def test_a_page_that_a_failed_write_did_not_reach_is_what_it_was(core_device: OpenDevice, pools: Path) -> None:
+    rig = core_device(PAGES * PAGE, 32 * MIB, disk=pools / "backing")
+    rig.frozen(True)
+    rig.write(300 * PAGE, incompressible(300, 1))
+    with writes_end_at(300 * PAGE), pytest.raises(OSError, match=r"."):
+        rig.write(300 * PAGE, incompressible(300, 2))
+    assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
+    rig.device.drain()
+    lose_host(rig)
+    assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
 
 
 def test_what_a_durable_device_wrote_is_lost_with_the_host_if_it_cannot_be_synced_when_it_is_none_any_more(
-    pools: Path, disk: Path
+    core_device: OpenDevice,
 ) -> None:
-    rig = Rig(pools, disk, PAGES * PAGE, 32 * MIB, durable=True)
-    try:
-        rig.write(300 * PAGE, compressible(300, 1))
-        _core.flush(rig.device, 0)
-        rig.write(300 * PAGE, compressible(300, 2))
-        rig.make_syncs_fail()
-        rig.make_durable(False)
-        rig.reattach(clean=False)
-        assert rig.read(300 * PAGE, PAGE) == compressible(300, 2)
-        _core.flush(rig.device, 0)
-        rig.make_file_writable()
-        leave_on_disk(rig, 300, compressible(300, 1))  # what a disk may hold that has lost a write
-        lose_host(rig)
-        with pytest.raises(OSError, match=r"."):
-            rig.read(300 * PAGE, PAGE)
-    finally:
-        rig.close()
+    rig = core_device(PAGES * PAGE, 32 * MIB, durable=True)
+    rig.write(300 * PAGE, compressible(300, 1))
+    _core.flush(rig.device, 0)
+    rig.write(300 * PAGE, compressible(300, 2))
+    rig.make_syncs_fail()
+    rig.make_durable(False)
+    rig.reattach(clean=False)
+    assert rig.read(300 * PAGE, PAGE) == compressible(300, 2)
+    _core.flush(rig.device, 0)
+    rig.make_file_writable()
+    leave_on_disk(rig, 300, compressible(300, 1))  # what a disk may hold that has lost a write
+    lose_host(rig)
+    assert_unreadable(rig, 300)
 
 
 def flush(rig: Rig) -> None:
@@ -238,54 +233,42 @@ def drain(rig: Rig) -> None:
 )
 @pytest.mark.parametrize("old", [incompressible(1, 1), bytes(PAGE)])
 def test_what_a_failed_overwrite_left_in_tmem_is_in_the_file_again(
-    pools: Path, then: Callable[[Rig], None], page: int, old: bytes, *, durable: bool
+    core_device: OpenDevice, pools: Path, then: Callable[[Rig], None], page: int, old: bytes, *, durable: bool
 ) -> None:
-    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB, durable=durable)
-    try:
-        rig.write(page * PAGE, old)
-        flush(rig)
-        with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
-            rig.write(page * PAGE, incompressible(page, 2))
-        assert rig.read(page * PAGE, PAGE) == old
-        then(rig)
-        assert on_disk(rig, page) == old
-    finally:
-        rig.close()
+    rig = core_device(PAGES * PAGE, 32 * MIB, disk=pools / "backing", durable=durable)
+    rig.write(page * PAGE, old)
+    flush(rig)
+    with writes_end_at(page * PAGE + 512), pytest.raises(OSError, match=r"."):
+        rig.write(page * PAGE, incompressible(page, 2))
+    assert rig.read(page * PAGE, PAGE) == old
+    then(rig)
+    assert on_disk(rig, page) == old
 
 
-def test_a_flush_is_not_acknowledged_while_the_file_lacks_what_is_read(pools: Path) -> None:
-    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB, durable=True)
-    try:
-        rig.write(300 * PAGE, incompressible(300, 1))
-        with writes_end_at(300 * PAGE + 512):
-            with pytest.raises(OSError, match=r"."):
-                rig.write(300 * PAGE, incompressible(300, 2))
-            with pytest.raises(OSError, match=r"."):
-                flush(rig)
-            assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
-        flush(rig)
-        assert on_disk(rig, 300) == incompressible(300, 1)
-    finally:
-        rig.close()
+def test_a_flush_is_not_acknowledged_while_the_file_lacks_what_is_read(core_device: OpenDevice, pools: Path) -> None:
+    rig = core_device(PAGES * PAGE, 32 * MIB, disk=pools / "backing", durable=True)
+    rig.write(300 * PAGE, incompressible(300, 1))
+    with writes_end_at(300 * PAGE + 512):
+        with pytest.raises(OSError, match=r"."):
+            rig.write(300 * PAGE, incompressible(300, 2))
+        with pytest.raises(OSError, match=r"."):
+            flush(rig)
+        assert rig.read(300 * PAGE, PAGE) == incompressible(300, 1)
+    flush(rig)
+    assert on_disk(rig, 300) == incompressible(300, 1)
 
 
 @pytest.mark.parametrize("in_tmem", [True, False])
 def test_what_a_durable_device_could_not_write_is_lost_with_the_host_when_it_is_none_any_more(
-    pools: Path, *, in_tmem: bool
+    core_device: OpenDevice, pools: Path, *, in_tmem: bool
 ) -> None:
-    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB, durable=True)
-    try:
-        rig.frozen(not in_tmem)
-        rig.write(300 * PAGE, incompressible(300, 1))
-        with writes_end_at(300 * PAGE + 512), pytest.raises(OSError, match=r"."):
-            rig.write(300 * PAGE, incompressible(300, 2))
-        rig.make_durable(False)
-        rig.reattach(clean=False)
-        lose_host(rig)
-        with pytest.raises(OSError, match=r"."):
-            rig.read(300 * PAGE, PAGE)
-    finally:
-        rig.close()
+    rig = core_device(PAGES * PAGE, 32 * MIB, disk=pools / "backing", durable=True)
+    rig.frozen(not in_tmem)
+    fail_to_overwrite(rig, 300)
+    rig.make_durable(False)
+    rig.reattach(clean=False)
+    lose_host(rig)
+    assert_unreadable(rig, 300)
 
 
 def killed_while_it_writes(rig: Rig, page: int, data: bytes) -> None:
@@ -299,19 +282,15 @@ def killed_while_it_writes(rig: Rig, page: int, data: bytes) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGXFSZ
 
 
-def test_a_mixture_is_not_taken_for_data_when_the_next_overwrite_is_killed(pools: Path) -> None:
-    rig = Rig(pools, pools / "backing", PAGES * PAGE, 32 * MIB)
-    try:
-        rig.frozen(True)
-        rig.write(300 * PAGE, incompressible(300, 1))
-        with writes_end_at(300 * PAGE + 512), pytest.raises(OSError, match=r"."):
-            rig.write(300 * PAGE, incompressible(300, 2))
-        killed_while_it_writes(rig, 300, incompressible(300, 3))
-        rig.reattach(clean=False)
-        with pytest.raises(OSError, match=r"."):
-            rig.read(300 * PAGE, PAGE)
-    finally:
-        rig.close()
+def test_a_mixture_is_not_taken_for_data_when_the_next_overwrite_is_killed(
+    core_device: OpenDevice, pools: Path
+) -> None:
+    rig = core_device(PAGES * PAGE, 32 * MIB, disk=pools / "backing")
+    rig.frozen(True)
+    fail_to_overwrite(rig, 300)
+    killed_while_it_writes(rig, 300, incompressible(300, 3))
+    rig.reattach(clean=False)
+    assert_unreadable(rig, 300)
 
 
 def leave_on_disk(rig: Rig, page: int, data: bytes) -> None:
