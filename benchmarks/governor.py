@@ -25,7 +25,7 @@ from tmemd.daemonconfig import parse_config
 from tmemd.governor.governor import TICK, Governor
 from tmemd.settings import PoolSettings
 from tmemd.store import poolfile
-from tmemd.store.pool import Pools
+from tmemd.store.directory import Pools
 
 MIB = 1 << 20
 

@@ -27,10 +27,11 @@ from tests.support import harness
 from tmemd import protocol
 from tmemd.daemonconfig import parse_config
 from tmemd.governor.governor import TICK, Governor
+from tmemd.operations import perform
 from tmemd.policy import DEFAULT
 from tmemd.settings import PoolSettings
 from tmemd.simulation import recording
-from tmemd.store.pool import Pools, perform
+from tmemd.store.directory import Pools
 
 PAGE: Final = 4096
 BUDGET: Final = 96 << 20

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from tmemd import protocol
 from tmemd.protocol import PoolStatus
-from tmemd.store.poolfile import PoolError
+from tmemd.store.poolfile import PoolError, check_name
 from tmemd.store.requests import ANY_PAGE, Choice
 
 _Answer = TypeVar("_Answer", bound=protocol.Answer)
@@ -67,7 +67,9 @@ class Client:
     @classmethod
     def of_directory(cls, directory: Path) -> Client:
         """Work on the pools of a directory that no tmemd controls."""
-        from tmemd.store.pool import Pools, perform  # noqa: PLC0415 - what attaches through a tmemd needs none of it
+        # What attaches through a tmemd needs none of it.
+        from tmemd.operations import perform  # noqa: PLC0415
+        from tmemd.store.directory import Pools  # noqa: PLC0415
 
         pools = Pools(directory)
         return cls(lambda request: perform(pools, request))
@@ -82,7 +84,7 @@ class Client:
 
     def pool(self, name: str, *, long: bool = False, request: int = 0) -> PoolStatus:
         """One pool; *long*: with latencies and ages; *request*: with the answer to that one, by its number."""
-        pools = _expect(protocol.Listed, self._call(protocol.Show(protocol.check_name(name), long, request))).pools
+        pools = _expect(protocol.Listed, self._call(protocol.Show(check_name(name), long, request))).pools
         if len(pools) != 1:
             raise PoolError(f"there is no pool {name}")
         return pools[0]
@@ -93,7 +95,7 @@ class Client:
 
     def set(self, name: str, **settings: Any) -> None:
         """Change a pool's settings, all of these or none: the fields of protocol.Set."""
-        self._change(protocol.Set(name=protocol.check_name(name), **settings))
+        self._change(protocol.Set(name=check_name(name), **settings))
 
     def set_target(self, name: str, target: int) -> None:
         """Fix a pool's target, in bytes."""
@@ -101,17 +103,17 @@ class Client:
 
     def set_frozen(self, name: str | None, frozen: bool) -> None:
         """Freeze or thaw a pool; None: all of them."""
-        checked = None if name is None else protocol.check_name(name)
+        checked = None if name is None else check_name(name)
         self._change(protocol.Freeze(checked, frozen))
 
     def ask(self, name: str, work: protocol.Work, nbytes: int = 0, choice: Choice = ANY_PAGE) -> int:
         """Ask the serving plugin for work; returns the number by which `pool` knows its answer."""
-        request = protocol.Ask(protocol.check_name(name), work, nbytes, choice.min_age, choice.raw_only)
+        request = protocol.Ask(check_name(name), work, nbytes, choice.min_age, choice.raw_only)
         return _expect(protocol.Asked, self._call(request)).number
 
     def destroy(self, name: str, *, lose_pages: bool = False) -> None:
         """Remove a pool nobody serves."""
-        self._change(protocol.Destroy(protocol.check_name(name), lose_pages))
+        self._change(protocol.Destroy(check_name(name), lose_pages))
 
     def _change(self, request: protocol.Set | protocol.Freeze | protocol.Destroy) -> None:
         if note := _expect(protocol.Done, self._call(request)).note:

@@ -15,7 +15,7 @@ import msgspec
 
 from tmemd.settings import MAX_WEIGHT, PoolSettings
 from tmemd.sizes import format_size
-from tmemd.store.poolfile import GENERATIONS, NAME_PATTERN, NAME_RULE, Ages, Counters, Latencies, PoolError, is_name
+from tmemd.store.poolfile import GENERATIONS, NAME_PATTERN, Ages, Counters, Latencies, PoolError
 
 DEFAULT_SOCKET: Final = Path("/run/tmemd/tmemd.sock")
 DEFAULT_POOLS: Final = Path("/run/tmemd/pools")
@@ -277,10 +277,3 @@ def _value(field: str, value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return format_size(value) if isinstance(value, int) and field != "weight" else str(value)
-
-
-def check_name(name: str) -> str:
-    """The name itself, if it is one. Raises PoolError."""
-    if not is_name(name):
-        raise PoolError(f"{name!r} is no pool name: {NAME_RULE}")
-    return name

@@ -65,7 +65,7 @@ def fresh(serve: Serve, pools: Path, tmp_path: Path) -> Iterator[Server]:
 def settled(pool: Path) -> poolfile.Counters:
     """The counters after all the memory that can be given back was given back."""
     with Control(pool) as control:
-        assert control.request(Request.SETTLE) == 0
+        assert control.request(Request.COMPACT) == 0
     return counters(pool)
 
 

@@ -206,7 +206,7 @@ def test_the_index_is_surveyed_when_something_changed(opened: Open, monkeypatch:
 
     def surveys() -> int:
         with served.pool_path.open("rb") as pool:
-            return poolfile.read_ages(pool.fileno(), served.pool_path).surveys
+            return poolfile.Snapshot().take(pool.fileno(), served.pool_path).ages().surveys
 
     rounds(served, 1)
     write(served, range(1100, 1200))
@@ -225,7 +225,7 @@ def test_a_generation_lasts_its_time_however_many_rounds_there_are(
 
     def generation() -> int:
         with served.pool_path.open("rb") as pool:
-            return poolfile.read_ages(pool.fileno(), served.pool_path).generation
+            return poolfile.Snapshot().take(pool.fileno(), served.pool_path).ages().generation
 
     grow_old(served, 1)
     before = generation()
@@ -282,7 +282,7 @@ def test_the_upkeep_rests_only_while_nothing_happens(opened: Open, monkeypatch: 
             lambda fd: poolfile.write_frozen(fd, True),
             lambda fd: poolfile.write_demotion_writes(fd, 7),
             lambda fd: poolfile.write_compression(fd, False),
-            lambda fd: requests.ask(fd, Request.SETTLE),
+            lambda fd: requests.ask(fd, Request.COMPACT),
         ):
             change(pool.fileno())
             assert rests_again()
@@ -298,4 +298,4 @@ def test_a_pool_that_is_made_anew_keeps_its_target_and_no_requests(opened: Open,
         requests.ask(pool.fileno(), Request.DRAIN)
         opened()
         assert requests.waiting(pool.fileno()) == []
-        assert poolfile.read_target(pool.fileno()) == LIMIT // 2
+        assert poolfile.read_control(pool.fileno()).target == LIMIT // 2

@@ -202,7 +202,7 @@ class Machine(RuleBasedStateMachine):
     def survey(self) -> None:
         """A survey finds every page in tmem, and every page of the file, at its age."""
         self.rig.device.publish_ages()
-        found = poolfile.read_ages(self.rig.pool_fd, self.rig.pool)
+        found = poolfile.Snapshot().take(self.rig.pool_fd, self.rig.pool).ages()
         index = words(self.rig.pool)
         stored, filed = [0] * GENERATIONS, [0] * GENERATIONS
         for word in index:

@@ -51,7 +51,7 @@ def test_a_page_that_comes_back_soon_is_in_tmem_afterwards(rig: Rig) -> None:
     after = rig.counters()
     assert (after.promotions, after.file_reads - before.file_reads, after.gets - before.gets) == (1, 1, 1)
     assert (after.puts, after.puts_raw, after.invalidates) == (before.puts, before.puts_raw, before.invalidates)
-    assert sum(poolfile.read_ages(rig.pool_fd, rig.pool).freed) == 0
+    assert sum(poolfile.Snapshot().take(rig.pool_fd, rig.pool).ages().freed) == 0
     assert check_pool(rig.pool).problems == []
 
 

@@ -21,12 +21,12 @@ FILE, LOST = 1, 2  # states that blocks have after a pool was lost
 
 def latencies(rig: Rig) -> Latencies:
     """The histograms."""
-    return poolfile.read_latencies(rig.pool_fd, rig.pool)
+    return poolfile.Snapshot().take(rig.pool_fd, rig.pool).latencies()
 
 
 def ages(rig: Rig) -> Ages:
     """What is known by age."""
-    return poolfile.read_ages(rig.pool_fd, rig.pool)
+    return poolfile.Snapshot().take(rig.pool_fd, rig.pool).ages()
 
 
 def at(*counts: tuple[int, int]) -> tuple[int, ...]:

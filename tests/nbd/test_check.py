@@ -40,7 +40,7 @@ def test_a_pool_that_was_closed_has_nothing_to_note(serve: Serve, pools: Path, d
     server = serve(device("web", pools, PAGES * PAGE, disk, limit))
     loaded(server, 1, 3000)
     with Control(pools / "web.pool") as control:
-        assert control.request(Request.SETTLE) == 0
+        assert control.request(Request.COMPACT) == 0
     now = counters(pools / "web.pool")
     assert server.stop() == 0
     report = check(pools / "web.pool")

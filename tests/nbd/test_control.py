@@ -82,7 +82,7 @@ def test_every_request_of_one_moment_is_done(serve: Serve, pools: Path, disk: Pa
     os.kill(server.pid, signal.SIGSTOP)
     with Control(pool) as control, pool.open("r+b") as file:
         control.frozen(True)
-        kinds = Request.DRAIN, Request.SETTLE, Request.DEMOTE
+        kinds = Request.DRAIN, Request.COMPACT, Request.DEMOTE
         asked = [requests.ask(file.fileno(), request, MIB) for request in kinds]
         if killed:
             server.kill()

@@ -158,7 +158,7 @@ def test_demotion_writes_no_more_than_it_may_except_below_the_reserve(serve: Ser
 
 def bound(pools: Path) -> int | None:
     with (pools / "pools/a.pool").open("rb") as pool:
-        return poolfile.read_demotion_writes(pool.fileno())
+        return poolfile.read_control(pool.fileno()).demotion_writes
 
 
 def demoted(tmemd: fakes.Tmemd) -> int:

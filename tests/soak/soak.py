@@ -329,7 +329,7 @@ class Soak:
         with Control(each.pool) as control:
             control.frozen(False)
             control.target(4 * LIMIT)
-            if control.request(Request.SETTLE):
+            if control.request(Request.COMPACT):
                 raise SoakError(f"{each.name}: settling failed")
         now = each.check_counters()
         if now.used_bytes != taken(each.pool):
@@ -353,7 +353,7 @@ class Soak:
                         if data and stored[page] is index.Kind.TMEM:
                             to.pwrite(data, page * PAGE)
                 with Control(pools / "fresh.pool") as control:
-                    control.request(Request.SETTLE)
+                    control.request(Request.COMPACT)
                 return counters(pools / "fresh.pool")
             finally:
                 new.kill()

@@ -71,7 +71,7 @@ class Sampler:
 
     def _sample(self, fds: Mapping[str, int]) -> None:
         counters = {name: poolfile.read_counters(fd, name) for name, fd in fds.items()}
-        target = {name: poolfile.read_target(fd) or 0 for name, fd in fds.items()}
+        target = {name: poolfile.read_control(fd).target or 0 for name, fd in fds.items()}
         used = {name: each.used_bytes for name, each in counters.items()}
         puts = {name: each.puts for name, each in counters.items()}
         requests = {name: each.reads + each.writes + each.trims for name, each in counters.items()}

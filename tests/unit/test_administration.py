@@ -30,7 +30,7 @@ from tmemd.governor.governor import Governor
 from tmemd.protocol import Destroy, Freeze, Set
 from tmemd.settings import Overrides, PoolSettings, SettingsStore
 from tmemd.store import poolfile
-from tmemd.store.pool import Pools
+from tmemd.store.directory import Pools
 from tmemd.store.poolfile import PoolError
 
 MIB = fakes.MIB
@@ -74,7 +74,7 @@ def page(base: Path, name: str = "web") -> tuple[int | None, bool, bool]:
     """Target, frozen and compression as a plugin sees them."""
     with open(base / f"pools/{name}.pool", "rb") as file:
         fd = file.fileno()
-        return poolfile.read_target(fd), poolfile.read_frozen(fd), poolfile.read_compression(fd)
+        return poolfile.read_control(fd).target, poolfile.read_control(fd).frozen, poolfile.read_control(fd).compression
 
 
 def perform(made: Administration, request: protocol.Request) -> protocol.Answer:

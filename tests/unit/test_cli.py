@@ -20,8 +20,9 @@ from tmemd.cli import main, work
 from tmemd.cli.commands import COMMANDS
 from tmemd.client import Client, UnreachableError
 from tmemd.daemon import start
+from tmemd.operations import perform
 from tmemd.store import poolfile, requests
-from tmemd.store.pool import Pools, perform
+from tmemd.store.directory import Pools
 from tmemd.store.requests import ANY_PAGE, Choice, Queued, Request
 
 MIB = fakes.MIB
@@ -110,7 +111,7 @@ def test_changes_are_silent_or_json(directory: Path, capsys: Output) -> None:
 def test_targets_out_of_bounds_change_nothing(directory: Path, target: str, capsys: Output) -> None:
     with fakes.pool(directory, "web") as fd:
         assert ctl(directory, "set", "web", f"--target={target}") == 1
-        assert poolfile.read_target(fd) is None
+        assert poolfile.read_control(fd).target is None
     assert "outside 1048576 to 268435456 bytes (1.00M to 256M)" in capsys.readouterr().err
 
 
@@ -221,7 +222,7 @@ def test_a_waiter_hears_its_own_answer_not_that_of_one_who_left(directory: Path,
         left = requests.ask(fd, Request.DRAIN)  # by somebody who does not wait for it
         with Plugin(directory, "web", 0) as plugin:
             assert ctl(directory, "settle", "web") == 0
-        assert [(request.number, request.op) for request in plugin.asked] == [(1, Request.DRAIN), (2, Request.SETTLE)]
+        assert [(request.number, request.op) for request in plugin.asked] == [(1, Request.DRAIN), (2, Request.COMPACT)]
         assert requests.answer_to(fd, left) == 0
     assert "given back" in capsys.readouterr().out
 
@@ -323,7 +324,7 @@ def test_the_socket_is_found_by_option_and_environment(
 ) -> None:
     with fakes.tmemd(directory) as running, fakes.pool(running.directory, "web") as fd:
         assert main(["freeze", "web", f"--socket={running.socket}"]) == 0
-        assert poolfile.read_frozen(fd)
+        assert poolfile.read_control(fd).frozen
         monkeypatch.setenv("TMEMD_SOCKET", str(running.socket))
         assert main(["thaw", "web", "--json"]) == 0
         assert parsed(capsys)["frozen"] is False
@@ -366,8 +367,8 @@ def test_several_settings_are_set_at_once_and_taken_back(tmemd: fakes.Tmemd, cap
     with fakes.pool(tmemd.directory, "web") as fd:
         everything = ("--weight=200", "--cap=100M", "--minimum=2M", "--compression=off", "--target=50M")
         assert settings(*everything) == (200, 100 * MIB, 2 * MIB, False, 50 * MIB)
-        assert poolfile.read_target(fd) == 50 * MIB
-        assert not poolfile.read_compression(fd)
+        assert poolfile.read_control(fd).target == 50 * MIB
+        assert not poolfile.read_control(fd).compression
         assert settings("--cap=none", "--target=auto") == (200, None, 2 * MIB, False, None)
         defaults = ("--weight=default", "--minimum=default", "--compression=default", "--cap=default")
         assert settings(*defaults) == (100, None, 0, True, None)
@@ -440,7 +441,7 @@ def test_freeze_wants_one_pool_or_all(directory: Path, which: list[str]) -> None
 def test_without_a_tmemd_all_pools_are_frozen_too(directory: Path) -> None:
     with fakes.pool(directory, "a") as a, fakes.pool(directory, "b") as b:
         assert ctl(directory, "freeze", "--all") == 0
-        assert [poolfile.read_frozen(fd) for fd in (a, b)] == [True, True]
+        assert [poolfile.read_control(fd).frozen for fd in (a, b)] == [True, True]
 
 
 def surveyed(fd: int, stored: dict[int, int], raw: dict[int, int]) -> None:

@@ -55,7 +55,7 @@ def test_attach_gives_an_own_open_file_of_a_new_pool(tmemd: fakes.Tmemd) -> None
         assert os.path.samestat(status, Path(path).stat())
         assert (status.st_uid, status.st_mode & 0o777) == (os.geteuid(), 0o600)
         assert poolfile.read_identity(fd, path) is None
-        assert poolfile.read_target(fd) == 100 * MIB
+        assert poolfile.read_control(fd).target == 100 * MIB
         assert not os.get_inheritable(fd)
         assert poolfile.lock(fd)
         fakes.finish_pool(fd, "web", pid=4711)
@@ -103,7 +103,7 @@ def test_a_limit_or_a_cap_or_the_size_is_the_first_target(base: Path) -> None:
     with fakes.tmemd(base, f"--config={config}") as running:
         for name, limit, target in (("a", 9 * MIB, 9 * MIB), ("b", None, 7 * MIB), ("c", None, 64 * MIB)):
             fd, _ = attach_pool(running.socket, running.attach(name, limit=limit))
-            assert poolfile.read_target(fd) == target
+            assert poolfile.read_control(fd).target == target
             os.close(fd)
 
 
@@ -112,11 +112,11 @@ def test_a_target_once_set_survives_and_one_at_the_limit_follows_it(tmemd: fakes
     fakes.finish_pool(fd, "web", limit_bytes=100 * MIB)
     os.close(fd)
     fd, _ = attach_pool(tmemd.socket, tmemd.attach("web", limit=200 * MIB))
-    assert poolfile.read_target(fd) == 200 * MIB
+    assert poolfile.read_control(fd).target == 200 * MIB
     tmemd.client.set_target("web", 50 * MIB)
     os.close(fd)
     fd, _ = attach_pool(tmemd.socket, tmemd.attach("web", limit=200 * MIB))
-    assert poolfile.read_target(fd) == 50 * MIB
+    assert poolfile.read_control(fd).target == 50 * MIB
     os.close(fd)
 
 
@@ -124,7 +124,7 @@ def test_a_pool_of_another_size_is_refused(tmemd: fakes.Tmemd) -> None:
     with fakes.pool(tmemd.directory, "web", 64 * MIB) as fd:
         with pytest.raises(PoolError, match="not 4194304"):
             attach_pool(tmemd.socket, tmemd.attach("web", 4 * MIB))
-        assert poolfile.read_target(fd) is None
+        assert poolfile.read_control(fd).target is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -156,7 +156,7 @@ def test_a_restarted_tmemd_adopts_its_pools(base: Path) -> None:
         status = second.client.pool("web")
         assert (status.target_bytes, status.frozen) == (10 * MIB, True)
         second.client.set_frozen("web", False)
-        assert not poolfile.read_frozen(fd)
+        assert not poolfile.read_control(fd).frozen
     os.close(fd)
 
 
@@ -375,7 +375,7 @@ def test_sighup_reads_the_configuration_again_and_a_bad_one_changes_nothing(base
         running.process.send_signal(signal.SIGHUP)
         line_with(running, "configuration read again")
         assert running.client.pool("web").settings.weight == 8
-        assert not poolfile.read_compression(fd)
+        assert not poolfile.read_control(fd).compression
         for bad in ("[pools.web]\nweight = 0\n", '[budget]\nminimum = "99%"\n', 'policy = "none"'):
             config.write_text(bad)
             running.process.send_signal(signal.SIGHUP)
@@ -404,7 +404,7 @@ def test_sighup_while_pools_cannot_be_looked_at_is_carried_out_whole(base: Path)
         wait_until(lambda: running.client.host().policy == "static", "the governor to go by it")
         running.process.send_signal(signal.SIGHUP)
         line_with(running, "configuration read again")
-        assert not poolfile.read_compression(fd)
+        assert not poolfile.read_control(fd).compression
 
 
 def test_what_was_done_is_logged_in_words(base: Path) -> None:
@@ -499,7 +499,7 @@ def test_the_sets_of_a_full_disk_are_told_by_tmemctl(base: Path) -> None:
                 capture_output=True, text=True, timeout=60, check=True,
             )  # fmt: skip
             assert done.stderr.startswith(f"tmemctl: cannot keep settings in {base}/state: Is a directory")
-        assert (poolfile.read_target(fd), poolfile.read_frozen(fd)) == (9 * MIB, True)
+        assert (poolfile.read_control(fd).target, poolfile.read_control(fd).frozen) == (9 * MIB, True)
 
 
 def test_a_metrics_address_that_is_not_there_yet_is_said_and_served_when_it_comes(base: Path) -> None:
@@ -563,7 +563,7 @@ def test_targets_keep_to_the_budget_and_the_host_s_state_can_be_asked_for(base: 
             plugins.callback(os.close, fd)
             assert poolfile.lock(fd)
             fakes.finish_pool(fd, name, limit_bytes=200 * MIB)
-            assert poolfile.read_target(fd) == (200 if name == "first" else 100) * MIB
+            assert poolfile.read_control(fd).target == (200 if name == "first" else 100) * MIB
             wait_until(lambda: running.client.host().targets_bytes > 0, "the pool to be governed")
         wait_until(lambda: running.client.host().targets_bytes == 300 * MIB, "both to be governed")
         host = running.client.host()
@@ -598,4 +598,4 @@ def test_after_sigkill_targets_go_on_from_what_they_were(base: Path) -> None:
 
 
 def targets(fds: list[int]) -> list[int]:
-    return [poolfile.read_target(fd) or 0 for fd in fds]
+    return [poolfile.read_control(fd).target or 0 for fd in fds]

@@ -13,6 +13,7 @@ import pytest
 from tests.support import fakes
 from tests.support.hosts import tree
 from tests.support.mounts import mountable
+from tmemd import operations
 from tmemd.daemonconfig import DaemonConfig, parse_config
 from tmemd.governor.governor import Governor, held_back
 from tmemd.governor.observe import Observer
@@ -20,7 +21,7 @@ from tmemd.policy import Demand
 from tmemd.protocol import Attach
 from tmemd.settings import PoolSettings
 from tmemd.store import poolfile
-from tmemd.store.pool import Pools
+from tmemd.store.directory import Pools
 from tmemd.store.poolfile import PAGE, PoolError
 from tmemd.system.tmpfs import mount_tmpfs
 
@@ -112,7 +113,7 @@ class Host:
 
     def target(self, name: str) -> int | None:
         """Bytes."""
-        return poolfile.read_target(self._fds[name])
+        return poolfile.read_control(self._fds[name]).target
 
 
 MakeHost = Callable[..., Host]
@@ -237,7 +238,7 @@ def test_a_control_page_that_cannot_be_written_holds_nobody_else_up(
             pass
     small.set("b", cap=20 * MIB)
     small.tick(2)
-    assert poolfile.read_target(fd) is None
+    assert poolfile.read_control(fd).target is None
     assert small.target("b") == 20 * MIB
     (line,) = (record.getMessage() for record in caplog.records)
     assert line == "pool a cannot be told its target: No space left on device"
@@ -323,7 +324,7 @@ def test_an_unfinished_pool_that_is_filled_is_cut_back(host: Host, caplog: pytes
     assert (host.target("b") or 0) >= 499 * MIB
     with host.pools.pool("new", control=True) as pool:
         poolfile.write_target(pool.fd, 5)
-        assert poolfile.read_target(pool.fd) == 5
+        assert poolfile.read_control(pool.fd).target == 5
     (line,) = (record.getMessage() for record in caplog.records)
     assert line == f"pool new is unfinished, and user {os.geteuid()} has filled its file with 300M: it is cut back"
 
@@ -337,7 +338,7 @@ def test_a_pool_that_cannot_be_opened_counts_with_what_it_takes(host: Host) -> N
             host.tick(40)
             assert host.governor.status.used_bytes >= 100 * MIB
             assert host.target("b") == pytest.approx(400 * MIB, abs=MIB)
-            (held,) = (status for status in host.pools.statuses() if status.name == "held")
+            (held,) = (status for status in operations.statuses(host.pools) if status.name == "held")
             assert (held.taken_bytes, held.counters.used_bytes) == (os.fstat(fd).st_blocks * 512,) * 2
             assert "its owner holds a lease on it" in (held.error or "")
         assert host.pools.adopt_all() == set()
@@ -535,8 +536,8 @@ def test_demotion_s_writes_are_shared_out(make: MakeHost) -> None:
     host = make(WRITES)
     a, b = host.pool("a", demotion_writes=70), host.pool("b")
     host.tick()
-    assert poolfile.read_demotion_writes(a) == 70 + SAVED // 2
-    assert poolfile.read_demotion_writes(b) == SAVED // 2
+    assert poolfile.read_control(a).demotion_writes == 70 + SAVED // 2
+    assert poolfile.read_control(b).demotion_writes == SAVED // 2
     host.use("a", 0, demotion_writes=70 + 1000)
     host.tick()
     left = host.governor.status.writes_left_bytes
@@ -547,7 +548,7 @@ def test_demotion_s_writes_are_shared_out(make: MakeHost) -> None:
     assert host.governor.status.writes_left_bytes == pytest.approx(left, rel=0.02), "forgotten by a restart"
     host.start()
     host.tick()
-    assert poolfile.read_demotion_writes(a) is None
+    assert poolfile.read_control(a).demotion_writes is None
     assert host.governor.status.writes_left_bytes is None
 
 
@@ -557,10 +558,10 @@ def test_below_the_reserve_demotion_writes_all_it_likes(make: MakeHost) -> None:
     host.tick()
     host.memory(available=99)
     host.tick()
-    assert poolfile.read_demotion_writes(fd) is None
+    assert poolfile.read_control(fd).demotion_writes is None
     host.memory(available=101)
     host.tick()
-    assert poolfile.read_demotion_writes(fd) == pytest.approx(SAVED, rel=0.01)
+    assert poolfile.read_control(fd).demotion_writes == pytest.approx(SAVED, rel=0.01)
 
 
 def test_who_attaches_between_two_ticks_keeps_to_the_budget(host: Host) -> None:

@@ -387,7 +387,7 @@ def test_an_owner_that_locks_all_of_its_pool_stays_under_control(base: Path, loc
         lock(fd)
         with fakes.tmemd(base) as second:
             second.client.set_target("held", 32 * MIB)
-            assert poolfile.read_target(fd) == 32 * MIB
+            assert poolfile.read_control(fd).target == 32 * MIB
             second.client.set("held", target=None, cap=16 * MIB)
-            assert poolfile.read_target(fd) == 16 * MIB
+            assert poolfile.read_control(fd).target == 16 * MIB
             wait_until(lambda: second.client.host().used_bytes == os.fstat(fd).st_blocks * 512, "it to be counted")

@@ -13,7 +13,8 @@ from tests.support import fakes
 from tmemd import protocol
 from tmemd.client import Client
 from tmemd.store import poolfile, requests
-from tmemd.store.pool import Pool, Pools
+from tmemd.store.directory import Pools
+from tmemd.store.pool import Pool
 from tmemd.store.poolfile import PoolError
 from tmemd.store.requests import Choice, Queued, Request
 
@@ -26,10 +27,10 @@ def test_a_target_stays_between_minimum_and_limit(directory: Path) -> None:
         for target in (0, fakes.MINIMUM - 1, fakes.LIMIT + 1):
             with pytest.raises(PoolError, match="outside"):
                 client.set_target("web", target)
-        assert poolfile.read_target(fd) is None
+        assert poolfile.read_control(fd).target is None
         for target in (fakes.MINIMUM, fakes.LIMIT, 2 * MIB):
             client.set_target("web", target)
-            assert poolfile.read_target(fd) == target == client.pool("web").target_bytes
+            assert poolfile.read_control(fd).target == target == client.pool("web").target_bytes
 
 
 def test_without_a_file_a_target_never_falls_below_use(directory: Path) -> None:
@@ -38,7 +39,7 @@ def test_without_a_file_a_target_never_falls_below_use(directory: Path) -> None:
         with pytest.raises(PoolError, match="below its use"):
             client.set_target("ram", 8 * MIB - 1)
         client.set_target("ram", 8 * MIB)
-        assert poolfile.read_target(fd) == 8 * MIB
+        assert poolfile.read_control(fd).target == 8 * MIB
 
 
 def test_the_effective_target_never_exceeds_the_limit(directory: Path) -> None:
@@ -52,7 +53,7 @@ def test_freeze_and_thaw(directory: Path) -> None:
     with fakes.pool(directory, "web") as fd:
         for frozen in (True, False):
             client.set_frozen("web", frozen)
-            assert poolfile.read_frozen(fd) == frozen == client.pool("web").frozen
+            assert poolfile.read_control(fd).frozen == frozen == client.pool("web").frozen
 
 
 def test_one_pool_that_cannot_be_frozen_leaves_the_others_frozen(directory: Path) -> None:
@@ -60,7 +61,7 @@ def test_one_pool_that_cannot_be_frozen_leaves_the_others_frozen(directory: Path
     with fakes.pool(directory, "b") as fd:
         with pytest.raises(PoolError, match="all pools were frozen but a"):
             Client.of_directory(directory).set_frozen(None, True)
-        assert poolfile.read_frozen(fd)
+        assert poolfile.read_control(fd).frozen
 
 
 def test_changes_need_control_of_the_directory_and_reading_does_not(directory: Path) -> None:
@@ -70,7 +71,7 @@ def test_changes_need_control_of_the_directory_and_reading_does_not(directory: P
             client.set_frozen("web", True)
         with pytest.raises(PoolError, match="controls"):
             Pools(directory, keep=True)
-        assert not poolfile.read_frozen(fd)
+        assert not poolfile.read_control(fd).frozen
         assert [status.name for status in client.pools()] == ["web"]
 
 
@@ -207,7 +208,7 @@ def test_a_request_torn_in_any_word_was_never_made(directory: Path, word: int) -
 
 def test_a_number_that_was_answered_is_not_given_again(directory: Path) -> None:
     with fakes.pool(directory, "web") as fd:
-        requests.answer(fd, requests.ask(fd, Request.SETTLE), 0)
+        requests.answer(fd, requests.ask(fd, Request.COMPACT), 0)
         os.pwrite(fd, bytes(poolfile.PAGE), poolfile.CONTROL_OFFSET)
         assert requests.ask(fd, Request.DRAIN) == 2
         assert [queued.op for queued in requests.waiting(fd)] == [Request.DRAIN]
@@ -219,7 +220,7 @@ def test_numbers_that_cannot_grow_are_ignored(directory: Path) -> None:
     with fakes.pool(directory, "web") as fd:
         slot = poolfile.CONTROL_OFFSET + poolfile.CONTROL_BYTES + last % requests.SLOTS * 40
         os.pwrite(fd, body + struct.pack("<Q", fakes.crc32c(body)), slot)
-        assert requests.ask(fd, Request.SETTLE) == 1
+        assert requests.ask(fd, Request.COMPACT) == 1
 
 
 def test_a_keeper_notices_replaced_files(directory: Path) -> None:
@@ -229,8 +230,8 @@ def test_a_keeper_notices_replaced_files(directory: Path) -> None:
         with fakes.pool(directory, "web") as new:
             with keeper.pool("web", control=True) as pool:
                 pool.set_frozen(True)
-            assert poolfile.read_frozen(new)
-            assert not poolfile.read_frozen(old)
+            assert poolfile.read_control(new).frozen
+            assert not poolfile.read_control(old).frozen
 
 
 def test_a_keeper_whose_directory_is_replaced_makes_nothing_there_until_it_moves_in(directory: Path) -> None:
@@ -245,11 +246,11 @@ def test_a_keeper_whose_directory_is_replaced_makes_nothing_there_until_it_moves
             assert keeper.names() == ["web"]
             with keeper.pool("web", control=True) as pool:
                 pool.set_target(50 * MIB)
-            assert poolfile.read_target(fd) == 50 * MIB, "what is served from where it was goes on"
+            assert poolfile.read_control(fd).target == 50 * MIB, "what is served from where it was goes on"
             assert keeper.adopt_all() == set()
             place.mkdir(exist_ok=True)
         assert list(place.iterdir()) == []
-        keeper.move_in()
+        keeper.follow_directory()
         keeper.create("db", os.geteuid(), os.getegid())
         keeper.adopt_all()
         assert keeper.names() == ["db"]

@@ -4,7 +4,7 @@ import pytest
 
 from tests.support import fakes
 from tmemd import protocol
-from tmemd.store.poolfile import PoolError
+from tmemd.store.poolfile import PoolError, check_name
 
 REQUESTS = [
     protocol.Attach("web", 1 << 30, True, 1 << 20),
@@ -76,14 +76,14 @@ def test_what_is_no_request_is_refused(line: bytes) -> None:
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_bad_names_are_refused_on_both_sides(name: str) -> None:
     with pytest.raises(PoolError):
-        protocol.check_name(name)
+        check_name(name)
     with pytest.raises(protocol.ProtocolError):
         protocol.decode_request(protocol.encode(protocol.Show(name)))
 
 
 @pytest.mark.parametrize("name", ["a", "0", "web-1.example_2", "a" * 63])
 def test_good_names_are_accepted(name: str) -> None:
-    assert protocol.check_name(name) == name
+    assert check_name(name) == name
     assert protocol.decode_request(protocol.encode(protocol.Show(name))) == protocol.Show(name)
 
 

@@ -21,14 +21,15 @@ from typing import Any, Final
 import msgspec
 from msgspec import UNSET
 
-from tmemd import protocol
+from tmemd import operations, protocol
 from tmemd.daemon.problems import Problems
 from tmemd.daemonconfig import DaemonConfig, PoolConfig
 from tmemd.protocol import PoolStatus
 from tmemd.settings import Overrides, PoolSettings, SettingsStore, changed, merge
 from tmemd.sizes import format_size
-from tmemd.store import pool, poolfile
-from tmemd.store.pool import Pool, Pools
+from tmemd.store import poolfile
+from tmemd.store.directory import Pools
+from tmemd.store.pool import Pool
 from tmemd.store.poolfile import PoolError
 
 _log: Final = logging.getLogger("tmemd")
@@ -194,7 +195,7 @@ class Administration:
         settings = self.granted(found.name)
         if settings.pinned is not None:
             return settings.pinned
-        target = poolfile.read_target(found.fd)
+        target = poolfile.read_control(found.fd).target
         if found.identity() is None or (
             target is not None and target >= poolfile.read_counters(found.fd, found.path).limit_bytes
         ):
@@ -210,7 +211,7 @@ class Administration:
                     await self._change(request)
                     return protocol.Done(self._store.problem)
             case _:
-                answer = pool.perform(self.pools, request)
+                answer = operations.perform(self.pools, request)
                 if isinstance(answer, protocol.Listed):
                     return protocol.Listed([self._with_settings(status) for status in answer.pools])
                 return answer
@@ -228,7 +229,7 @@ class Administration:
 
     def status(self, name: str) -> PoolStatus | None:
         """All that is known of one pool, latencies and ages too; None where there is none."""
-        status = self.pools.status(name, long=True)
+        status = operations.status(self.pools, name, long=True)
         return status and self._with_settings(status)
 
     def _with_settings(self, status: PoolStatus) -> PoolStatus:
@@ -258,7 +259,7 @@ class Administration:
 
     def _cap(self, found: Pool) -> None:
         """A cap holds at once, not only when the next target is found."""
-        cap, target = self.settings(found.name).cap, poolfile.read_target(found.fd)
+        cap, target = self.settings(found.name).cap, poolfile.read_control(found.fd).target
         if cap is not None and (target is None or target > cap):
             poolfile.write_target(found.fd, cap)
 
@@ -329,11 +330,11 @@ class Administration:
                     found.name, found.uid(), self._store.of(found.name).owner,
                 )  # fmt: skip
         settings = self.granted(found.name)
-        if poolfile.read_compression(found.fd) != settings.compression:
+        if poolfile.read_control(found.fd).compression != settings.compression:
             poolfile.write_compression(found.fd, settings.compression)
-        if self._kept(found.name).frozen not in (UNSET, poolfile.read_frozen(found.fd)):
+        if self._kept(found.name).frozen not in (UNSET, poolfile.read_control(found.fd).frozen):
             poolfile.write_frozen(found.fd, settings.frozen)
-        if settings.pinned is not None and settings.pinned != poolfile.read_target(found.fd):
+        if settings.pinned is not None and settings.pinned != poolfile.read_control(found.fd).target:
             poolfile.write_target(found.fd, settings.pinned)
 
 

@@ -144,11 +144,11 @@ class Maintenance:
         """Pools that were made below an unmounted tmpfs would lie on a disk, and vanish when it is mounted again."""
         pools = self._administration.pools
         try:
-            pools.check_home()
+            pools.check_directory()
         except PoolError as error:
             try:
                 self._prepare()
-                pools.move_in()
+                pools.follow_directory()
             except PoolError as reason:
                 words = f"{error}, and cannot be had again ({reason}): no device attaches until it is mounted"
                 self._problems.note("pools", f"{words}; trying again")

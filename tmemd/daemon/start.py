@@ -33,7 +33,7 @@ from tmemd.governor.governor import Governor
 from tmemd.governor.host import total_memory
 from tmemd.settings import DEFAULT_STATE, SettingsStore
 from tmemd.sizes import size_argument
-from tmemd.store.pool import Pools
+from tmemd.store.directory import Pools
 from tmemd.store.poolfile import PoolError
 
 _log: Final = logging.getLogger("tmemd")

@@ -160,7 +160,7 @@ class ServedDevice:
         """Demote pages that are older than those that come in, as far as room for these is short."""
         counters, room = self.counters(), self.core.room()
         missing = self._headroom.missing(counters, self._back(), room, counters.used_bytes + room)
-        if not missing or not self.config.backing or poolfile.read_frozen(self._pool_fd):
+        if not missing or not self.config.backing or poolfile.read_control(self._pool_fd).frozen:
             return False
         if self.core.wasted() > counters.used_bytes * WASTE_WHILE_REFUSING:
             missing -= self.core.compact(MOVES_STEP)
@@ -168,7 +168,7 @@ class ServedDevice:
 
     def _back(self) -> int:
         """How many pages came back from the file so soon that they are put again where there is room."""
-        return sum(poolfile.read_ages(self._pool_fd, self.pool_path).file_reads[: _core.PROMOTE_AGE])
+        return sum(poolfile.Snapshot().take(self._pool_fd, self.pool_path).ages().file_reads[: _core.PROMOTE_AGE])
 
     def _answer(self) -> None:
         """Do what was asked for, in the order in which it was. What has no answer when we are killed is done again."""
@@ -185,7 +185,7 @@ class ServedDevice:
                     self.core.drain()
                 case Request.DEMOTE:
                     self._demote(request.argument, request.choice)
-                case Request.SETTLE:
+                case Request.COMPACT:
                     self._settle_fully()
                 case _:
                     return errno.EINVAL

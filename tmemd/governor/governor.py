@@ -26,7 +26,8 @@ from tmemd.protocol import Attach, HostStatus
 from tmemd.settings import PoolSettings
 from tmemd.sizes import format_size
 from tmemd.store import poolfile
-from tmemd.store.pool import Pools, Stray
+from tmemd.store.directory import Pools
+from tmemd.store.pool import Stray
 from tmemd.store.poolfile import PoolError
 from tmemd.store.sample import PoolSample
 

@@ -55,6 +55,13 @@ def is_name(name: str) -> bool:
     return re.match(NAME_PATTERN, name) is not None
 
 
+def check_name(name: str) -> str:
+    """The name itself, if it is one. Raises PoolError."""
+    if not is_name(name):
+        raise PoolError(f"{name!r} is no pool name: {NAME_RULE}")
+    return name
+
+
 @dataclass(frozen=True)
 class Identity:
     """The identity page: what device a pool belongs to, and where its parts lie. All offsets and sizes in bytes."""
@@ -202,18 +209,34 @@ class Ages(msgspec.Struct, frozen=True, gc=False):
     generation: int = 0  # that is current: from 1 to GENERATIONS - 1, in turn
 
 
+class Control(msgspec.Struct, frozen=True, gc=False):
+    """What the control page says; None: nobody said it."""
+
+    target: int | None  # bytes; None: the device's limit holds
+    frozen: bool  # whether the pool refuses puts
+    demotion_writes: int | None  # pages that demotion may have written since the pool was made; None: no bound
+    compression: bool
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray, offset: int = 0) -> Control:
+        """From the control page's words."""
+        words = _CONTROL.unpack_from(data, offset)
+        target, frozen, demotion_writes, compression = [
+            value if value ^ complement == _ALL_ONES else None
+            for value, complement in zip(words[::2], words[1::2], strict=True)
+        ]
+        return cls(target, bool(frozen), demotion_writes, compression != 0)
+
+
 _LATENCY_WORDS: Final = struct.Struct(f"<{4 * _HISTOGRAM_WORDS}Q")
 _AGE_WORDS: Final = struct.Struct(f"<{6 * GENERATIONS + 2}Q")
 _AGES_OFFSET: Final = STATISTICS_OFFSET + _LATENCY_WORDS.size
 _SURVEYS: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
-
-# Offsets inside the control page; each value stands with its complement, so that a torn write is seen and ignored.
-_TARGET: Final = CONTROL_OFFSET
-_FROZEN: Final = CONTROL_OFFSET + 16
-_DEMOTION_WRITES: Final = CONTROL_OFFSET + 32
-_COMPRESSION: Final = CONTROL_OFFSET + 48
-_CONTROL_WORDS: Final = struct.Struct("<6Q")  # up to and with demotion writes
 _SNAPSHOT_BYTES: Final = _AGES_OFFSET + _AGE_WORDS.size - COUNTERS_OFFSET
+
+# Each value of the control page stands with its complement, so that a torn write is seen and ignored.
+_CONTROL: Final = struct.Struct("<8Q")
+_TARGET, _FROZEN, _DEMOTION_WRITES, _COMPRESSION = range(CONTROL_OFFSET, CONTROL_OFFSET + _CONTROL.size, _CHECKED.size)
 
 
 def lock(fd: int) -> bool:
@@ -234,96 +257,56 @@ def read_identity(fd: int, where: str | Path) -> Identity | None:
     return Identity.unpack(os.pread(fd, PAGE, 0), str(where))
 
 
-def read_counters(fd: int, where: str | Path) -> Counters:
-    """A snapshot of the counters; each is consistent by itself, not with the others. Raises PoolError."""
-    return Counters(*_COUNTERS.unpack(_read_whole(fd, _COUNTERS.size, COUNTERS_OFFSET, where)))
-
-
-def read_latencies(fd: int, where: str | Path) -> Latencies:
-    """A snapshot of the latency histograms. Raises PoolError."""
-    words = _LATENCY_WORDS.unpack(_read_whole(fd, _LATENCY_WORDS.size, STATISTICS_OFFSET, where))
-    rows = [words[i : i + _HISTOGRAM_WORDS] for i in range(0, len(words), _HISTOGRAM_WORDS)]
-    return Latencies(*(Histogram(row[0], row[1:]) for row in rows))
-
-
-def read_ages(fd: int, where: str | Path) -> Ages:
-    """A snapshot of what is known by age. Raises PoolError."""
-    return _ages(_AGE_WORDS.unpack(_read_whole(fd, _AGE_WORDS.size, _AGES_OFFSET, where)))
-
-
-def _ages(words: tuple[int, ...]) -> Ages:
-    gets, file_reads, freed, stored, raw, filed = [
-        words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
-    ]
-    return Ages(gets, file_reads, freed, stored, raw, filed, *words[6 * GENERATIONS :])
-
-
 class Snapshot:
-    """Counters, control and ages of a pool, in one read; each is only looked at when it is asked for."""
+    """Counters, control words and statistics of a pool, in one read; each is only unpacked when it is asked for."""
 
     def __init__(self) -> None:
         self._data = bytearray(_SNAPSHOT_BYTES)
         self._buffers = (self._data,)
 
-    def take(self, fd: int, where: str | Path) -> None:
-        """Read those of the pool behind *fd*. Raises PoolError."""
+    def take(self, fd: int, where: str | Path) -> Snapshot:
+        """Read those of the pool behind *fd*; returns itself. Raises PoolError."""
         if os.preadv(fd, self._buffers, COUNTERS_OFFSET) < _SNAPSHOT_BYTES:
-            raise _truncated(fd, where)
+            raise PoolError(f"{where}: the pool file is truncated ({os.fstat(fd).st_size} bytes)")
+        return self
 
     def counters(self) -> Counters:
-        """As `read_counters`."""
+        """The counters; each is consistent by itself, not with the others."""
         return Counters(*_COUNTERS.unpack_from(self._data))
 
     def control(self) -> Control:
         """What holds for the pool until it is written again."""
-        target, no_target, frozen, no_frozen, writes, no_writes = _CONTROL_WORDS.unpack_from(
-            self._data, CONTROL_OFFSET - COUNTERS_OFFSET
-        )
-        return Control(
-            target if target ^ no_target == _ALL_ONES else None,
-            frozen ^ no_frozen == _ALL_ONES and frozen != 0,
-            writes if writes ^ no_writes == _ALL_ONES else None,
-        )
+        return Control.unpack(self._data, CONTROL_OFFSET - COUNTERS_OFFSET)
 
-    def ages(self, known: Ages | None) -> Ages:
-        """As `read_ages`; *known* itself where there was no survey since."""
+    def latencies(self) -> Latencies:
+        """The latency histograms."""
+        words = _LATENCY_WORDS.unpack_from(self._data, STATISTICS_OFFSET - COUNTERS_OFFSET)
+        rows = [words[i : i + _HISTOGRAM_WORDS] for i in range(0, len(words), _HISTOGRAM_WORDS)]
+        return Latencies(*(Histogram(row[0], row[1:]) for row in rows))
+
+    def ages(self, known: Ages | None = None) -> Ages:
+        """What is known by age; *known* itself where nothing was published since."""
         if known and _WORD.unpack_from(self._data, _SURVEYS - COUNTERS_OFFSET)[0] == known.surveys:
             return known
-        return _ages(_AGE_WORDS.unpack_from(self._data, _AGES_OFFSET - COUNTERS_OFFSET))
+        words = _AGE_WORDS.unpack_from(self._data, _AGES_OFFSET - COUNTERS_OFFSET)
+        gets, reads, freed, stored, raw, filed = [
+            words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
+        ]
+        return Ages(gets, reads, freed, stored, raw, filed, *words[6 * GENERATIONS :])
 
 
-def _read_whole(fd: int, size: int, offset: int, where: str | Path) -> bytes:
-    data = os.pread(fd, size, offset)
-    if len(data) < size:
-        raise _truncated(fd, where)
-    return data
+def read_counters(fd: int, where: str | Path) -> Counters:
+    """The counters of a snapshot taken now. Raises PoolError."""
+    return Snapshot().take(fd, where).counters()
 
 
-def _truncated(fd: int, where: str | Path) -> PoolError:
-    return PoolError(f"{where}: the pool file is truncated ({os.fstat(fd).st_size} bytes)")
-
-
-def _read_checked(fd: int, offset: int) -> int | None:
-    data = os.pread(fd, _CHECKED.size, offset).ljust(_CHECKED.size, b"\0")
-    value, complement = _CHECKED.unpack(data)
-    return int(value) if value ^ complement == _ALL_ONES else None
+def read_control(fd: int) -> Control:
+    """What the control page says, also while the pool is unfinished."""
+    return Control.unpack(os.pread(fd, _CONTROL.size, CONTROL_OFFSET).ljust(_CONTROL.size, b"\0"))
 
 
 def _write_checked(fd: int, offset: int, value: int) -> None:
     os.pwrite(fd, _CHECKED.pack(value, value ^ _ALL_ONES), offset)
-
-
-class Control(msgspec.Struct, frozen=True, gc=False):
-    """What the control page says; None: nobody said it."""
-
-    target: int | None  # bytes
-    frozen: bool
-    demotion_writes: int | None  # pages
-
-
-def read_target(fd: int) -> int | None:
-    """The target somebody set, in bytes; None when nobody did (then the device's limit holds)."""
-    return _read_checked(fd, _TARGET)
 
 
 def write_target(fd: int, target: int) -> None:
@@ -331,19 +314,9 @@ def write_target(fd: int, target: int) -> None:
     _write_checked(fd, _TARGET, target)
 
 
-def read_frozen(fd: int) -> bool:
-    """Whether the pool was told to refuse puts."""
-    return bool(_read_checked(fd, _FROZEN))
-
-
 def write_frozen(fd: int, frozen: bool) -> None:
     """Freeze or thaw the pool; it takes effect with the next put. The caller controls the directory."""
     _write_checked(fd, _FROZEN, int(frozen))
-
-
-def read_demotion_writes(fd: int) -> int | None:
-    """How many pages demotion may have written to the file since the pool was made; None: as many as it likes."""
-    return _read_checked(fd, _DEMOTION_WRITES)
 
 
 def write_demotion_writes(fd: int, pages: int | None) -> None:
@@ -352,11 +325,6 @@ def write_demotion_writes(fd: int, pages: int | None) -> None:
         os.pwrite(fd, bytes(_CHECKED.size), _DEMOTION_WRITES)
     else:
         _write_checked(fd, _DEMOTION_WRITES, pages)
-
-
-def read_compression(fd: int) -> bool:
-    """Whether pages are compressed."""
-    return _read_checked(fd, _COMPRESSION) != 0
 
 
 def write_compression(fd: int, compression: bool) -> None:

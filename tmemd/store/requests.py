@@ -27,7 +27,7 @@ class Request(enum.IntEnum):
 
     DRAIN = 1
     DEMOTE = 2
-    SETTLE = 3
+    COMPACT = 3
 
 
 @dataclass(frozen=True)

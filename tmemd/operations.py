@@ -1,0 +1,128 @@
+"""What clients ask about pools, carried out on their files: by tmemd, and by tmemctl itself where no tmemd runs."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from tmemd import protocol
+from tmemd.protocol import PoolStatus
+from tmemd.settings import PoolSettings
+from tmemd.store import poolfile, requests
+from tmemd.store.directory import Pools
+from tmemd.store.pool import Pool, Stray, pool_path
+from tmemd.store.poolfile import Counters, PoolError, Snapshot
+from tmemd.store.requests import Choice
+
+_REQUESTS: Final[dict[protocol.Work, requests.Request]] = {
+    "drain": requests.Request.DRAIN,
+    "demote": requests.Request.DEMOTE,
+    "settle": requests.Request.COMPACT,
+}
+_NO_COUNTERS: Final = Counters(*(0 for _ in Counters.__struct_fields__))
+
+
+def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
+    """Carry out anything but an Attach. Raises PoolError."""
+    match request:
+        case protocol.List(long):
+            return protocol.Listed(statuses(pools, long=long))
+        case protocol.Show(name, long, number):
+            with pools.pool(name) as pool:
+                answer = pool.answer(number) if number else None  # before the status, which is what came of it
+                return protocol.Listed([msgspec.structs.replace(pool_status(pool, long=long), answer=answer)])
+        case protocol.Set():
+            _set(pools, request)
+        case protocol.Freeze(name, frozen):
+            _freeze(pools, name, frozen)
+        case protocol.Ask(name, work, nbytes, min_age, raw_only):
+            with pools.pool(name, control=True) as pool:
+                return protocol.Asked(pool.ask(_REQUESTS[work], nbytes, Choice(min_age, raw_only)))
+        case protocol.Destroy(name, lose_pages):
+            pools.destroy(name, lose_pages=lose_pages)
+        case protocol.Attach():
+            raise PoolError("only tmemd attaches plugins")
+        case protocol.Host():
+            raise PoolError("only tmemd looks after the host's memory")
+    return protocol.Done()
+
+
+def _freeze(pools: Pools, name: str | None, frozen: bool) -> None:
+    if name is not None:
+        with pools.pool(name, control=True) as pool:
+            pool.set_frozen(frozen)
+    elif failed := pools.adopt_all(lambda pool: pool.set_frozen(frozen)):
+        raise PoolError(f"all pools were {'frozen' if frozen else 'thawed'} but {', '.join(sorted(failed))}")
+
+
+def _set(pools: Pools, request: protocol.Set) -> None:
+    """What the pool file itself keeps; the rest only means something to a tmemd."""
+    needy = {request.weight, request.cap, request.minimum} != {msgspec.UNSET}
+    if needy or request.forget or request.target is None:
+        raise PoolError("weight, cap, minimum, defaults and a target of tmemd's own choice need a tmemd")
+    with pools.pool(request.name, control=True) as pool:
+        if isinstance(request.target, int):
+            pool.set_target(request.target)
+        if isinstance(request.compression, bool):
+            pool.set_compression(request.compression)
+
+
+def statuses(pools: Pools, *, long: bool = False) -> list[PoolStatus]:
+    """Every pool's status; those that vanish meanwhile are left out. Raises PoolError."""
+    return [found for name in pools.names() if (found := status(pools, name, long=long))]
+
+
+def status(pools: Pools, name: str, *, long: bool = False) -> PoolStatus | None:
+    """That of one pool, also of one that cannot be opened; None where there is none."""
+    try:
+        with pools.pool(name) as pool:
+            return pool_status(pool, long=long)
+    except PoolError as error:
+        stray = Stray.at(pool_path(pools.directory, name), str(error))
+        return _stray_status(stray) if stray else None
+
+
+def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
+    """What is known of it, with *long* latencies and ages as well, also while it is unfinished or damaged."""
+    now, error = None, None
+    try:
+        identity = pool.identity()
+        now = Snapshot().take(pool.fd, pool.path) if identity else None
+    except PoolError as failure:
+        identity, error = None, str(failure)
+    control = now.control() if now else poolfile.read_control(pool.fd)
+    counters = now.counters() if now else _counters_without_plugin(pool.taken())
+    limit = counters.limit_bytes
+    return PoolStatus(
+        name=pool.name,
+        path=str(pool.path),
+        uid=pool.uid(),
+        size=identity.size if identity else 0,
+        has_file=identity.has_file if identity else False,
+        backing=identity.backing if identity else "",
+        target_bytes=limit if control.target is None else min(control.target, limit),
+        frozen=control.frozen,
+        served=pool.is_served(),
+        error=error,
+        counters=counters,
+        taken_bytes=pool.taken(),
+        unfinished=identity is None and error is None,
+        settings=PoolSettings(compression=control.compression, frozen=control.frozen),
+        freeable_bytes=poolfile.freeable(identity, counters) if identity else 0,
+        latencies=now.latencies() if now and long else None,
+        ages=now.ages() if now and long else None,
+    )
+
+
+def _stray_status(stray: Stray) -> PoolStatus:
+    return PoolStatus(
+        name=stray.name, path=str(stray.path), uid=stray.uid, size=0, has_file=False, backing="", target_bytes=0,
+        frozen=False, served=False, error=stray.reason, counters=_counters_without_plugin(stray.taken),
+        taken_bytes=stray.taken,
+    )  # fmt: skip
+
+
+def _counters_without_plugin(taken: int) -> Counters:
+    """All that is known of a pool that no plugin has made or that cannot be read: the bytes of RAM it takes."""
+    return msgspec.structs.replace(_NO_COUNTERS, used_bytes=taken)
