@@ -357,7 +357,7 @@ def test_users_have_a_bounded_number_of_pools(base: Path) -> None:
             come(made, "d", 12345)
 
 
-# A process that dies at each line in turn that tmemd executes for a request.
+# A process that dies at any line that tmemd executes for a request.
 
 CHANGES: list[protocol.Request] = [
     Set(name="web", weight=9, cap=200 * MIB, minimum=2 * MIB, compression=False, target=50 * MIB),
@@ -367,16 +367,27 @@ CHANGES: list[protocol.Request] = [
 
 
 class Death:
-    """Kills this process at the line number *at* of those executed in tmemd's own code, counted from `__enter__`."""
+    """Kills this process before the next line of tmemd's own code when files below *base* have changed so many times.
 
-    def __init__(self, at: int) -> None:
-        self._left = at
+    Whoever dies at a line between two changes leaves the same.
+    """
+
+    def __init__(self, base: Path, changes: int) -> None:
+        self._base = base
+        self._left = changes
+        self._files = self._read()
+
+    def _read(self) -> dict[Path, tuple[int, bytes]]:
+        """Each file, and the beginning of its content, with all of a pool that tmemd writes."""
+        paths = (path for path in self._base.rglob("*") if path.is_file())
+        return {path: (path.stat().st_ino, path.open("rb").read(poolfile.STATES_OFFSET)) for path in paths}
 
     def _trace(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any] | None:
         if "/tmemd/" not in frame.f_code.co_filename:
             return None
         if event == "line":
-            self._left -= 1
+            before, self._files = self._files, self._read()
+            self._left -= self._files != before
             if not self._left:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self._trace
@@ -390,13 +401,24 @@ class Death:
         threading.settrace(None)
 
 
-def survived(base: Path, request: protocol.Request, at: int) -> bool:
-    """Whether a tmemd of its own process, killed at line *at*, has carried out the request before."""
+def prepare(base: Path) -> Path:
+    """A new place with one pool, and settings of two."""
+    (base / "pools").mkdir(parents=True)
+    with fakes.pool(base / "pools", "web"):
+        pass
+    store = SettingsStore(base / "state")
+    store.change({"web": Overrides(weight=5, minimum=MIB, target=20 * MIB), "gone": Overrides(weight=3)})
+    store.close()
+    return base
+
+
+def survived(base: Path, request: protocol.Request, changes: int) -> bool:
+    """Whether a tmemd of its own process, killed after so many changes, has carried out the request before."""
     child = os.fork()
     if not child:
         # Nothing of pytest's may run here.
         try:
-            with administration(base) as made, Death(at):
+            with administration(base) as made, Death(base, changes):
                 perform(made, request)
         except BaseException:
             os._exit(2)
@@ -408,25 +430,20 @@ def survived(base: Path, request: protocol.Request, at: int) -> bool:
 
 @pytest.mark.parametrize("request_", CHANGES, ids=lambda request: type(request).__name__)
 def test_sigkill_at_any_line_leaves_the_old_settings_or_the_new_ones(base: Path, request_: protocol.Request) -> None:
-    before = {"web": Overrides(weight=5, minimum=MIB, target=20 * MIB), "gone": Overrides(weight=3)}
     seen = set()
-    done, at = False, 0
+    done, changes = False, 0
     while not done:
-        at += 1
-        with fakes.pool(base / "pools", "web"):
-            pass
-        store = SettingsStore(base / "state")
-        store.change({name: Overrides() for name in store.names()} | before)
-        store.close()
-        done = survived(base, request_, at)
-        with administration(base) as made:
-            if (base / "pools/web.pool").exists():
+        place = prepare(base / str(changes))
+        done = survived(place, request_, changes)
+        changes += 1
+        with administration(place) as made:
+            if (place / "pools/web.pool").exists():
                 now = made.settings("web")
-                assert page(base) == (now.target or page(base)[0], now.frozen, now.compression)
-            seen.add(repr([made.settings(name) for name in ("web", "gone")]))
-            assert made.settings("gone").weight == 3
+                assert page(place) == (now.target or page(place)[0], now.frozen, now.compression)
             last = repr([made.settings(name) for name in ("web", "gone")])
-    assert at > 20
+            seen.add(last)
+            assert made.settings("gone").weight == 3
+    assert changes > 4
     assert len(seen) == 2
     assert last != repr([PoolSettings(5, None, MIB, 20 * MIB), PoolSettings(3)])
 
