@@ -6,9 +6,9 @@
 
 static void check(uint64_t ns, unsigned bucket)
 {
-    if (tm_bucket(ns) == bucket)
+    if (stats_bucket(ns) == bucket)
         return;
-    fprintf(stderr, "%llu ns is in bucket %u, not %u\n", (unsigned long long)ns, tm_bucket(ns), bucket);
+    fprintf(stderr, "%llu ns is in bucket %u, not %u\n", (unsigned long long)ns, stats_bucket(ns), bucket);
     exit(1);
 }
 

@@ -6,7 +6,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "device.h"
+#include "promote.h"
 
 enum { PAGES = 2048, PAGE = 600, LIMIT = 64 << 20 };
 
@@ -55,8 +55,8 @@ static uint64_t spill(uint8_t version)
     CHECK(tm_write(device, content, sizeof content, (uint64_t)PAGE * TM_PAGE, false) == 0);
     atomic_store(&control->frozen.value, 0);
     atomic_store(&control->frozen.complement, ~UINT64_C(0));
-    CHECK(tm_kind(tm_word(device, PAGE)) == TM_FILE);
-    return tm_word(device, PAGE);
+    CHECK(word_kind(index_word(device, PAGE)) == TM_FILE);
+    return index_word(device, PAGE);
 }
 
 static uint8_t second_byte(void)
@@ -79,11 +79,11 @@ ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
     return syscall(SYS_pread64, fd, buffer, length, offset);
 }
 
-void __real_tm_io_unlock(struct tm_locks *locks, struct tm_io *io);
-void __wrap_tm_io_unlock(struct tm_locks *locks, struct tm_io *io);
-void __wrap_tm_io_unlock(struct tm_locks *locks, struct tm_io *io)
+void __real_unlock_io(struct locks *locks, struct io_range *io);
+void __wrap_unlock_io(struct locks *locks, struct io_range *io);
+void __wrap_unlock_io(struct locks *locks, struct io_range *io)
 {
-    __real_tm_io_unlock(locks, io);
+    __real_unlock_io(locks, io);
     if (writer == AFTER) {
         writer = NOBODY;
         spill(1);
@@ -95,23 +95,23 @@ int main(void)
     uint8_t old[TM_PAGE];
     open_device();
     uint64_t word = spill(1);
-    CHECK(tm_file_read(&device->file, PAGE, 1, old) == 0);
+    CHECK(file_read(&device->file, PAGE, 1, old) == 0);
 
     /* Somebody is changing the page: it does not wait. */
-    tm_lock_run(&device->locks, PAGE, 1);
-    tm_promote(device, PAGE, old, word);
-    tm_unlock_run(&device->locks, PAGE, 1);
-    CHECK(tm_word(device, PAGE) == word);
+    lock_pages(&device->locks, PAGE, 1);
+    promote_page(device, PAGE, old, word);
+    unlock_pages(&device->locks, PAGE, 1);
+    CHECK(index_word(device, PAGE) == word);
 
     /* It was overwritten, trimmed, or its whole block was, since it was read. */
     uint64_t second = spill(2);
-    tm_promote(device, PAGE, old, word);
-    CHECK(tm_word(device, PAGE) == second && second_byte() == 2);
+    promote_page(device, PAGE, old, word);
+    CHECK(index_word(device, PAGE) == second && second_byte() == 2);
     CHECK(tm_trim(device, TM_PAGE, (uint64_t)PAGE * TM_PAGE, false) == 0);
-    tm_promote(device, PAGE, old, word);
-    CHECK(tm_kind(tm_word(device, PAGE)) == TM_ZERO && second_byte() == 0);
+    promote_page(device, PAGE, old, word);
+    CHECK(word_kind(index_word(device, PAGE)) == TM_ZERO && second_byte() == 0);
     CHECK(tm_trim(device, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, false) == 0);
-    tm_promote(device, PAGE, old, word);
+    promote_page(device, PAGE, old, word);
     CHECK(second_byte() == 0);
 
     /* It was only read since, in a later generation. */
@@ -119,11 +119,11 @@ int main(void)
     uint64_t before = atomic_load(&tm_counters(device)->promotions);
     for (unsigned i = 0; i < TM_ANCIENT / 2; i++)
         tm_age(device);
-    CHECK(second_byte() == 1 && tm_kind(tm_word(device, PAGE)) == TM_FILE);
-    CHECK(tm_generation(tm_word(device, PAGE)) != tm_generation(word));
-    tm_promote(device, PAGE, old, word);
+    CHECK(second_byte() == 1 && word_kind(index_word(device, PAGE)) == TM_FILE);
+    CHECK(word_generation(index_word(device, PAGE)) != word_generation(word));
+    promote_page(device, PAGE, old, word);
     CHECK(atomic_load(&tm_counters(device)->promotions) == before + 1);
-    CHECK(tm_kind(tm_word(device, PAGE)) == TM_TMEM && second_byte() == 1);
+    CHECK(word_kind(index_word(device, PAGE)) == TM_TMEM && second_byte() == 1);
 
     /* It was overwritten before it was read, and again with what it had been after that. */
     spill(1);
@@ -132,8 +132,8 @@ int main(void)
     CHECK(writer == NOBODY && second_byte() == 1);
 
     /* The lock was let go each time. */
-    tm_lock_run(&device->locks, PAGE, 1);
-    tm_unlock_run(&device->locks, PAGE, 1);
+    lock_pages(&device->locks, PAGE, 1);
+    unlock_pages(&device->locks, PAGE, 1);
     munmap(control, TM_PAGE);
     tm_close(device);
     puts("ok");

@@ -7,7 +7,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "device.h"
+#include "state.h"
 
 enum { PAGES = 8192, FIRST = 2048, REFUSALS = 1024 }; /* of the pages before some are written through */
 

@@ -18,7 +18,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "device.h"
+#include "state.h"
 
 enum { THREADS = 4, REGION = 640, PAGES = 3 * REGION, RUN = 8, GRANULE = 1 << 20 };
 
@@ -278,7 +278,7 @@ static void verify(int pool_fd)
 /* What is counted by age follows from the index: whoever attaches counts the same. */
 static void reopen(const struct tm_config *config)
 {
-    struct tm_ages ages;
+    struct ages ages;
 
     memcpy(&ages, &device->ages, sizeof ages);
     tm_close(device);

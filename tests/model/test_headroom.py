@@ -147,11 +147,11 @@ def test_a_frozen_pool_makes_no_room(opened: Open) -> None:
 
 def test_a_device_without_a_file_has_nowhere_to_make_room_to(opened: Open) -> None:
     served = opened(backing=None)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match=r"Errno 5\b"):
         write(served, COLD)
     grow_old(served)
     rounds(served, 3)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match=r"Errno 5\b"):
         write(served, HOT)
     assert served.counters().demotions == 0
 

@@ -22,7 +22,7 @@ def crc32c(data: bytes | bytearray | memoryview) -> int:
     """CRC32C (Castagnoli, RFC 3720) of *data*."""
 
 class Device:
-    """One device: its pool, its backing file and the map's bits. Every method may be called from any thread.
+    """One device: its pool, its backing file and its write-intent bitmap. Every method may be called from any thread.
 
     The constructor attaches: it rebuilds free space from the index and gives back what no live word points at. Raises
     OSError, and ValueError for an index that contradicts itself.
@@ -32,7 +32,7 @@ class Device:
         self,
         pool_fd: int,
         file_fd: int,  # -1: no backing file
-        bitmap_fd: int,  # -1: no map
+        bitmap_fd: int,  # -1: no bitmap
         *,
         name: str,
         size: int,
@@ -58,7 +58,7 @@ class Device:
         written than the control page's bound on demotion's writes allows.
         """
     def drain(self) -> None:
-        """Demote everything, make the file durable and the map clean. Puts are refused meanwhile. Raises OSError."""
+        """Demote everything, make the file durable and the bitmap clean. Puts are refused meanwhile. Raises OSError."""
     def compact(self, budget: int) -> int:
         """Compact for density and punch out free memory, moving at most *budget* records; returns bytes given back."""
     def age(self) -> None:
@@ -72,7 +72,7 @@ class Device:
     def wasted(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""
 
-# The callbacks of nbdkit's Python plugin, API version 2; the handle is a Device. All raise OSError.
+# The callbacks of nbdkit's Python plugin, API version 2; the handle is a Device. All raise OSError: EIO, with the cause in words.
 def pread(h: Device, buf: Buffer, offset: int, flags: int) -> None: ...
 def pwrite(h: Device, buf: Buffer, offset: int, flags: int) -> None: ...
 def flush(h: Device, flags: int) -> None: ...

@@ -71,7 +71,7 @@ cdef extern from "tmem.h" nogil:
     uint64_t tm_wasted(tm_device *device)
 
 cdef extern from "crc32c.h" nogil:
-    uint32_t tm_crc32c(uint32_t crc, const void *data, size_t length)
+    uint32_t core_crc32c "crc32c"(uint32_t crc, const void *data, size_t length)
 
 cdef extern from "pin.h":
     void tm_pin_thread()
@@ -114,7 +114,7 @@ def crc32c(data):
     cdef Py_buffer view
     cdef uint32_t answer
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-    answer = tm_crc32c(0, view.buf, <size_t>view.len)
+    answer = core_crc32c(0, view.buf, <size_t>view.len)
     PyBuffer_Release(&view)
     return answer
 
@@ -130,11 +130,12 @@ cdef int fail(int code) except -1:
 
 
 cdef int fail_at(int code, Device h, uint64_t count, uint64_t offset) except -1:
-    raise OSError(code, f"{h.name}: {count} bytes at {offset}: {os.strerror(code)}")
+    # To the client each failure is EIO; the log tells what was behind it.
+    raise OSError(errno.EIO, f"{h.name}: {count} bytes at {offset}: {os.strerror(code)}")
 
 
 cdef class Device:
-    """One device: its pool, its backing file and the map's bits. Every method may be called from any thread."""
+    """One device: its pool, its backing file and its write-intent bitmap. Every method may be called from any thread."""
 
     cdef tm_device *device
     cdef readonly uint64_t size
@@ -207,7 +208,7 @@ cdef class Device:
         return freed
 
     def drain(self):
-        """Demote everything, make the file durable and the map clean. Puts are refused meanwhile. Raises OSError."""
+        """Demote everything, make the file durable and the bitmap clean. Puts are refused meanwhile. Raises OSError."""
         cdef tm_device *device = self.handle(0, 0)
         cdef int code
         with nogil:

@@ -11,17 +11,18 @@
  * from it at once: stay this far away from it, which is what 256 threads may take between a look and the next. It is looked at
  * each time: 2 to 4 us beside the 17 us that 16 pages take. What was known to be free a moment ago and kept for later, 64
  * devices spent together long after it was gone. */
-#define HEADROOM_MARGIN (UINT64_C(16) << 20)
+#define CGROUP_MARGIN (UINT64_C(16) << 20)
 
 /* The part of the target that promotion leaves to writes. Of what is kept free little more than this is ever missing between two
  * looks of the maintenance thread: with a 32nd, pages that came back in between found no room, more of them the busier the
  * machine (docs/decisions/0004-cold-pages-make-room.md). */
 enum { ROOM_SHARE = 256 };
 
-int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, struct tm_counters *counters,
+int budget_init(struct budget *budget, const struct tm_config *config, struct tm_counters *counters,
                    const struct tm_control *control)
 {
-    *budget = (struct tm_budget){
+    *budget = (struct budget){
+        .pool_fd = config->pool_fd,
         .counters = counters,
         .control = control,
         .limit = config->limit,
@@ -38,7 +39,7 @@ int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, str
     return 0;
 }
 
-void tm_budget_destroy(struct tm_budget *budget)
+void budget_destroy(struct budget *budget)
 {
     free(budget->cgroups);
 }
@@ -49,7 +50,7 @@ static bool read_checked(const struct tm_checked *word, uint64_t *value)
     return (*value ^ atomic_load_explicit(&word->complement, memory_order_relaxed)) == UINT64_MAX;
 }
 
-uint64_t tm_target(struct tm_budget *budget)
+uint64_t budget_target(struct budget *budget)
 {
     uint64_t target;
     if (read_checked(&budget->control->target, &target))
@@ -62,34 +63,34 @@ uint64_t tm_target(struct tm_budget *budget)
     return !budget->has_file && target < used ? used : target;
 }
 
-uint64_t tm_demotion_bound(const struct tm_budget *budget)
+uint64_t budget_demotion_bound(const struct budget *budget)
 {
     uint64_t bound;
     return read_checked(&budget->control->demotion_writes, &bound) ? bound : UINT64_MAX;
 }
 
-bool tm_refusing(struct tm_budget *budget)
+bool budget_is_refusing(struct budget *budget)
 {
     uint64_t frozen;
     return (read_checked(&budget->control->frozen, &frozen) && frozen) || atomic_load(&budget->draining) ||
-           atomic_load_explicit(&budget->counters->used, memory_order_relaxed) > tm_target(budget);
+           atomic_load_explicit(&budget->counters->used, memory_order_relaxed) > budget_target(budget);
 }
 
-bool tm_has_room(struct tm_budget *budget)
+bool budget_has_room(struct budget *budget)
 {
-    uint64_t target = tm_target(budget), used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
+    uint64_t target = budget_target(budget), used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
     return used + target / ROOM_SHARE <= target;
 }
 
-bool tm_is_compressing(const struct tm_budget *budget)
+bool budget_is_compressing(const struct budget *budget)
 {
     uint64_t compression;
     return !read_checked(&budget->control->compression, &compression) || compression;
 }
 
-bool tm_is_full(struct tm_budget *budget)
+bool budget_is_full(struct budget *budget)
 {
-    return atomic_load_explicit(&budget->counters->used, memory_order_relaxed) + TM_PAGE > tm_target(budget);
+    return atomic_load_explicit(&budget->counters->used, memory_order_relaxed) + TM_PAGE > budget_target(budget);
 }
 
 static bool read_number(int fd, uint64_t *number)
@@ -104,20 +105,20 @@ static bool read_number(int fd, uint64_t *number)
 }
 
 /* Bytes free in the tightest cgroup, less the margin; a file that cannot be read does not bind. */
-static uint64_t read_headroom(const struct tm_budget *budget)
+static uint64_t free_in_cgroups(const struct budget *budget)
 {
     uint64_t room = UINT64_MAX;
     for (size_t i = 0; i < budget->n_cgroups; i++) {
         uint64_t limit, usage;
         if (!read_number(budget->cgroups[i].limit_fd, &limit) || !read_number(budget->cgroups[i].usage_fd, &usage))
             continue;
-        uint64_t here = limit > usage + HEADROOM_MARGIN ? limit - usage - HEADROOM_MARGIN : 0;
+        uint64_t here = limit > usage + CGROUP_MARGIN ? limit - usage - CGROUP_MARGIN : 0;
         room = here < room ? here : room;
     }
     return room;
 }
 
-static bool charge(struct tm_budget *budget, uint64_t bytes, uint64_t most)
+static bool charge(struct budget *budget, uint64_t bytes, uint64_t most)
 {
     uint64_t used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
     do {
@@ -127,28 +128,25 @@ static bool charge(struct tm_budget *budget, uint64_t bytes, uint64_t most)
     return true;
 }
 
-int tm_punch(int pool_fd, uint64_t offset, uint64_t bytes)
+int budget_punch(const struct budget *budget, uint64_t offset, uint64_t bytes)
 {
-    return fallocate(pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0 ? errno : 0;
+    return fallocate(budget->pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0 ? errno : 0;
 }
 
-int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t most)
+int budget_allocate(struct budget *budget, uint64_t offset, uint64_t bytes, uint64_t most)
 {
     if (!charge(budget, bytes, most))
         return ENOSPC;
-    int error = bytes <= read_headroom(budget) ? 0 : ENOMEM;
-    if (!error && fallocate(pool_fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0) {
-        error = errno;
-        /* A part may have been allocated before the host ran out. */
-        tm_punch(pool_fd, offset, bytes);
-    }
+    int error = bytes <= free_in_cgroups(budget) ? 0 : ENOMEM;
+    if (!error && fallocate(budget->pool_fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0)
+        error = errno; /* what it had allocated before that tmpfs has undone (mm/shmem.c, shmem_fallocate) */
     if (error)
         atomic_fetch_sub(&budget->counters->used, bytes);
     return error;
 }
 
-void tm_give(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes)
+void budget_free(struct budget *budget, uint64_t offset, uint64_t bytes)
 {
-    tm_punch(pool_fd, offset, bytes);
+    budget_punch(budget, offset, bytes);
     atomic_fetch_sub(&budget->counters->used, bytes);
 }

@@ -1,14 +1,15 @@
-/* What the pool may take from the host: the target, the freeze, and the memory cgroup's headroom. */
+/* What the pool may take from the host: the target, the freeze, and what is free in the memory cgroup. No lock: what is used is
+ * one atomic counter. */
 #ifndef TM_BUDGET_H
 #define TM_BUDGET_H
 
-#include <pthread.h>
 #include <stddef.h>
 
 #include "layout.h"
 #include "tmem.h"
 
-struct tm_budget {
+struct budget {
+    int pool_fd;
     struct tm_counters *counters;
     const struct tm_control *control;
     uint64_t limit;
@@ -19,30 +20,30 @@ struct tm_budget {
     size_t n_cgroups;
 };
 
-int tm_budget_init(struct tm_budget *budget, const struct tm_config *config, struct tm_counters *counters,
+int budget_init(struct budget *budget, const struct tm_config *config, struct tm_counters *counters,
                    const struct tm_control *control);
-void tm_budget_destroy(struct tm_budget *budget);
+void budget_destroy(struct budget *budget);
 
 /* The target now, in bytes: what the control page says, within the device's limit. */
-uint64_t tm_target(struct tm_budget *budget);
+uint64_t budget_target(struct budget *budget);
 /* The most that counters->demotion_writes may become without a user's request. */
-uint64_t tm_demotion_bound(const struct tm_budget *budget);
+uint64_t budget_demotion_bound(const struct budget *budget);
 /* Whether puts are refused whatever memory is free. */
-bool tm_refusing(struct tm_budget *budget);
+bool budget_is_refusing(struct budget *budget);
 /* Whether not one page more can be taken. */
-bool tm_is_full(struct tm_budget *budget);
+bool budget_is_full(struct budget *budget);
 
 /* Whether there is so much room below the target that pages which are in the file already may take some of it. */
-bool tm_has_room(struct tm_budget *budget);
+bool budget_has_room(struct budget *budget);
 /* Whether pages are compressed; otherwise they are stored as they are, but for those of one word. */
-bool tm_is_compressing(const struct tm_budget *budget);
+bool budget_is_compressing(const struct budget *budget);
 
 /* Punch [offset, offset + bytes) out of the pool file, without accounting; 0 or an errno. */
-int tm_punch(int pool_fd, uint64_t offset, uint64_t bytes);
+int budget_punch(const struct budget *budget, uint64_t offset, uint64_t bytes);
 /* Allocate [offset, offset + bytes) of the pool file where its use stays within `most` then: 0, or the errno with which it was
  * refused (ENOSPC: for `most`). It is allocated, hence zero, before it is touched. */
-int tm_take(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes, uint64_t most);
+int budget_allocate(struct budget *budget, uint64_t offset, uint64_t bytes, uint64_t most);
 /* Give it back. */
-void tm_give(struct tm_budget *budget, int pool_fd, uint64_t offset, uint64_t bytes);
+void budget_free(struct budget *budget, uint64_t offset, uint64_t bytes);
 
 #endif

@@ -6,12 +6,12 @@
 #include "crc32c.h"
 
 _Static_assert(LZ4_COMPRESSBOUND(TM_PAGE) <= 4128, "LZ4's bound has grown");
-_Static_assert(sizeof(struct tm_record) == TM_RECORD_HEADER, "the record header has padding");
+_Static_assert(sizeof(struct record) == TM_RECORD_HEADER, "the record header has padding");
 
 /* Above this, compression saves less than the time to undo it is worth; the page is stored raw. */
 enum { WORTH_COMPRESSING = TM_PAGE - 64 };
 
-bool tm_is_same(const uint8_t *page, uint64_t *word)
+bool codec_is_same(const uint8_t *page, uint64_t *word)
 {
     memcpy(word, page, 8);
     return memcmp(page, page + 8, TM_PAGE - 8) == 0;
@@ -23,13 +23,13 @@ static uint32_t record_crc(uint32_t number, uint16_t length, uint16_t encoding, 
         uint32_t number;
         uint16_t length, encoding;
     } head = {number, length, encoding};
-    return tm_crc32c(tm_crc32c(0, &head, sizeof head), payload, length);
+    return crc32c(crc32c(0, &head, sizeof head), payload, length);
 }
 
-static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, bool compress, enum tm_encoding *encoding)
+static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, bool compress, enum encoding *encoding)
 {
     uint64_t word;
-    if (tm_is_same(page, &word)) {
+    if (codec_is_same(page, &word)) {
         *encoding = TM_SAME;
         memcpy(payload, &word, 8);
         return 8;
@@ -48,10 +48,10 @@ static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, bool compr
     return TM_PAGE;
 }
 
-uint32_t tm_encode(struct tm_encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
-                   enum tm_encoding *encoding)
+uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
+                   enum encoding *encoding)
 {
-    struct tm_record *record = (struct tm_record *)encoded->record;
+    struct record *record = (struct record *)encoded->record;
     uint32_t length = encode_payload(record->payload, page, compress, encoding);
     atomic_store_explicit(&record->page, number, memory_order_relaxed);
     record->length = (uint16_t)length;
@@ -60,7 +60,7 @@ uint32_t tm_encode(struct tm_encoded *encoded, uint32_t number, const uint8_t *p
     return length;
 }
 
-static bool decode_payload(const uint8_t *payload, uint32_t length, enum tm_encoding encoding, uint8_t *page)
+static bool decode_payload(const uint8_t *payload, uint32_t length, enum encoding encoding, uint8_t *page)
 {
     switch (encoding) {
     case TM_RAW:
@@ -80,11 +80,11 @@ static bool decode_payload(const uint8_t *payload, uint32_t length, enum tm_enco
     return false;
 }
 
-bool tm_decode(const struct tm_record *record, uint64_t word, uint32_t number, uint8_t *page)
+bool codec_decode(const struct record *record, uint64_t word, uint32_t number, uint8_t *page)
 {
-    uint32_t length = tm_length(word);
+    uint32_t length = word_length(word);
     return atomic_load_explicit(&record->page, memory_order_relaxed) == number && record->length == length &&
-           record->encoding == tm_encoding(word) &&
+           record->encoding == word_encoding(word) &&
            record->crc == record_crc(number, record->length, record->encoding, record->payload) &&
-           decode_payload(record->payload, length, tm_encoding(word), page);
+           decode_payload(record->payload, length, word_encoding(word), page);
 }

@@ -2,21 +2,31 @@
 #ifndef TM_CODEC_H
 #define TM_CODEC_H
 
-#include "layout.h"
+#include <stdatomic.h>
+
+#include "word.h"
+
+struct record {
+    _Atomic uint32_t page; /* atomic: the compactor looks at slots that are being written */
+    uint32_t crc;
+    uint16_t length;
+    uint16_t encoding;
+    uint8_t payload[];
+};
 
 /* Room to encode one page in. */
-struct tm_encoded {
+struct encoded {
     _Alignas(8) uint8_t record[TM_RECORD_HEADER + 4128]; /* LZ4_COMPRESSBOUND(4096), checked in codec.c */
 };
 
 /* Whether the page repeats one 8-byte word; *word is that word. */
-bool tm_is_same(const uint8_t *page, uint64_t *word);
+bool codec_is_same(const uint8_t *page, uint64_t *word);
 
 /* Encode page `number` as a whole record; returns the payload's length and sets *encoding. */
-uint32_t tm_encode(struct tm_encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
-                   enum tm_encoding *encoding);
+uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
+                   enum encoding *encoding);
 
 /* Decode the record that an index word points at into 4096 bytes; false when it is not what the word says. */
-bool tm_decode(const struct tm_record *record, uint64_t word, uint32_t number, uint8_t *page);
+bool codec_decode(const struct record *record, uint64_t word, uint32_t number, uint8_t *page);
 
 #endif

@@ -96,7 +96,7 @@ static void prepare(void)
 #endif
 }
 
-uint32_t tm_crc32c(uint32_t crc, const void *data, size_t length)
+uint32_t crc32c(uint32_t crc, const void *data, size_t length)
 {
     pthread_once(&once, prepare);
     return ~(have_instruction ? by_instruction(~crc, data, length) : by_table(~crc, data, length));

@@ -5,6 +5,6 @@
 #include <stdint.h>
 
 /* CRC32C (Castagnoli; RFC 3720, appendix B.4) of data, continuing from crc (0 to begin). */
-uint32_t tm_crc32c(uint32_t crc, const void *data, size_t length);
+uint32_t crc32c(uint32_t crc, const void *data, size_t length);
 
 #endif

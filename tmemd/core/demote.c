@@ -1,7 +1,13 @@
-#include <errno.h>
-#include <string.h>
+/* Pages are moved out of tmem: the oldest go first, those that the file lacks are written to it before. Threads share a demotion; each
+ * run of neighbours is moved under its I/O lock, with page locks held for a moment at either end. */
+#include "demote.h"
 
-#include "device.h"
+#include <errno.h>
+
+#include "bounce.h"
+#include "crc32c.h"
+#include "overwrite.h"
+#include "probes.h"
 
 /* A demotion takes one more thread for each of these bytes of slots, up to HELPERS besides its own: pages that lie scattered
  * are single writes, and a disk does several at once. Seconds per GiB given back, cold pages side by side and scattered
@@ -29,17 +35,17 @@ struct demotion {
 /* The most that counters->demotion_writes may become. */
 static uint64_t bound_of(const struct demotion *demotion)
 {
-    return demotion->choice.bounded ? tm_demotion_bound(&demotion->device->budget) : UINT64_MAX;
+    return demotion->choice.bounded ? budget_demotion_bound(&demotion->device->budget) : UINT64_MAX;
 }
 
 static bool is_chosen(const struct demotion *demotion, uint64_t word)
 {
-    struct tm_device *device = demotion->device;
-    if (tm_kind(word) != TM_TMEM || tm_age_of(device, word) < demotion->age)
+    const struct tm_device *device = demotion->device;
+    if (word_kind(word) != TM_TMEM || ages_of(state_generation(device), word) < demotion->age)
         return false;
-    if (demotion->choice.raw_only && tm_encoding(word) != TM_RAW)
+    if (demotion->choice.raw_only && word_encoding(word) != TM_RAW)
         return false;
-    return tm_is_clean(device, word) ||
+    return state_is_clean(device, word) ||
            atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) < bound_of(demotion);
 }
 
@@ -62,14 +68,15 @@ struct batch {
     bool taken[TM_RUN_MAX]; /* those that must be written first; they are marked */
 };
 
-/* The file has the page, and it leaves tmem. Under its change lock. */
+/* The file has the page, and it leaves tmem. Under its page lock. */
 static void leave(struct demotion *demotion, uint64_t page, const uint8_t *content)
 {
     struct tm_device *device = demotion->device;
-    uint32_t crc = tm_crc32c(0, content, TM_PAGE);
-    uint64_t word = tm_publish(device, page, tm_file_word(crc, tm_generation(tm_word(device, page))));
-    tm_count(&device->counters->demotions, 1);
-    atomic_fetch_add(&demotion->freed, tm_slot_size(tm_length(word)));
+    unsigned generation = word_generation(index_word(device, page));
+    uint64_t word = index_set(device, page, word_of_file(crc32c(0, content, TM_PAGE), generation));
+    stats_add(&device->counters->demotions, 1);
+    atomic_fetch_add(&demotion->freed, word_slot_size(word_length(word)));
+    PROBE(demote, device->name, page, word_slot_size(word_length(word)));
 }
 
 /* Let go of pages that are clean, and mark the others that are chosen. */
@@ -79,14 +86,14 @@ static void take(struct demotion *demotion, struct batch *batch)
     for (uint32_t i = 0; i < batch->n; i++) {
         uint64_t page = batch->first + i, word;
         uint8_t *content = batch->content + (size_t)i * TM_PAGE;
-        tm_lock_run(&device->locks, page, 1); /* one by one: decoding takes 3 us, for which others wait */
-        bool chosen = tm_copy_out(device, page, content, &word) && is_chosen(demotion, word);
-        batch->taken[i] = chosen && !tm_is_clean(device, word);
+        lock_pages(&device->locks, page, 1); /* one by one: decoding takes 3 us, for which others wait */
+        bool chosen = page_copy_out(device, page, content, &word) && is_chosen(demotion, word);
+        batch->taken[i] = chosen && !state_is_clean(device, word);
         if (batch->taken[i])
-            tm_start_writing(device, page);
+            index_update(device, page, word_writing(word, 0));
         else if (chosen)
             leave(demotion, page, content);
-        tm_unlock_run(&device->locks, page, 1);
+        unlock_pages(&device->locks, page, 1);
     }
 }
 
@@ -95,14 +102,13 @@ static void finish(struct demotion *demotion, struct batch *batch, uint32_t star
 {
     struct tm_device *device = demotion->device;
     for (uint32_t i = start; i < start + n; i++) {
-        uint64_t page = batch->first + i;
-        if (!tm_is_still_writing(device, page))
+        uint64_t page = batch->first + i, word = index_word(device, page);
+        if (!word_is_writing(word))
             continue;
-        tm_stop_writing(device, page);
-        if (written && tm_age_of(device, tm_word(device, page)) >= demotion->age)
+        if (written && ages_of(state_generation(device), word) >= demotion->age)
             leave(demotion, page, batch->content + (size_t)i * TM_PAGE);
-        else if (written)
-            tm_set_clean(device, page);
+        else
+            index_update(device, page, (word & ~TM_WORD_WRITING) | (written ? TM_WORD_CLEAN : 0));
     }
 }
 
@@ -112,16 +118,16 @@ static int move_to_file(struct demotion *demotion, struct batch *batch, uint32_t
     struct tm_device *device = demotion->device;
     uint64_t first = batch->first + start;
     uint32_t granted = count_writes(demotion, n);
-    int error = granted ? tm_file_write(&device->file, first, granted, batch->content + (size_t)start * TM_PAGE) : 0;
-    bool locked = !error && tm_mark_and_lock(device, first, n) == 0;
+    int error = granted ? file_write(&device->file, first, granted, batch->content + (size_t)start * TM_PAGE) : 0;
+    bool locked = !error && overwrite_lock_pages(device, first, n) == 0;
     if (!locked) {
-        tm_uncount(&device->counters->demotion_writes, granted);
-        tm_count(&device->counters->io_errors, 1);
-        tm_lock_run(&device->locks, first, n);
+        stats_sub(&device->counters->demotion_writes, granted);
+        stats_add(&device->counters->io_errors, 1);
+        lock_pages(&device->locks, first, n);
     }
     finish(demotion, batch, start, granted, locked);
     finish(demotion, batch, start + granted, n - granted, false);
-    tm_unlock_run(&device->locks, first, n);
+    unlock_pages(&device->locks, first, n);
     return locked ? 0 : error ? error : EIO;
 }
 
@@ -141,29 +147,29 @@ static int demote_batch(struct demotion *demotion, struct batch *batch)
 static int demote_run(struct demotion *demotion, uint64_t first, uint32_t n)
 {
     struct tm_device *device = demotion->device;
-    struct tm_io io = {.first = first, .n = n};
-    struct tm_bounce *bounce = tm_bounce_get(&device->file);
+    struct io_range io = {.first = first, .n = n};
+    struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
     struct batch batch = {.first = first, .n = n, .content = bounce->pages};
-    tm_io_lock(&device->locks, &io);
+    lock_io(&device->locks, &io);
     int error = demote_batch(demotion, &batch);
-    tm_io_unlock(&device->locks, &io);
-    tm_bounce_put(&device->file, bounce);
+    unlock_io(&device->locks, &io);
+    bounce_put(bounce);
     return error;
 }
 
 /* Bytes of slots of this age, at most, that may be chosen. */
 static uint64_t candidates(const struct demotion *demotion, unsigned age, bool may_write)
 {
-    const struct tm_vain *vain = &demotion->device->vain;
-    const struct tm_ages *ages = &demotion->device->ages;
-    unsigned then = tm_generation_of_age(atomic_load(&demotion->device->generation), age);
-    if (demotion->choice.bounded && age >= vain->age && vain->bound == bound_of(demotion))
+    const struct backoff *backoff = &demotion->device->backoff;
+    const struct ages *ages = &demotion->device->ages;
+    unsigned then = ages_generation(state_generation(demotion->device), age);
+    if (demotion->choice.bounded && age >= backoff->age && backoff->bound == bound_of(demotion))
         return 0;
-    uint64_t bytes = tm_known(&(demotion->choice.raw_only ? ages->raw : ages->stored)[then]);
-    uint64_t copied = tm_file_is_doubtful(&demotion->device->file) ? 0 : tm_known(&ages->copied[then]);
-    return may_write || bytes < copied ? bytes : copied;
+    uint64_t bytes = ages_known(&(demotion->choice.raw_only ? ages->raw : ages->stored)[then]);
+    uint64_t clean = file_is_doubtful(&demotion->device->file) ? 0 : ages_known(&ages->clean[then]);
+    return may_write || bytes < clean ? bytes : clean;
 }
 
 /* Find the age down to which pages must go; false when there is no need to look for them. Who demotes without a bound was asked
@@ -191,9 +197,9 @@ static int demote_block(struct demotion *demotion, uint64_t block)
     struct tm_device *device = demotion->device;
     uint64_t words[TM_BLOCK_PAGES];
     int error = 0;
-    uint32_t n = tm_block_pages(device, block);
+    uint32_t n = index_block_pages(device, block);
     for (uint32_t i = 0; i < n; i++)
-        words[i] = tm_word(device, block * TM_BLOCK_PAGES + i);
+        words[i] = index_word(device, block * TM_BLOCK_PAGES + i);
     for (uint32_t i = 0; i < n && !error && !is_done(demotion);) {
         uint32_t run = 0;
         while (i + run < n && run < TM_RUN_MAX && is_chosen(demotion, words[i + run]))
@@ -256,10 +262,10 @@ static uint64_t next_hand(const struct demotion *demotion, unsigned helpers)
 
 /* Once round, and not done: what is still there cannot go, and need not be looked for again before the next generation. Of age
  * 0 there may be more at any time. */
-static void note_vain(const struct demotion *demotion, uint64_t bound)
+static void back_off(const struct demotion *demotion, uint64_t bound)
 {
     if (!is_done(demotion) && demotion->choice.bounded && !demotion->choice.raw_only)
-        demotion->device->vain = (struct tm_vain){.age = demotion->age ? demotion->age : 1, .bound = bound};
+        demotion->device->backoff = (struct backoff){.age = demotion->age ? demotion->age : 1, .bound = bound};
 }
 
 /* Once through the blocks, or until it is done. */
@@ -272,7 +278,7 @@ static void go_round(struct demotion *demotion)
     unsigned n = start_helpers(demotion, helpers);
     work(demotion);
     join_helpers(helpers, n);
-    tm_bounces_release(&device->file); /* whole runs went through them */
+    bounce_release_spare(); /* whole runs went through them */
     device->hand = next_hand(demotion, n);
 }
 
@@ -284,8 +290,7 @@ static bool needs_younger(const struct demotion *demotion)
            !atomic_load(&demotion->error);
 }
 
-/* Under demote_lock, which also its helpers rely on. */
-static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
+int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
 {
     struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes};
     uint64_t bound = bound_of(&demotion);
@@ -297,7 +302,7 @@ static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice cho
         demotion.age = choice.min_age;
         go_round(&demotion);
     }
-    note_vain(&demotion, bound);
+    back_off(&demotion, bound);
     *freed = atomic_load(&demotion.freed);
     return atomic_load(&demotion.error);
 }
@@ -305,32 +310,10 @@ static int demote(struct tm_device *device, uint64_t bytes, struct tm_choice cho
 int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
 {
     *freed = 0;
-    if (!tm_has_file(device))
+    if (!state_has_file(device))
         return ENOTSUP;
     pthread_mutex_lock(&device->demote_lock);
-    int error = demote(device, bytes, choice, freed);
+    int error = demote_locked(device, bytes, choice, freed);
     pthread_mutex_unlock(&device->demote_lock);
-    return error;
-}
-
-int tm_drain(struct tm_device *device)
-{
-    if (!tm_has_file(device))
-        return ENOTSUP;
-    uint64_t freed;
-    int error = tm_mend(device);
-    if (error)
-        return error;
-    pthread_mutex_lock(&device->demote_lock);
-    atomic_store(&device->budget.draining, true);
-    tm_wait_for_changes(device);
-    error = demote(device, UINT64_MAX, (struct tm_choice){0}, &freed);
-    if (!error)
-        error = tm_clean(device);
-    if (!error && atomic_load(&device->counters->pages_in_tmem))
-        error = EIO; /* a damaged record cannot be moved */
-    atomic_store(&device->budget.draining, false);
-    pthread_mutex_unlock(&device->demote_lock);
-    tm_compact(device, UINT64_MAX);
     return error;
 }

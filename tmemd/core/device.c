@@ -1,5 +1,4 @@
 #define _GNU_SOURCE
-#include "device.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -11,28 +10,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "aging.h"
+#include "attach.h"
+#include "clean.h"
 #include "sigbus.h"
-
-/* Beside the header and the index: with less than this for records there is no room to work in. */
-#define MINIMUM_RECORDS (UINT64_C(512) << 10)
-
-static uint64_t round_up(uint64_t n, uint64_t to) { return (n + to - 1) / to * to; }
-
-int tm_layout_for(uint64_t size, struct tm_layout *layout)
-{
-    if (!size || size > TM_MAX_SIZE)
-        return EINVAL;
-    layout->pages = (size + TM_PAGE - 1) / TM_PAGE;
-    layout->blocks = (layout->pages + TM_BLOCK_PAGES - 1) / TM_BLOCK_PAGES;
-    layout->index_offset = TM_STATES_OFFSET + round_up(layout->blocks, TM_PAGE);
-    uint64_t index_bytes = layout->blocks * TM_PAGE;
-    layout->data_offset = round_up(layout->index_offset + index_bytes, TM_SPAN_BYTES);
-    /* Room for every page stored raw, what spans lose at their ends, and a partly filled span of each class. */
-    uint64_t data = layout->pages * TM_SLOT_MAX / 16 * 17 + (uint64_t)TM_CLASSES * TM_SPAN_BYTES;
-    layout->data_bytes = data < TM_MAX_DATA ? round_up(data, TM_SPAN_BYTES) : TM_MAX_DATA;
-    layout->minimum = layout->index_offset + index_bytes + MINIMUM_RECORDS;
-    return 0;
-}
 
 static int map_pool(struct tm_device *device, char *error, size_t error_size)
 {
@@ -58,54 +39,54 @@ static int map_pool(struct tm_device *device, char *error, size_t error_size)
     device->statistics = (struct tm_statistics *)(device->base + TM_STATISTICS_OFFSET);
     device->states = (_Atomic uint8_t *)(device->base + TM_STATES_OFFSET);
     device->index = (_Atomic uint64_t *)(device->base + device->layout.index_offset);
-    return tm_sigbus_watch(base, device->mapped, device->name);
+    return sigbus_watch(base, device->mapped, device->name);
 }
 
 static int init_parts(struct tm_device *device, const struct tm_config *config, char *error, size_t error_size)
 {
     struct tm_counters *counters = device->counters;
-    int failed = tm_budget_init(&device->budget, config, counters, device->control);
+    int failed = budget_init(&device->budget, config, counters, device->control);
     if (!failed)
-        failed = tm_slots_init(&device->slots, device->pool_fd, device->base + device->layout.data_offset,
+        failed = slots_init(&device->slots, device->base + device->layout.data_offset,
                                &device->layout, &device->budget);
     if (!failed) {
-        failed = tm_map_init(&device->map, config->bitmap_fd, config->region, &device->layout, counters);
+        failed = bitmap_init(&device->bitmap, config->bitmap_fd, config->region, &device->layout, counters);
         if (failed)
-            snprintf(error, error_size, "the map of its backing file cannot be read or synced: %s", strerror(failed));
+            snprintf(error, error_size, "the bitmap of its backing file cannot be read or synced: %s", strerror(failed));
     }
-    tm_heat_init(device);
-    tm_file_init(&device->file, config->file_fd, config->file_bytes, config->direct, &counters->sync_failed);
+    aging_init(device);
+    file_init(&device->file, config->file_fd, config->file_bytes, config->direct, &counters->sync_failed);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
     return failed;
 }
 
-/* A device that is not durable: the map says what the file may lack, whoever wrote it and in whatever way. */
-static int begin_with_map(struct tm_device *device)
+/* A device that is not durable: the bitmap says what the file may lack, whoever wrote it and in whatever way. */
+static int begin_with_bitmap(struct tm_device *device)
 {
     int error = 0;
-    if (tm_file_sync(&device->file) == 0 && tm_mend(device) == 0)
-        return tm_mark_dirty(device);
-    for (uint64_t page = 0; page < device->layout.pages && !error; page += device->map.granule_pages)
-        error = tm_map_mark(&device->map, page, 1);
+    if (file_sync(&device->file) == 0 && clean_mend(device) == 0)
+        return 0;
+    for (uint64_t page = 0; page < device->layout.pages && !error; page += device->bitmap.region_pages)
+        error = bitmap_set(&device->bitmap, page, 1);
     return error;
 }
 
-/* A durable device begins with all pages in the file and the map clear, for it does not keep the map. Where a sync has failed it is
+/* A durable device begins with all pages in the file and the bitmap clear, for it does not keep it. Where a sync has failed it is
  * served all the same, for its pages can be read, and each FLUSH says so. */
-static int begin_without_map(struct tm_device *device, char *error, size_t error_size)
+static int begin_without_bitmap(struct tm_device *device, char *error, size_t error_size)
 {
-    if (tm_file_sync(&device->file) != 0)
+    if (file_sync(&device->file) != 0)
         return 0;
-    int failed = tm_mend(device);
+    int failed = clean_mend(device);
     if (!failed)
-        failed = tm_clean(device);
-    uint64_t lost = atomic_load(&device->counters->granules_set);
+        failed = clean_regions(device);
+    uint64_t lost = atomic_load(&device->counters->regions_set);
     if (failed || !lost)
         return failed;
     snprintf(error, error_size, "pages were lost with the host in %" PRIu64 " regions of %" PRIu64 " MiB, and flush=durable "
              "cannot keep that in mind: make them zeros with lost=zero, or serve it without flush=durable until the "
-             "guest has trimmed them", lost, device->map.granule_pages * TM_PAGE >> 20);
+             "guest has trimmed them", lost, device->bitmap.region_pages * TM_PAGE >> 20);
     return EINVAL;
 }
 
@@ -117,11 +98,10 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
     if (!failed)
         failed = init_parts(device, config, error, error_size);
     if (!failed)
-        failed = tm_index_attach(device, error, error_size);
-    if (failed || !tm_has_file(device))
+        failed = attach_index(device, error, error_size);
+    if (failed || !state_has_file(device))
         return failed;
-    atomic_store(&device->amiss, 1); /* as far as we know */
-    return device->durable ? begin_without_map(device, error, error_size) : begin_with_map(device);
+    return device->durable ? begin_without_bitmap(device, error, error_size) : begin_with_bitmap(device);
 }
 
 int tm_open(const struct tm_config *config, struct tm_device **opened, char *error, size_t error_size)
@@ -136,8 +116,8 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
     device->lost_zero = config->lost_zero;
     device->durable = config->durable;
     device->file.fd = -1;
-    device->map.fd = -1;
-    tm_locks_init(&device->locks);
+    device->bitmap.fd = -1;
+    locks_init(&device->locks);
     pthread_mutex_init(&device->demote_lock, NULL);
     int failed = open_device(device, config, error, error_size);
     if (failed) {
@@ -153,14 +133,14 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
 void tm_close(struct tm_device *device)
 {
     if (device->base) {
-        tm_sigbus_forget(device->base);
+        sigbus_forget(device->base);
         munmap(device->base, device->mapped);
     }
-    tm_slots_destroy(&device->slots);
-    tm_budget_destroy(&device->budget);
-    tm_map_destroy(&device->map);
-    tm_file_destroy(&device->file);
-    tm_locks_destroy(&device->locks);
+    slots_destroy(&device->slots);
+    budget_destroy(&device->budget);
+    bitmap_destroy(&device->bitmap);
+    file_destroy(&device->file);
+    locks_destroy(&device->locks);
     free(device);
 }
 
@@ -168,16 +148,16 @@ void tm_serve(struct tm_device *device) { atomic_store(&device->counters->pid, (
 
 uint64_t tm_over_target(struct tm_device *device)
 {
-    uint64_t used = atomic_load(&device->counters->used), target = tm_target(&device->budget);
-    return tm_has_file(device) && used > target ? used - target : 0; /* without a file nothing can be given back */
+    uint64_t used = atomic_load(&device->counters->used), target = budget_target(&device->budget);
+    return state_has_file(device) && used > target ? used - target : 0; /* without a file nothing can be given back */
 }
 
 uint64_t tm_room(struct tm_device *device)
 {
-    uint64_t used = atomic_load(&device->counters->used), target = tm_target(&device->budget);
+    uint64_t used = atomic_load(&device->counters->used), target = budget_target(&device->budget);
     return used < target ? target - used : 0;
 }
 
-uint64_t tm_wasted(struct tm_device *device) { return tm_slots_free_bytes(&device->slots); }
+uint64_t tm_wasted(struct tm_device *device) { return slots_free_bytes(&device->slots); }
 
 const struct tm_counters *tm_counters(const struct tm_device *device) { return device->counters; }

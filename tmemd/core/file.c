@@ -3,98 +3,32 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
-
-/* Buffers that nobody uses, of all devices that this process serves, and the most that are kept: 64 devices that spilled at once
- * kept 30 MiB. */
-static _Atomic unsigned all_spare;
-enum { ALL_SPARE = 16 };
 
 /* Without O_DIRECT: drop the page cache after this many bytes written. */
 #define DROP_EVERY (UINT64_C(8) << 20)
 
-void tm_file_init(struct tm_file *file, int fd, uint64_t bytes, bool direct, _Atomic uint64_t *sync_failed)
+void file_init(struct file *file, int fd, uint64_t bytes, bool direct, _Atomic uint64_t *sync_failed)
 {
-    *file = (struct tm_file){.fd = fd, .bytes = bytes, .direct = direct, .sync_failed = sync_failed};
+    *file = (struct file){.fd = fd, .bytes = bytes, .direct = direct, .sync_failed = sync_failed};
     pthread_mutex_init(&file->lock, NULL);
     pthread_cond_init(&file->synced, NULL);
 }
 
-void tm_file_destroy(struct tm_file *file)
+void file_destroy(struct file *file)
 {
-    tm_bounces_release(file);
     pthread_mutex_destroy(&file->lock);
     pthread_cond_destroy(&file->synced);
 }
 
-/* Mapped, not allocated: where it comes from the heap, what is freed may stay with the process. */
-static struct tm_bounce *new_bounce(void)
-{
-    struct tm_bounce *bounce = malloc(sizeof *bounce);
-    if (!bounce)
-        return NULL;
-    void *pages = mmap(NULL, TM_RUN_MAX * TM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    bounce->pages = pages;
-    if (pages != MAP_FAILED)
-        return bounce;
-    free(bounce);
-    return NULL;
-}
-
-static void free_bounce(struct tm_bounce *bounce)
-{
-    munmap(bounce->pages, TM_RUN_MAX * TM_PAGE);
-    free(bounce);
-}
-
-static struct tm_bounce *take_spare(struct tm_file *file)
-{
-    pthread_mutex_lock(&file->lock);
-    struct tm_bounce *bounce = file->spare;
-    if (bounce)
-        file->spare = bounce->next;
-    pthread_mutex_unlock(&file->lock);
-    if (bounce)
-        atomic_fetch_sub(&all_spare, 1);
-    return bounce;
-}
-
-void tm_bounces_release(struct tm_file *file)
-{
-    struct tm_bounce *bounce;
-    while ((bounce = take_spare(file)))
-        free_bounce(bounce);
-}
-
-struct tm_bounce *tm_bounce_get(struct tm_file *file)
-{
-    struct tm_bounce *bounce = take_spare(file);
-    return bounce ? bounce : new_bounce();
-}
-
-void tm_bounce_put(struct tm_file *file, struct tm_bounce *bounce)
-{
-    if (atomic_fetch_add(&all_spare, 1) >= ALL_SPARE) {
-        atomic_fetch_sub(&all_spare, 1);
-        free_bounce(bounce);
-        return;
-    }
-    pthread_mutex_lock(&file->lock);
-    bounce->next = file->spare;
-    file->spare = bounce;
-    pthread_mutex_unlock(&file->lock);
-}
-
 /* Bytes of the run that the file has. */
-static size_t clamp(const struct tm_file *file, uint64_t offset, uint64_t length)
+static size_t clamp(const struct file *file, uint64_t offset, uint64_t length)
 {
     return offset >= file->bytes ? 0 : length < file->bytes - offset ? length : file->bytes - offset;
 }
 
-int tm_file_read(struct tm_file *file, uint64_t page, uint32_t n, uint8_t *buffer)
+int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer)
 {
     uint64_t offset = page * TM_PAGE;
     size_t length = clamp(file, offset, (uint64_t)n * TM_PAGE), done = 0;
@@ -114,7 +48,7 @@ int tm_file_read(struct tm_file *file, uint64_t page, uint32_t n, uint8_t *buffe
     return 0;
 }
 
-static void drop_cache(struct tm_file *file, uint64_t offset, uint64_t length)
+static void drop_cache(struct file *file, uint64_t offset, uint64_t length)
 {
     sync_file_range(file->fd, (off_t)offset, (off_t)length, SYNC_FILE_RANGE_WRITE);
     if (atomic_fetch_add(&file->undropped, length) + length < DROP_EVERY)
@@ -123,7 +57,7 @@ static void drop_cache(struct tm_file *file, uint64_t offset, uint64_t length)
     posix_fadvise(file->fd, 0, 0, POSIX_FADV_DONTNEED);
 }
 
-int tm_file_write(struct tm_file *file, uint64_t page, uint32_t n, const uint8_t *buffer)
+int file_write(struct file *file, uint64_t page, uint32_t n, const uint8_t *buffer)
 {
     uint64_t offset = page * TM_PAGE;
     size_t length = clamp(file, offset, (uint64_t)n * TM_PAGE), done = 0;
@@ -140,24 +74,24 @@ int tm_file_write(struct tm_file *file, uint64_t page, uint32_t n, const uint8_t
     return 0;
 }
 
-static int write_zeros(struct tm_file *file, uint64_t page, uint64_t n)
+static int write_zeros(struct file *file, uint64_t page, uint64_t n)
 {
-    struct tm_bounce *bounce = tm_bounce_get(file);
+    struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
     memset(bounce->pages, 0, (size_t)TM_RUN_MAX * TM_PAGE);
     int error = 0;
     while (n && !error) {
         uint32_t run = n < TM_RUN_MAX ? (uint32_t)n : TM_RUN_MAX;
-        error = tm_file_write(file, page, run, bounce->pages);
+        error = file_write(file, page, run, bounce->pages);
         page += run;
         n -= run;
     }
-    tm_bounce_put(file, bounce);
+    bounce_put(bounce);
     return error;
 }
 
-int tm_file_zero(struct tm_file *file, uint64_t page, uint64_t n)
+int file_zero(struct file *file, uint64_t page, uint64_t n)
 {
     size_t length = clamp(file, page * TM_PAGE, n * TM_PAGE);
     if (!length)
@@ -168,7 +102,7 @@ int tm_file_zero(struct tm_file *file, uint64_t page, uint64_t n)
 }
 
 /* One fdatasync, under file->lock but for the call itself. */
-static void sync_now(struct tm_file *file)
+static void sync_now(struct file *file)
 {
     uint64_t number = ++file->syncs_begun;
     pthread_mutex_unlock(&file->lock);
@@ -179,16 +113,16 @@ static void sync_now(struct tm_file *file)
     pthread_cond_broadcast(&file->synced);
 }
 
-int tm_file_sync(struct tm_file *file)
+int file_sync(struct file *file)
 {
     pthread_mutex_lock(&file->lock);
     uint64_t needed = file->syncs_begun + 1; /* one that is under way may have missed what we wrote */
-    while (file->syncs_done < needed && !tm_file_is_doubtful(file)) {
+    while (file->syncs_done < needed && !file_is_doubtful(file)) {
         if (file->syncs_begun == file->syncs_done)
             sync_now(file);
         else
             pthread_cond_wait(&file->synced, &file->lock);
     }
     pthread_mutex_unlock(&file->lock);
-    return tm_file_is_doubtful(file) ? EIO : 0;
+    return file_is_doubtful(file) ? EIO : 0;
 }

@@ -2,50 +2,58 @@
 
 #include <stddef.h>
 
-void tm_locks_init(struct tm_locks *locks)
+void locks_init(struct locks *locks)
 {
     for (size_t i = 0; i < TM_STRIPES; i++) {
-        pthread_mutex_init(&locks->stripes[i].change, NULL);
-        pthread_mutex_init(&locks->stripes[i].look, NULL);
+        pthread_mutex_init(&locks->stripes[i].page, NULL);
+        pthread_mutex_init(&locks->stripes[i].entry, NULL);
     }
     pthread_mutex_init(&locks->io_lock, NULL);
     pthread_cond_init(&locks->io_released, NULL);
     locks->io = NULL;
 }
 
-void tm_locks_destroy(struct tm_locks *locks)
+void locks_destroy(struct locks *locks)
 {
     for (size_t i = 0; i < TM_STRIPES; i++) {
-        pthread_mutex_destroy(&locks->stripes[i].change);
-        pthread_mutex_destroy(&locks->stripes[i].look);
+        pthread_mutex_destroy(&locks->stripes[i].page);
+        pthread_mutex_destroy(&locks->stripes[i].entry);
     }
     pthread_mutex_destroy(&locks->io_lock);
     pthread_cond_destroy(&locks->io_released);
 }
 
-static bool overlap(const struct tm_io *one, const struct tm_io *other)
+void locks_wait_for_pages(struct locks *locks)
+{
+    for (size_t i = 0; i < TM_STRIPES; i++) {
+        pthread_mutex_lock(&locks->stripes[i].page);
+        pthread_mutex_unlock(&locks->stripes[i].page);
+    }
+}
+
+static bool overlap(const struct io_range *one, const struct io_range *other)
 {
     return one->first < other->first + other->n && other->first < one->first + one->n;
 }
 
-static bool must_wait(const struct tm_locks *locks, const struct tm_io *io)
+static bool must_wait(const struct locks *locks, const struct io_range *io)
 {
-    const struct tm_io *earlier = locks->io;
+    const struct io_range *earlier = locks->io;
     while (earlier != io && !overlap(earlier, io))
         earlier = earlier->next;
     return earlier != io;
 }
 
 /* The link that leads to `io`, or (NULL) the last one. */
-static struct tm_io **link_to(struct tm_locks *locks, const struct tm_io *io)
+static struct io_range **link_to(struct locks *locks, const struct io_range *io)
 {
-    struct tm_io **link = &locks->io;
+    struct io_range **link = &locks->io;
     while (*link != io)
         link = &(*link)->next;
     return link;
 }
 
-void tm_io_lock(struct tm_locks *locks, struct tm_io *io)
+void lock_io(struct locks *locks, struct io_range *io)
 {
     pthread_mutex_lock(&locks->io_lock);
     io->next = NULL;
@@ -55,7 +63,7 @@ void tm_io_lock(struct tm_locks *locks, struct tm_io *io)
     pthread_mutex_unlock(&locks->io_lock);
 }
 
-void tm_io_unlock(struct tm_locks *locks, struct tm_io *io)
+void unlock_io(struct locks *locks, struct io_range *io)
 {
     pthread_mutex_lock(&locks->io_lock);
     *link_to(locks, io) = io->next;

@@ -55,7 +55,7 @@ static int install(void)
     return 0;
 }
 
-int tm_sigbus_watch(const void *base, uint64_t bytes, const char *name)
+int sigbus_watch(const void *base, uint64_t bytes, const char *name)
 {
     pthread_mutex_lock(&lock);
     int error = install(), i = 0;
@@ -72,7 +72,7 @@ int tm_sigbus_watch(const void *base, uint64_t bytes, const char *name)
     return error;
 }
 
-void tm_sigbus_forget(const void *base)
+void sigbus_forget(const void *base)
 {
     pthread_mutex_lock(&lock);
     for (int i = 0; i < MAPPINGS; i++)

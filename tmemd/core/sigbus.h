@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* Watch a mapping; `name` must stay until it is forgotten. Returns 0 or an errno. */
-int tm_sigbus_watch(const void *base, uint64_t bytes, const char *name);
-void tm_sigbus_forget(const void *base);
+int sigbus_watch(const void *base, uint64_t bytes, const char *name);
+void sigbus_forget(const void *base);
 
 #endif

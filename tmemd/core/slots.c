@@ -12,7 +12,7 @@ enum { GROW_SHARE = 32, GROW_MAX = 16 };
 
 static uint32_t slots_in_span(uint32_t size) { return TM_SPAN_BYTES / size; }
 static uint32_t bitmap_words(uint32_t size) { return (slots_in_span(size) + 63) / 64; }
-static struct tm_class *class_of(struct tm_slots *slots, uint32_t n) { return &slots->classes[n / TM_SLOT_ALIGN]; }
+static struct size_class *class_of(struct slots *slots, uint32_t n) { return &slots->classes[n / TM_SLOT_ALIGN]; }
 
 static uint32_t pages_for(uint32_t n, uint32_t size) { return (n * size + TM_PAGE - 1) / TM_PAGE; }
 static uint64_t lowest(uint32_t n) { return n >= 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1; } /* n bits */
@@ -25,21 +25,21 @@ static uint64_t slot_pages(uint32_t size, uint32_t slot)
 }
 
 /* Pages of a span that its slots reach into and that are not backed, as a mask. */
-static uint64_t missing_pages(const struct tm_span *span)
+static uint64_t missing_pages(const struct span *span)
 {
     return lowest(pages_for(slots_in_span(span->size), span->size)) & ~span->backed;
 }
 
-static bool is_live(const struct tm_span *span, uint32_t slot) { return span->live[slot / 64] >> slot % 64 & 1; }
-static void flip(struct tm_span *span, uint32_t slot) { span->live[slot / 64] ^= UINT64_C(1) << slot % 64; }
+static bool is_live(const struct span *span, uint32_t slot) { return span->live[slot / 64] >> slot % 64 & 1; }
+static void flip(struct span *span, uint32_t slot) { span->live[slot / 64] ^= UINT64_C(1) << slot % 64; }
 
-static bool is_backed(const struct tm_span *span, uint32_t slot)
+static bool is_backed(const struct span *span, uint32_t slot)
 {
     return !(slot_pages(span->size, slot) & ~span->backed);
 }
 
 /* The lowest free slot; there is one. */
-static uint32_t lowest_free(const struct tm_span *span)
+static uint32_t lowest_free(const struct span *span)
 {
     for (uint32_t word = 0;; word++)
         for (uint64_t gaps = ~span->live[word]; gaps; gaps &= gaps - 1) {
@@ -50,7 +50,7 @@ static uint32_t lowest_free(const struct tm_span *span)
 }
 
 /* Lower *slot to the highest live slot below it. */
-static bool next_live_below(const struct tm_span *span, uint32_t *slot)
+static bool next_live_below(const struct span *span, uint32_t *slot)
 {
     for (uint32_t word = (*slot + 63) / 64; word-- > 0;) {
         uint64_t live = span->live[word] & lowest(*slot - word * 64);
@@ -63,7 +63,7 @@ static bool next_live_below(const struct tm_span *span, uint32_t *slot)
 }
 
 /* Backed pages of a span that no live slot reaches into, as a mask. */
-static uint64_t dead_pages(const struct tm_span *span)
+static uint64_t dead_pages(const struct span *span)
 {
     uint64_t touched = 0;
     for (uint32_t slot = slots_in_span(span->size); next_live_below(span, &slot);)
@@ -71,10 +71,9 @@ static uint64_t dead_pages(const struct tm_span *span)
     return span->backed & ~touched;
 }
 
-int tm_slots_init(struct tm_slots *slots, int pool_fd, uint8_t *data, const struct tm_layout *layout,
-                  struct tm_budget *budget)
+int slots_init(struct slots *slots, uint8_t *data, const struct tm_layout *layout,
+                  struct budget *budget)
 {
-    slots->pool_fd = pool_fd;
     slots->data = data;
     slots->data_offset = layout->data_offset;
     slots->budget = budget;
@@ -82,7 +81,7 @@ int tm_slots_init(struct tm_slots *slots, int pool_fd, uint8_t *data, const stru
     slots->unused = TM_NO_SPAN;
     slots->fresh = 0;
     pthread_mutex_init(&slots->lock, NULL);
-    for (size_t i = 0; i < TM_CLASSES; i++) {
+    for (size_t i = 0; i < TM_SIZE_CLASSES; i++) {
         memset(slots->classes[i].first, 0xff, sizeof slots->classes[i].first);
         pthread_mutex_init(&slots->classes[i].lock, NULL);
     }
@@ -91,21 +90,21 @@ int tm_slots_init(struct tm_slots *slots, int pool_fd, uint8_t *data, const stru
     return slots->spans == MAP_FAILED ? errno : 0;
 }
 
-void tm_slots_destroy(struct tm_slots *slots)
+void slots_destroy(struct slots *slots)
 {
     if (!slots->spans || slots->spans == MAP_FAILED)
         return;
     for (uint32_t i = 0; i < slots->fresh; i++)
         free(slots->spans[i].live);
     munmap(slots->spans, slots->n_spans * sizeof *slots->spans);
-    for (size_t i = 0; i < TM_CLASSES; i++)
+    for (size_t i = 0; i < TM_SIZE_CLASSES; i++)
         pthread_mutex_destroy(&slots->classes[i].lock);
     pthread_mutex_destroy(&slots->lock);
 }
 
-static void move_to_list(struct tm_slots *slots, struct tm_class *class, uint32_t index, uint8_t list)
+static void move_to_list(struct slots *slots, struct size_class *class, uint32_t index, uint8_t list)
 {
-    struct tm_span *spans = slots->spans, *span = &spans[index];
+    struct span *spans = slots->spans, *span = &spans[index];
     if (span->list < TM_LISTS) {
         *(span->prev != TM_NO_SPAN ? &spans[span->prev].next : &class->first[span->list]) = span->next;
         if (span->next != TM_NO_SPAN)
@@ -125,9 +124,9 @@ static void move_to_list(struct tm_slots *slots, struct tm_class *class, uint32_
 }
 
 /* Put a span that nobody holds on the list where it belongs by now. */
-static void list_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+static void list_span(struct slots *slots, struct size_class *class, uint32_t index)
 {
-    const struct tm_span *span = &slots->spans[index];
+    const struct span *span = &slots->spans[index];
     uint8_t list = TM_UNLISTED;
     if (span->n_free)
         list = (uint8_t)(1 + span->n_live * span->size / (TM_SPAN_BYTES / TM_FULLNESS));
@@ -137,7 +136,7 @@ static void list_span(struct tm_slots *slots, struct tm_class *class, uint32_t i
         move_to_list(slots, class, index, list);
 }
 
-static void count_free(struct tm_class *class, struct tm_span *span, int n)
+static void count_free(struct size_class *class, struct span *span, int n)
 {
     uint64_t before = atomic_load_explicit(&class->n_free, memory_order_relaxed);
     span->n_free = (uint16_t)(span->n_free + n);
@@ -145,7 +144,7 @@ static void count_free(struct tm_class *class, struct tm_span *span, int n)
 }
 
 /* Back more pages of the span (lost: no more of these), and count which slots are free now. */
-static void change_backed(struct tm_class *class, struct tm_span *span, uint64_t gained, uint64_t lost)
+static void change_backed(struct size_class *class, struct span *span, uint64_t gained, uint64_t lost)
 {
     int n_free = 0;
     span->backed = (span->backed | gained) & ~lost;
@@ -155,7 +154,7 @@ static void change_backed(struct tm_class *class, struct tm_span *span, uint64_t
     count_free(class, span, n_free - span->n_free);
 }
 
-static bool assign_span(struct tm_span *span, uint32_t size)
+static bool assign_span(struct span *span, uint32_t size)
 {
     span->live = calloc(bitmap_words(size), sizeof *span->live);
     span->size = size;
@@ -165,7 +164,7 @@ static bool assign_span(struct tm_span *span, uint32_t size)
 }
 
 /* Let any class have the span, whose pages are not backed. */
-static void retire_span(struct tm_slots *slots, uint32_t index)
+static void retire_span(struct slots *slots, uint32_t index)
 {
     free(slots->spans[index].live);
     slots->spans[index].live = NULL;
@@ -176,7 +175,7 @@ static void retire_span(struct tm_slots *slots, uint32_t index)
 }
 
 /* A span without a class, now of this one; TM_NO_SPAN when there is none. */
-static uint32_t new_span(struct tm_slots *slots, uint32_t size)
+static uint32_t new_span(struct slots *slots, uint32_t size)
 {
     pthread_mutex_lock(&slots->lock);
     uint32_t index = slots->unused;
@@ -200,7 +199,7 @@ static uint64_t first_run(uint64_t pages, uint32_t most)
     return lowest(n < most ? n : most) << first;
 }
 
-static uint64_t run_offset(const struct tm_slots *slots, uint32_t index, uint64_t run)
+static uint64_t run_offset(const struct slots *slots, uint32_t index, uint64_t run)
 {
     return slots->data_offset + (uint64_t)index * TM_SPAN_BYTES + (uint64_t)__builtin_ctzll(run) * TM_PAGE;
 }
@@ -208,18 +207,18 @@ static uint64_t run_offset(const struct tm_slots *slots, uint32_t index, uint64_
 static uint64_t run_bytes(uint64_t run) { return (uint64_t)__builtin_popcountll(run) * TM_PAGE; }
 
 /* Punch pages of a span out, each run of neighbours by one call. */
-static void punch(struct tm_slots *slots, uint32_t index, uint64_t pages)
+static void punch(struct slots *slots, uint32_t index, uint64_t pages)
 {
     while (pages) {
         uint64_t run = first_run(pages, TM_SPAN_PAGES);
-        tm_give(slots->budget, slots->pool_fd, run_offset(slots, index, run), run_bytes(run));
+        budget_free(slots->budget, run_offset(slots, index, run), run_bytes(run));
         pages &= ~run;
     }
 }
 
 /* Give back the pages of a held span that no live slot touches; returns bytes. The class's lock is not held over the
  * punching: nobody takes a slot of what is held, or grows it. */
-static uint64_t give_dead_pages(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+static uint64_t give_dead_pages(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t given = 0, dead;
     while ((dead = dead_pages(&slots->spans[index]))) {
@@ -233,7 +232,7 @@ static uint64_t give_dead_pages(struct tm_slots *slots, struct tm_class *class, 
 }
 
 /* Give back what of a held span no live slot touches, which may be all of it, and hold it no longer. Returns bytes. */
-static uint64_t let_go(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+static uint64_t let_go(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t given = give_dead_pages(slots, class, index);
     slots->spans[index].list = TM_UNLISTED;
@@ -245,17 +244,17 @@ static uint64_t let_go(struct tm_slots *slots, struct tm_class *class, uint32_t 
 }
 
 /* Back pages of a span; false: refused. */
-static bool back(struct tm_slots *slots, uint32_t index, uint64_t run)
+static bool back(struct slots *slots, uint32_t index, uint64_t run)
 {
-    return tm_take(slots->budget, slots->pool_fd, run_offset(slots, index, run), run_bytes(run),
-                   tm_target(slots->budget)) == 0;
+    return budget_allocate(slots->budget, run_offset(slots, index, run), run_bytes(run),
+                   budget_target(slots->budget)) == 0;
 }
 
 /* Back more pages of a span, lowest first; the nearer the target the fewer, for other classes need them. */
-static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+static bool grow_span(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t used = atomic_load_explicit(&slots->budget->counters->used, memory_order_relaxed);
-    uint64_t target = tm_target(slots->budget), room = target > used ? (target - used) / TM_PAGE : 0;
+    uint64_t target = budget_target(slots->budget), room = target > used ? (target - used) / TM_PAGE : 0;
     uint64_t share = (room < class->backed_pages ? room : class->backed_pages) / GROW_SHARE;
     uint32_t most = share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
     uint64_t run = first_run(missing_pages(&slots->spans[index]), most);
@@ -266,7 +265,7 @@ static bool grow_span(struct tm_slots *slots, struct tm_class *class, uint32_t i
 }
 
 /* Make a slot of a span free that has none, or give back what was taken for it; returns the span, or TM_NO_SPAN. */
-static uint32_t grow(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+static uint32_t grow(struct slots *slots, struct size_class *class, uint32_t index)
 {
     if (index == TM_NO_SPAN)
         return TM_NO_SPAN;
@@ -282,15 +281,15 @@ static uint32_t grow(struct tm_slots *slots, struct tm_class *class, uint32_t in
 }
 
 /* The fullest of the spans with free slots. */
-static uint32_t fullest(const struct tm_class *class)
+static uint32_t fullest(const struct size_class *class)
 {
     uint32_t lists = class->lists & ~(1u << TM_GROWABLE);
     return lists ? class->first[31 - __builtin_clz(lists)] : TM_NO_SPAN;
 }
 
-static uint64_t take_slot(struct tm_slots *slots, struct tm_class *class, uint32_t index)
+static uint64_t take_slot(struct slots *slots, struct size_class *class, uint32_t index)
 {
-    struct tm_span *span = &slots->spans[index];
+    struct span *span = &slots->spans[index];
     uint32_t slot = lowest_free(span);
     flip(span, slot);
     span->n_live++;
@@ -299,9 +298,9 @@ static uint64_t take_slot(struct tm_slots *slots, struct tm_class *class, uint32
     return (uint64_t)index * TM_SPAN_BYTES + (uint64_t)slot * span->size;
 }
 
-bool tm_slot_alloc(struct tm_slots *slots, uint32_t size, uint64_t *location)
+bool slots_alloc(struct slots *slots, uint32_t size, uint64_t *location)
 {
-    struct tm_class *class = class_of(slots, size);
+    struct size_class *class = class_of(slots, size);
     pthread_mutex_lock(&class->lock);
     uint32_t index = fullest(class);
     if (index == TM_NO_SPAN) {
@@ -314,11 +313,11 @@ bool tm_slot_alloc(struct tm_slots *slots, uint32_t size, uint64_t *location)
     return index != TM_NO_SPAN;
 }
 
-void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location)
+void slots_free(struct slots *slots, uint32_t size, uint64_t location)
 {
-    struct tm_class *class = class_of(slots, size);
+    struct size_class *class = class_of(slots, size);
     uint32_t index = (uint32_t)(location / TM_SPAN_BYTES);
-    struct tm_span *span = &slots->spans[index];
+    struct span *span = &slots->spans[index];
     pthread_mutex_lock(&class->lock);
     flip(span, (uint32_t)(location % TM_SPAN_BYTES) / size);
     span->n_live--;
@@ -334,7 +333,7 @@ void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location)
     pthread_mutex_unlock(&class->lock);
 }
 
-void tm_slots_backed(struct tm_slots *slots, uint64_t offset, uint64_t bytes)
+void slots_backed(struct slots *slots, uint64_t offset, uint64_t bytes)
 {
     for (uint64_t at = offset; at < offset + bytes; at += TM_PAGE) {
         uint32_t index = (uint32_t)(at / TM_SPAN_BYTES);
@@ -344,12 +343,12 @@ void tm_slots_backed(struct tm_slots *slots, uint64_t offset, uint64_t bytes)
     }
 }
 
-bool tm_slots_claim(struct tm_slots *slots, uint32_t size, uint64_t location)
+bool slots_claim(struct slots *slots, uint32_t size, uint64_t location)
 {
     uint32_t index = (uint32_t)(location / TM_SPAN_BYTES), at = (uint32_t)(location % TM_SPAN_BYTES);
     if (index >= slots->fresh || at % size || at / size >= slots_in_span(size))
         return false;
-    struct tm_span *span = &slots->spans[index];
+    struct span *span = &slots->spans[index];
     if (!span->live && !assign_span(span, size))
         return false;
     uint32_t slot = at / size;
@@ -360,10 +359,10 @@ bool tm_slots_claim(struct tm_slots *slots, uint32_t size, uint64_t location)
     return true;
 }
 
-void tm_slots_finish(struct tm_slots *slots)
+void slots_finish(struct slots *slots)
 {
     for (uint32_t index = slots->fresh; index-- > 0;) {
-        struct tm_span *span = &slots->spans[index];
+        struct span *span = &slots->spans[index];
         uint32_t size = span->size, last = span->live ? slots_in_span(size) : 0;
         bool any = span->live && next_live_below(span, &last);
         uint64_t kept = any ? span->backed & lowest(pages_for(last + 1, size)) : 0;
@@ -378,25 +377,25 @@ void tm_slots_finish(struct tm_slots *slots)
     }
 }
 
-uint64_t tm_slots_free_of(const struct tm_slots *slots, uint32_t size)
+uint64_t slots_free_of(const struct slots *slots, uint32_t size)
 {
     return atomic_load_explicit(&slots->classes[size / TM_SLOT_ALIGN].n_free, memory_order_relaxed) * size;
 }
 
-uint64_t tm_slots_free_bytes(const struct tm_slots *slots)
+uint64_t slots_free_bytes(const struct slots *slots)
 {
     uint64_t bytes = 0;
     for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN)
-        bytes += tm_slots_free_of(slots, size);
+        bytes += slots_free_of(slots, size);
     return bytes;
 }
 
 /* The span to empty next; TM_NO_SPAN when that would gain nothing. */
-static uint32_t emptiest(const struct tm_slots *slots, const struct tm_class *class)
+static uint32_t emptiest(const struct slots *slots, const struct size_class *class)
 {
     if (!class->lists)
         return TM_NO_SPAN;
-    const struct tm_span *spans = slots->spans;
+    const struct span *spans = slots->spans;
     uint32_t fullness = class->lists & ~(1u << TM_GROWABLE), growable = class->first[TM_GROWABLE];
     uint32_t index = fullness ? class->first[__builtin_ctz(fullness)] : growable;
     if (growable != TM_NO_SPAN && spans[growable].n_live < spans[index].n_live)
@@ -407,10 +406,10 @@ static uint32_t emptiest(const struct tm_slots *slots, const struct tm_class *cl
 }
 
 /* The slot for the record at compaction->slot: in the fullest span, in one that grows, or further down in the same. */
-static bool find_move(struct tm_slots *slots, struct tm_class *class, const struct tm_compaction *compaction,
-                      struct tm_move *move)
+static bool find_move(struct slots *slots, struct size_class *class, const struct compaction *compaction,
+                      struct slots_move *move)
 {
-    const struct tm_span *source = &slots->spans[compaction->source];
+    const struct span *source = &slots->spans[compaction->source];
     uint32_t index = fullest(class);
     if (index == TM_NO_SPAN)
         index = grow(slots, class, class->first[TM_GROWABLE]);
@@ -420,13 +419,12 @@ static bool find_move(struct tm_slots *slots, struct tm_class *class, const stru
         return false;
     move->from = (uint64_t)compaction->source * TM_SPAN_BYTES + (uint64_t)compaction->slot * compaction->size;
     move->to = take_slot(slots, class, index);
-    const struct tm_record *record = (const struct tm_record *)(slots->data + move->from);
-    move->page = atomic_load_explicit(&record->page, memory_order_relaxed);
+    move->page = atomic_load_explicit(&slots_record(slots, move->from)->page, memory_order_relaxed);
     return true;
 }
 
 /* Done with the source: what is left in it cannot be moved, or has nowhere to go. */
-static void leave_source(struct tm_slots *slots, struct tm_class *class, struct tm_compaction *compaction)
+static void leave_source(struct slots *slots, struct size_class *class, struct compaction *compaction)
 {
     uint32_t index = compaction->source;
     compaction->source = TM_NO_SPAN;
@@ -439,9 +437,9 @@ static void leave_source(struct tm_slots *slots, struct tm_class *class, struct 
     compaction->done = index;
 }
 
-bool tm_slots_next_move(struct tm_slots *slots, struct tm_compaction *compaction, struct tm_move *move)
+bool slots_next_move(struct slots *slots, struct compaction *compaction, struct slots_move *move)
 {
-    struct tm_class *class = class_of(slots, compaction->size);
+    struct size_class *class = class_of(slots, compaction->size);
     bool found = false;
     pthread_mutex_lock(&class->lock);
     for (;;) {
@@ -462,9 +460,9 @@ bool tm_slots_next_move(struct tm_slots *slots, struct tm_compaction *compaction
     return found;
 }
 
-void tm_slots_end_moves(struct tm_slots *slots, struct tm_compaction *compaction)
+void slots_end_moves(struct slots *slots, struct compaction *compaction)
 {
-    struct tm_class *class = class_of(slots, compaction->size);
+    struct size_class *class = class_of(slots, compaction->size);
     pthread_mutex_lock(&class->lock);
     if (compaction->source != TM_NO_SPAN)
         leave_source(slots, class, compaction);

@@ -14,18 +14,18 @@
 
 #include <pthread.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "budget.h"
-#include "layout.h"
+#include "codec.h"
 
 #define TM_NO_SPAN UINT32_MAX
-#define TM_CLASSES (TM_SLOT_MAX / TM_SLOT_ALIGN + 1)
 
 /* Lists of a class's spans, then what spans say that are on none: those without room, and those held by a thread that
  * empties them or gives their memory back, in which nobody else takes a slot. */
 enum { TM_GROWABLE = 0, TM_FULLNESS = 16, TM_LISTS = TM_FULLNESS + 1, TM_UNLISTED, TM_HELD };
 
-struct tm_span {
+struct span {
     uint64_t backed;     /* one bit for each 4 KiB page that is allocated */
     uint64_t *live;      /* one bit for each slot in use; NULL: the span has no class */
     uint32_t prev, next; /* in its list, or in that of spans without a class */
@@ -34,7 +34,7 @@ struct tm_span {
     uint8_t list;
 };
 
-struct tm_class {
+struct size_class {
     pthread_mutex_t lock; /* guards this and all spans of the class */
     uint32_t lists;       /* one bit for each that is not empty */
     uint32_t first[TM_LISTS];
@@ -42,55 +42,69 @@ struct tm_class {
     _Atomic uint64_t n_free; /* written under the lock */
 };
 
-struct tm_slots {
-    int pool_fd;
+struct slots {
     uint64_t data_offset;
     uint8_t *data;
-    struct tm_budget *budget;
-    struct tm_span *spans;
+    struct budget *budget;
+    struct span *spans;
     uint32_t n_spans;
     pthread_mutex_t lock; /* guards the two below; taken inside a class's lock */
     uint32_t unused;      /* first of the spans that had a class once */
     uint32_t fresh;       /* spans from here on never had one */
-    struct tm_class classes[TM_CLASSES];
+    struct size_class classes[TM_SIZE_CLASSES];
 };
 
-int tm_slots_init(struct tm_slots *slots, int pool_fd, uint8_t *data, const struct tm_layout *layout,
-                  struct tm_budget *budget);
-void tm_slots_destroy(struct tm_slots *slots);
+int slots_init(struct slots *slots, uint8_t *data, const struct tm_layout *layout,
+                  struct budget *budget);
+void slots_destroy(struct slots *slots);
+
+/* The record in a slot. */
+static inline struct record *slots_record(const struct slots *slots, uint64_t location)
+{
+    return (struct record *)(slots->data + location);
+}
+
+/* Copy a whole record into a slot, its page number as one word: the compactor may look at the slot meanwhile. */
+static inline void slots_fill(const struct slots *slots, uint64_t location, const struct record *from, uint32_t length)
+{
+    struct record *to = slots_record(slots, location);
+    uint32_t page = atomic_load_explicit(&from->page, memory_order_relaxed);
+    atomic_store_explicit(&to->page, page, memory_order_relaxed);
+    memcpy((uint8_t *)to + sizeof page, (const uint8_t *)from + sizeof page, TM_RECORD_HEADER - sizeof page + length);
+}
 
 /* A free slot of `size` bytes: *location is its offset in the data area. False: refused. */
-bool tm_slot_alloc(struct tm_slots *slots, uint32_t size, uint64_t *location);
-void tm_slot_free(struct tm_slots *slots, uint32_t size, uint64_t location);
+bool slots_alloc(struct slots *slots, uint32_t size, uint64_t *location);
+void slots_free(struct slots *slots, uint32_t size, uint64_t location);
 
 /* Attach, in this order: mark what the file has allocated, claim every live record's slot, then finish, which gives back
  * what lies behind a span's last live slot. Claiming fails (false) for a location that cannot be. */
-void tm_slots_backed(struct tm_slots *slots, uint64_t offset, uint64_t bytes);
-bool tm_slots_claim(struct tm_slots *slots, uint32_t size, uint64_t location);
-void tm_slots_finish(struct tm_slots *slots);
+void slots_backed(struct slots *slots, uint64_t offset, uint64_t bytes);
+bool slots_claim(struct slots *slots, uint32_t size, uint64_t location);
+void slots_finish(struct slots *slots);
 
 /* Bytes of slots of one size, or of all, that are backed and not in use. */
-uint64_t tm_slots_free_of(const struct tm_slots *slots, uint32_t size);
-uint64_t tm_slots_free_bytes(const struct tm_slots *slots);
+uint64_t slots_free_of(const struct slots *slots, uint32_t size);
+uint64_t slots_free_bytes(const struct slots *slots);
 
 /* Compaction of a class: the emptiest span's live records move into the fullest ones, one by one from the last, and the
  * pages that are dead then are given back. The caller owns the records, and begins with {.size, .source = TM_NO_SPAN,
  * .done = TM_NO_SPAN}. */
-struct tm_compaction {
+struct compaction {
     uint32_t size;
     uint32_t source; /* the span that is being emptied */
     uint32_t slot;   /* the one that was tried last */
     uint32_t done;   /* spans that were tried and have live slots left, linked; they are held until the end */
     uint64_t given;  /* bytes given back */
 };
-struct tm_move {
+struct slots_move {
     uint64_t from, to;
     uint64_t page; /* what the record at `from` says it is; it may be damaged, or still being written */
 };
 /* The next move worth making; `to` is allocated, and to be freed by who cannot make the move. False: the class is as dense
  * as it gets. No record is tried twice. */
-bool tm_slots_next_move(struct tm_slots *slots, struct tm_compaction *compaction, struct tm_move *move);
+bool slots_next_move(struct slots *slots, struct compaction *compaction, struct slots_move *move);
 /* Call this after the last move. */
-void tm_slots_end_moves(struct tm_slots *slots, struct tm_compaction *compaction);
+void slots_end_moves(struct slots *slots, struct compaction *compaction);
 
 #endif

@@ -1,11 +1,12 @@
-/* The page path: one device's pool in a tmpfs file, its backing file and the bits of its map.
+/* The page path: one device's pool in a tmpfs file, its backing file and its write-intent bitmap.
  *
- * All calls return 0 or an errno and may be made from any thread, but for tm_open and tm_close. Offsets and counts are
+ * All calls return 0 or an errno (to the client each is EIO) and may be made from any thread, but for tm_open and tm_close. Offsets and counts are
  * bytes of the device; the caller has checked that they lie within it.
  */
 #ifndef TM_TMEM_H
 #define TM_TMEM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "layout.h"
@@ -28,9 +29,6 @@ struct tm_config {
     const struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };
-
-/* Fill *layout for a device of size bytes; EINVAL when it is 0 or too big. */
-int tm_layout_for(uint64_t size, struct tm_layout *layout);
 
 /* Attach to a formatted pool: rebuild from its index, give back what no live word points at. On failure, *error (of
  * error_size bytes) says what is wrong. */
@@ -59,9 +57,9 @@ struct tm_choice {
     bool bounded;     /* the control page's bound on demotion's writes holds; what the file has already costs none */
 };
 /* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from tmem; *freed tells how
- * many. It takes a settle to give their memory back to the host. */
+ * many. It takes tm_compact to give their memory back to the host. */
 int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed);
-/* Demote everything, make the file durable and the map clean; puts are refused meanwhile. */
+/* Demote everything, make the file durable and the bitmap clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
 /* Compact, trying to move at most `moves` records, and give back what is free then; returns bytes. With 0 nothing happens. */
 uint64_t tm_compact(struct tm_device *device, uint64_t moves);

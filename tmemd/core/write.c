@@ -1,22 +1,23 @@
+/* Write requests. Whole pages are put, and spilled together where a put is refused; what is written through goes to the file first. */
 #include <errno.h>
 #include <string.h>
 
-#include "device.h"
+#include "bounce.h"
+#include "clean.h"
+#include "fetch.h"
+#include "overwrite.h"
 
 /* Write pages to the file, and put them besides or (spilling them) not. */
 static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content, bool put)
 {
-    struct tm_io io = {.first = first, .n = n};
-    if (!tm_has_file(device))
+    if (!state_has_file(device))
         return EIO;
-    struct tm_bounce *bounce = tm_bounce_get(&device->file);
+    struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
     memcpy(bounce->pages, content, (size_t)n * TM_PAGE);
-    tm_io_lock(&device->locks, &io);
-    int error = tm_overwrite(device, first, n, bounce->pages, put, NULL);
-    tm_io_unlock(&device->locks, &io);
-    tm_bounce_put(&device->file, bounce);
+    int error = overwrite_run(device, &(struct overwrite){first, n, bounce->pages, put, NULL, 0});
+    bounce_put(bounce);
     return error;
 }
 
@@ -37,14 +38,14 @@ static int spill(struct tm_device *device, uint64_t first, uint32_t n, const uin
 static int write_pages(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content)
 {
     bool stored[TM_RUN_MAX];
-    if (tm_is_written_through(device, first))
+    if (state_is_written_through(device, first))
         return write_to_file(device, first, n, content, true);
-    int error = tm_mark_and_lock(device, first, n);
+    int error = overwrite_lock_pages(device, first, n);
     if (error)
         return error;
     for (uint32_t i = 0; i < n; i++)
-        stored[i] = tm_put(device, first + i, content + (size_t)i * TM_PAGE, false);
-    tm_unlock_run(&device->locks, first, n);
+        stored[i] = page_put(device, first + i, content + (size_t)i * TM_PAGE, false);
+    unlock_pages(&device->locks, first, n);
     return spill(device, first, n, content, stored);
 }
 
@@ -71,15 +72,15 @@ static int put_part(struct tm_device *device, uint64_t page, const struct part *
 {
     uint8_t content[TM_PAGE];
     uint64_t word;
-    int error = tm_mark_and_lock(device, page, 1);
+    int error = overwrite_lock_pages(device, page, 1);
     if (error)
         return error;
-    error = tm_read_memory(device, page, content, &word);
+    error = page_get(device, page, content, &word);
     if (error != EAGAIN)
         error = merge(device, page, part, content, error);
-    if (!error && !tm_put(device, page, content, false))
+    if (!error && !page_put(device, page, content, false))
         error = EAGAIN;
-    tm_unlock_run(&device->locks, page, 1);
+    unlock_pages(&device->locks, page, 1);
     return error;
 }
 
@@ -88,54 +89,58 @@ static int put_part(struct tm_device *device, uint64_t page, const struct part *
 static int read_and_merge(struct tm_device *device, uint64_t page, const struct part *part, uint8_t *content)
 {
     uint64_t word;
-    int error = tm_mark_and_lock(device, page, 1);
-    if (error)
-        return error;
-    int unread = tm_read_memory(device, page, content, &word);
-    if (unread != EAGAIN)
-        error = merge(device, page, part, content, unread);
-    if (unread != EAGAIN && !error)
-        tm_start_writing(device, page);
-    tm_unlock_run(&device->locks, page, 1);
-    if (unread != EAGAIN)
-        return error;
-    unread = tm_read_ordered(device, page, content, &word);
-    return merge(device, page, part, content, unread);
+    lock_pages(&device->locks, page, 1);
+    int error = page_get(device, page, content, &word);
+    bool is_in_file = error == EAGAIN;
+    if (!is_in_file)
+        error = merge(device, page, part, content, error);
+    if (!error)
+        index_update(device, page, index_word(device, page) | TM_WORD_WRITING);
+    unlock_pages(&device->locks, page, 1);
+    return is_in_file ? merge(device, page, part, content, fetch_page(device, page, content, &word)) : error;
+}
+
+/* Whether nobody has changed the page since its content was read and it was marked. */
+static bool is_as_read(const struct tm_device *device, uint64_t page)
+{
+    uint64_t word = index_word(device, page);
+    return word_kind(word) == TM_FILE || word_is_writing(word);
 }
 
 /* Write part of a page by way of the file. */
 static int overwrite_part(struct tm_device *device, uint64_t page, const struct part *part)
 {
-    struct tm_io io = {.first = page, .n = 1};
-    struct tm_bounce *bounce = tm_bounce_get(&device->file);
+    struct io_range io = {.first = page, .n = 1};
+    struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
-    bool changed = true;
+    struct overwrite run = {.first = page, .content = bounce->pages, .put = true, .is_wanted = is_as_read};
     int error = 0;
-    tm_io_lock(&device->locks, &io);
-    while (!error && changed) {
+    lock_io(&device->locks, &io);
+    while (!error && !run.n_told) {
+        run.n = 1;
         error = read_and_merge(device, page, part, bounce->pages);
         if (!error)
-            error = tm_overwrite(device, page, 1, bounce->pages, true, &changed);
+            error = overwrite_locked(device, &run);
     }
-    tm_io_unlock(&device->locks, &io);
-    tm_bounce_put(&device->file, bounce);
+    unlock_io(&device->locks, &io);
+    bounce_put(bounce);
     return error;
 }
 
 static int write_part(struct tm_device *device, uint64_t page, const struct part *part)
 {
-    int error = tm_is_written_through(device, page) ? EAGAIN : put_part(device, page, part);
+    int error = state_is_written_through(device, page) ? EAGAIN : put_part(device, page, part);
     if (error != EAGAIN)
         return error;
-    return tm_has_file(device) ? overwrite_part(device, page, part) : EIO;
+    return state_has_file(device) ? overwrite_part(device, page, part) : EIO;
 }
 
 int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset, bool fua)
 {
     const uint8_t *bytes = buffer;
     int error = 0;
-    tm_count(&device->counters->writes, 1);
+    stats_add(&device->counters->writes, 1);
     while (count && !error) {
         uint64_t page = offset / TM_PAGE;
         uint32_t from = (uint32_t)(offset % TM_PAGE), length = TM_PAGE - from;
@@ -143,14 +148,12 @@ int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint6
             length = length < count ? length : count;
             error = write_part(device, page, &(struct part){.bytes = bytes, .from = from, .count = length});
         } else {
-            length = tm_alike_run(device, page, count / TM_PAGE) * TM_PAGE;
+            length = state_alike_run(device, page, count / TM_PAGE) * TM_PAGE;
             error = write_pages(device, page, length / TM_PAGE, bytes);
         }
         bytes += length;
         offset += length;
         count -= length;
     }
-    if (!error && fua)
-        error = tm_flush(device);
-    return error ? EIO : 0;
+    return !error && fua ? tm_flush(device) : error;
 }

@@ -1,36 +1,38 @@
-/* Which pages were used when: the generation in an index word. */
-#include "device.h"
+/* Generations begin, and what is known by age is published. Under demote_lock; words change under their entry lock. */
+#include "aging.h"
+
+#include "index.h"
 
 static bool is_of(uint64_t word, unsigned generation)
 {
-    return (tm_kind(word) == TM_TMEM || tm_kind(word) == TM_FILE) && tm_generation(word) == generation;
+    return (word_kind(word) == TM_TMEM || word_kind(word) == TM_FILE) && word_generation(word) == generation;
 }
 
 /* The page becomes ancient, if it still is of this generation. */
 static void forget_page(struct tm_device *device, uint64_t page, unsigned generation)
 {
-    tm_look(&device->locks, page);
-    uint64_t word = tm_word(device, page);
+    lock_entry(&device->locks, page);
+    uint64_t word = index_word(device, page);
     if (is_of(word, generation))
-        tm_touch(device, page, tm_with_generation(word, 0));
-    tm_unlook(&device->locks, page);
+        index_touch(device, page, word_with_generation(word, 0));
+    unlock_entry(&device->locks, page);
 }
 
 /* Before a generation's number is used again: the oldest pages may not become the youngest. */
 static void forget_generation(struct tm_device *device, unsigned generation)
 {
-    if (!atomic_load(&device->ages.stored[generation]) && !atomic_load(&device->ages.filed[generation]))
+    if (!atomic_load(&device->ages.stored[generation]) && !atomic_load(&device->ages.in_file[generation]))
         return; /* so it is after a while without use */
     for (uint64_t page = 0; page < device->layout.pages; page++)
-        if (is_of(tm_word(device, page), generation))
+        if (is_of(index_word(device, page), generation))
             forget_page(device, page, generation);
 }
 
-void tm_heat_init(struct tm_device *device)
+void aging_init(struct tm_device *device)
 {
     uint64_t last = atomic_load(&device->statistics->generation);
     atomic_store(&device->generation, last >= 1 && last <= TM_ANCIENT ? (unsigned)last : 1);
-    device->vain.age = TM_GENERATIONS;
+    device->backoff.age = TM_GENERATIONS;
 }
 
 void tm_age(struct tm_device *device)
@@ -40,7 +42,7 @@ void tm_age(struct tm_device *device)
     forget_generation(device, next);
     atomic_store(&device->statistics->generation, next); /* first: whoever attaches must not know pages younger than now */
     atomic_store(&device->generation, next);
-    device->vain.age = TM_GENERATIONS;
+    device->backoff.age = TM_GENERATIONS;
     pthread_mutex_unlock(&device->demote_lock);
 }
 
@@ -49,11 +51,11 @@ void tm_publish_ages(struct tm_device *device)
     struct tm_statistics *statistics = device->statistics;
     unsigned now = atomic_load(&device->generation); /* once: tm_age may come between */
     for (unsigned age = 0; age < TM_GENERATIONS; age++) {
-        unsigned then = tm_generation_of_age(now, age);
-        const struct tm_ages *ages = &device->ages;
-        atomic_store_explicit(&statistics->stored_by_age[age], tm_known(&ages->stored[then]), memory_order_relaxed);
-        atomic_store_explicit(&statistics->raw_by_age[age], tm_known(&ages->raw[then]), memory_order_relaxed);
-        atomic_store_explicit(&statistics->filed_by_age[age], tm_known(&ages->filed[then]), memory_order_relaxed);
+        unsigned then = ages_generation(now, age);
+        const struct ages *ages = &device->ages;
+        atomic_store_explicit(&statistics->stored_by_age[age], ages_known(&ages->stored[then]), memory_order_relaxed);
+        atomic_store_explicit(&statistics->raw_by_age[age], ages_known(&ages->raw[then]), memory_order_relaxed);
+        atomic_store_explicit(&statistics->in_file_by_age[age], ages_known(&ages->in_file[then]), memory_order_relaxed);
     }
-    atomic_fetch_add_explicit(&statistics->surveys, 1, memory_order_release);
+    atomic_fetch_add_explicit(&statistics->ages_published, 1, memory_order_release);
 }

@@ -1,0 +1,73 @@
+#define _GNU_SOURCE
+#include "bounce.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "layout.h"
+
+/* The most that are kept: 64 devices that spilled at once kept 30 MiB. */
+enum { SPARE_MAX = 16 };
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct bounce *spare;
+static unsigned n_spare;
+
+/* Mapped, not allocated: where it comes from the heap, what is freed may stay with the process. */
+static struct bounce *new_bounce(void)
+{
+    struct bounce *bounce = malloc(sizeof *bounce);
+    if (!bounce)
+        return NULL;
+    bounce->pages = mmap(NULL, TM_RUN_MAX * TM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (bounce->pages != MAP_FAILED)
+        return bounce;
+    free(bounce);
+    return NULL;
+}
+
+static void free_bounce(struct bounce *bounce)
+{
+    munmap(bounce->pages, TM_RUN_MAX * TM_PAGE);
+    free(bounce);
+}
+
+static struct bounce *take_spare(void)
+{
+    pthread_mutex_lock(&lock);
+    struct bounce *bounce = spare;
+    if (bounce) {
+        spare = bounce->next;
+        n_spare--;
+    }
+    pthread_mutex_unlock(&lock);
+    return bounce;
+}
+
+struct bounce *bounce_get(void)
+{
+    struct bounce *bounce = take_spare();
+    return bounce ? bounce : new_bounce();
+}
+
+void bounce_put(struct bounce *bounce)
+{
+    pthread_mutex_lock(&lock);
+    if (n_spare < SPARE_MAX) {
+        bounce->next = spare;
+        spare = bounce;
+        n_spare++;
+        bounce = NULL;
+    }
+    pthread_mutex_unlock(&lock);
+    if (bounce)
+        free_bounce(bounce);
+}
+
+void bounce_release_spare(void)
+{
+    struct bounce *bounce;
+    while ((bounce = take_spare()))
+        free_bounce(bounce);
+}

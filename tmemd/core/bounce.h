@@ -1,0 +1,22 @@
+/* Aligned buffers for runs of pages on their way to or from a file. All devices of the process share those that are spare; one
+ * mutex, held for a few instructions. */
+#ifndef TM_BOUNCE_H
+#define TM_BOUNCE_H
+
+#include <stdint.h>
+
+/* Pages of the longest run that is one read or write. */
+enum { TM_RUN_MAX = 64 };
+
+struct bounce {
+    struct bounce *next;
+    uint8_t *pages; /* TM_RUN_MAX */
+};
+
+/* NULL when memory is short. */
+struct bounce *bounce_get(void);
+void bounce_put(struct bounce *bounce);
+/* Give back the memory of all that are spare. */
+void bounce_release_spare(void);
+
+#endif

@@ -1,0 +1,31 @@
+/* Draining: the file alone holds the device then. It holds demote_lock all the time. */
+#include <errno.h>
+
+#include "clean.h"
+#include "demote.h"
+
+static int drain(struct tm_device *device)
+{
+    uint64_t freed;
+    locks_wait_for_pages(&device->locks);
+    int error = demote_locked(device, UINT64_MAX, (struct tm_choice){0}, &freed);
+    if (!error)
+        error = clean_regions(device);
+    if (!error && atomic_load(&device->counters->pages_in_tmem))
+        error = EIO; /* a damaged record cannot be moved */
+    return error;
+}
+
+int tm_drain(struct tm_device *device)
+{
+    int error = state_has_file(device) ? clean_mend(device) : ENOTSUP;
+    if (error)
+        return error;
+    pthread_mutex_lock(&device->demote_lock);
+    atomic_store(&device->budget.draining, true);
+    error = drain(device);
+    atomic_store(&device->budget.draining, false);
+    pthread_mutex_unlock(&device->demote_lock);
+    tm_compact(device, UINT64_MAX);
+    return error;
+}

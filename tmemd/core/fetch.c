@@ -1,0 +1,93 @@
+#include "fetch.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "bounce.h"
+#include "crc32c.h"
+
+static void count_file_read(struct tm_device *device, uint64_t word)
+{
+    stats_add(&device->counters->file_reads, 1);
+    stats_add(&device->statistics->file_reads_by_age[ages_of(state_generation(device), word)], 1);
+}
+
+bool fetch_is_intact(uint64_t word, const uint8_t *content)
+{
+    return word_matches(word, crc32c(0, content, TM_PAGE));
+}
+
+static int read_file(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *buffer)
+{
+    uint64_t start = stats_now();
+    int error = file_read(&device->file, first, n, buffer);
+    if (error)
+        stats_add(&device->counters->io_errors, 1);
+    else
+        stats_took(&device->statistics->file_read, start);
+    return error;
+}
+
+/* Read one page from the file under its I/O lock: nothing is being written there. */
+static int read_file_page(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
+{
+    struct bounce *bounce = bounce_get();
+    if (!bounce)
+        return ENOMEM;
+    int error = read_file(device, page, 1, bounce->pages);
+    if (!error && !(word & TM_WORD_UNVERIFIED) && !fetch_is_intact(word, bounce->pages)) {
+        stats_add(&device->counters->bad_checksums, 1);
+        error = EIO;
+    }
+    if (!error)
+        memcpy(content, bounce->pages, TM_PAGE);
+    bounce_put(bounce);
+    return error;
+}
+
+int fetch_page(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word)
+{
+    int error = page_get(device, page, content, word);
+    if (error != EAGAIN)
+        return error;
+    count_file_read(device, *word);
+    return read_file_page(device, page, *word, content);
+}
+
+static int wait_and_fetch(struct tm_device *device, uint64_t page, uint8_t *content)
+{
+    struct io_range io = {.first = page, .n = 1};
+    uint64_t word;
+    lock_io(&device->locks, &io);
+    int error = fetch_page(device, page, content, &word);
+    unlock_io(&device->locks, &io);
+    return error;
+}
+
+/* Whether what was read without a lock is what the page was then. */
+static bool is_right(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content)
+{
+    bool is_unknown = word & TM_WORD_UNVERIFIED && !word_is_writing(word);
+    return is_unknown ? word_same_content(index_word(device, page), word) : fetch_is_intact(word, content);
+}
+
+int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *words, uint8_t *content)
+{
+    struct bounce *bounce = bounce_get();
+    if (!bounce)
+        return ENOMEM;
+    int error = read_file(device, first, n, bounce->pages);
+    for (uint32_t i = 0; i < n && !error; i++) {
+        const uint8_t *read = bounce->pages + (size_t)i * TM_PAGE;
+        uint8_t *to = content + (size_t)i * TM_PAGE;
+        if (is_right(device, first + i, words[i], read)) {
+            count_file_read(device, words[i]);
+            memcpy(to, read, TM_PAGE);
+        } else {
+            error = wait_and_fetch(device, first + i, to);
+            words[i] |= TM_WORD_WRITING;
+        }
+    }
+    bounce_put(bounce);
+    return error;
+}

@@ -1,0 +1,144 @@
+#include "page.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "codec.h"
+#include "compact.h"
+#include "probes.h"
+
+static bool decode(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
+{
+    bool whole = codec_decode(slots_record(&device->slots, word_location(word)), word, (uint32_t)page, content);
+    if (!whole)
+        stats_add(&device->counters->bad_checksums, 1);
+    return whole;
+}
+
+/* Remember that the page was used, but only once in a generation: the word need not change for every get. */
+static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
+{
+    unsigned generation = state_generation(device);
+    if (word_generation(word) != generation)
+        index_touch(device, page, word_with_generation(word, generation));
+}
+
+static int get_stored(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
+{
+    uint64_t start = stats_now();
+    if (!decode(device, page, word, content))
+        return EIO;
+    stats_add(&device->counters->gets, 1);
+    stats_add(&device->statistics->gets_by_age[ages_of(state_generation(device), word)], 1);
+    stats_took(&device->statistics->get, start);
+    refresh(device, page, word);
+    return 0;
+}
+
+static int get_locked(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
+{
+    switch (word_kind(word)) {
+    case TM_TMEM:
+        return get_stored(device, page, word, content);
+    case TM_FILE:
+        refresh(device, page, word);
+        return EAGAIN;
+    case TM_TORN:
+        stats_add(&device->counters->bad_checksums, 1);
+        return EIO;
+    case TM_LOST:
+        if (!device->lost_zero)
+            return EIO;
+        break;
+    default:
+        break;
+    }
+    memset(content, 0, TM_PAGE);
+    return 0;
+}
+
+int page_get(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word)
+{
+    lock_entry(&device->locks, page);
+    *word = index_word(device, page);
+    int error = get_locked(device, page, *word, content);
+    unlock_entry(&device->locks, page);
+    PROBE(get, device->name, page, error);
+    return error;
+}
+
+bool page_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word)
+{
+    lock_entry(&device->locks, page);
+    *word = index_word(device, page);
+    bool whole = word_kind(*word) == TM_TMEM && decode(device, page, *word, content);
+    unlock_entry(&device->locks, page);
+    return whole;
+}
+
+bool page_is_zero(const uint8_t *content)
+{
+    uint64_t first;
+    return codec_is_same(content, &first) && !first;
+}
+
+/* The word of a page of zeros: 'nowhere' only where the file is known to hold zeros, too. */
+static uint64_t zero_word(struct tm_device *device, uint64_t page, bool clean)
+{
+    return clean || !state_has_file(device) || index_word(device, page) == TM_NOWHERE ? TM_NOWHERE : TM_ZERO;
+}
+
+static void count_encoding(struct tm_counters *counters, enum encoding encoding)
+{
+    if (encoding == TM_SAME)
+        stats_add(&counters->puts_same, 1);
+    if (encoding == TM_RAW)
+        stats_add(&counters->puts_raw, 1);
+}
+
+uint64_t page_store(struct tm_device *device, uint64_t page, const uint8_t *content)
+{
+    struct encoded encoded;
+    enum encoding encoding;
+    uint64_t location;
+    /* Most pages would not find a free slot of their size: where they have another place to go, none is compressed to see. Those
+     * that are in tmem have left slots, and leave one themselves. */
+    bool is_new = word_kind(index_word(device, page)) != TM_TMEM;
+    bool is_hopeless = is_new && state_has_file(device) && budget_is_full(&device->budget) && !compact_is_worth(device);
+    if (is_hopeless || budget_is_refusing(&device->budget))
+        return 0;
+    uint32_t length = codec_encode(&encoded, (uint32_t)page, content, budget_is_compressing(&device->budget), &encoding);
+    while (!slots_alloc(&device->slots, word_slot_size(length), &location))
+        if (!compact_reclaim(device))
+            return 0;
+    slots_fill(&device->slots, location, (const struct record *)encoded.record, length);
+    return word_of_record(location, length, encoding, state_generation(device));
+}
+
+static bool put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean)
+{
+    if (page_is_zero(content)) {
+        stats_add(&device->counters->puts_zero, 1);
+        index_replace(device, page, zero_word(device, page, clean));
+        return true;
+    }
+    uint64_t word = page_store(device, page, content);
+    if (!word)
+        return false;
+    count_encoding(device->counters, word_encoding(word));
+    index_replace(device, page, clean ? word | TM_WORD_CLEAN : word);
+    return true;
+}
+
+bool page_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean)
+{
+    uint64_t start = stats_now();
+    bool stored = put(device, page, content, clean);
+    stats_add(&device->counters->puts, 1);
+    if (stored)
+        stats_took(&device->statistics->put, start);
+    else
+        stats_add(&device->counters->puts_refused, 1);
+    PROBE(put, device->name, page, stored);
+    return stored;
+}
