@@ -1,8 +1,7 @@
 /* What lies where, by the generation that the index words say. Every change of a word changes it, too, so that nobody has to look
  * through the index for it: that took 60 ms for a device of 64 GiB with every page in tmem. It takes no lock; between the two
  * it may be wrong by the pages that are changing. */
-#ifndef TM_AGES_H
-#define TM_AGES_H
+#pragma once
 
 #include <stdatomic.h>
 
@@ -37,5 +36,3 @@ static inline unsigned ages_of(unsigned now, uint64_t word)
     unsigned then = word_generation(word);
     return then ? (now + TM_ANCIENT - then) % TM_ANCIENT : TM_ANCIENT;
 }
-
-#endif

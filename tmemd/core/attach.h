@@ -1,6 +1,5 @@
 /* Attaching to a pool: what its last process left is made whole, once, before anybody else can look at it. No lock is taken. */
-#ifndef TM_ATTACH_H
-#define TM_ATTACH_H
+#pragma once
 
 #include "state.h"
 
@@ -8,5 +7,3 @@
  * it what is counted, and what slots are live. Pages that the file may lack are marked in the bitmap, or counted as amiss.
  * Returns 0 or an errno; *error (of error_size bytes) says what is wrong, or is left alone. */
 int attach_index(struct tm_device *device, char *error, size_t error_size);
-
-#endif

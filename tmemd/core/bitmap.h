@@ -1,8 +1,7 @@
 /* The write-intent bitmap: one durable bit for each region of the device (as of md arrays). A set bit says that after the host
  * died the file is not to be trusted there; it is set before a change is acknowledged and cleared only after the file is durable.
  * Its own lock is held over its own I/O; no page lock is. */
-#ifndef TM_BITMAP_H
-#define TM_BITMAP_H
+#pragma once
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -45,5 +44,3 @@ static inline bool bitmap_region_is_set(struct bitmap *bitmap, uint64_t region)
 {
     return atomic_load(&bitmap->regions[region]) != BITMAP_CLEAN;
 }
-
-#endif

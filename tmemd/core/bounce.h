@@ -1,7 +1,6 @@
 /* Aligned buffers for runs of pages on their way to or from a file. All devices of the process share those that are spare; one
  * mutex, held for a few instructions. */
-#ifndef TM_BOUNCE_H
-#define TM_BOUNCE_H
+#pragma once
 
 #include <stdint.h>
 
@@ -18,5 +17,3 @@ struct bounce *bounce_get(void);
 void bounce_put(struct bounce *bounce);
 /* Give back the memory of all that are spare. */
 void bounce_release_spare(void);
-
-#endif

@@ -1,7 +1,6 @@
 /* What the pool may take from the host: the target, the freeze, and what is free in the memory cgroup. No lock: what is used is
  * one atomic counter. */
-#ifndef TM_BUDGET_H
-#define TM_BUDGET_H
+#pragma once
 
 #include <stddef.h>
 
@@ -45,5 +44,3 @@ int budget_punch(const struct budget *budget, uint64_t offset, uint64_t bytes);
 int budget_allocate(struct budget *budget, uint64_t offset, uint64_t bytes, uint64_t most);
 /* Give it back. */
 void budget_free(struct budget *budget, uint64_t offset, uint64_t bytes);
-
-#endif

@@ -1,7 +1,6 @@
 /* The file is made to hold what it lacks, so that the bitmap can be cleared, or a flush be acknowledged. One at a time, under
  * demote_lock; page locks are only held for a moment, I/O locks over each write. */
-#ifndef TM_CLEAN_H
-#define TM_CLEAN_H
+#pragma once
 
 #include "state.h"
 
@@ -11,5 +10,3 @@ int clean_regions(struct tm_device *device);
 /* Make the file hold the pages that are written through as they are, durably, if any is amiss: a write that has failed, or was
  * killed, leaves either content there, and the bitmap does not say so. 0 or an errno. */
 int clean_mend(struct tm_device *device);
-
-#endif

@@ -1,6 +1,5 @@
 /* Pages to records and back. */
-#ifndef TM_CODEC_H
-#define TM_CODEC_H
+#pragma once
 
 #include <stdatomic.h>
 
@@ -28,5 +27,3 @@ uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *p
 
 /* Decode the record that an index word points at into 4096 bytes; false when it is not what the word says. */
 bool codec_decode(const struct record *record, uint64_t word, uint32_t number, uint8_t *page);
-
-#endif

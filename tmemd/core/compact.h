@@ -1,7 +1,6 @@
 /* Compaction: records move together, so that memory which no record needs can be given back. It takes page locks without waiting, so
  * locks of other pages may be held. */
-#ifndef TM_COMPACT_H
-#define TM_COMPACT_H
+#pragma once
 
 #include "state.h"
 
@@ -10,5 +9,3 @@ bool compact_is_worth(const struct tm_device *device);
 /* Let the host have memory back that free slots of any class take, so that a slot that was refused can be had: false when
  * there is nothing to be gained. */
 bool compact_reclaim(struct tm_device *device);
-
-#endif

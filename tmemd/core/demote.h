@@ -1,10 +1,7 @@
 /* Demotion, for those who hold demote_lock already; others use tm_demote. */
-#ifndef TM_DEMOTE_H
-#define TM_DEMOTE_H
+#pragma once
 
 #include "state.h"
 
 /* What tm_demote does, under demote_lock. */
 int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed);
-
-#endif

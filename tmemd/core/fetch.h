@@ -1,7 +1,6 @@
 /* Pages are read from the file, and checked. Runs are read without a lock: what was overwritten meanwhile does not have the checksum
  * that the index said, and is read again under its I/O lock. */
-#ifndef TM_FETCH_H
-#define TM_FETCH_H
+#pragma once
 
 #include "page.h"
 
@@ -12,5 +11,3 @@ int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *wo
 int fetch_page(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
 /* Whether what was read from the file is what the page's word says. Of one that is not verified nothing is known. */
 bool fetch_is_intact(uint64_t word, const uint8_t *content);
-
-#endif

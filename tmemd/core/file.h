@@ -1,6 +1,5 @@
 /* The backing file: page n at n x 4096, read and written in runs of neighbouring pages that bypass the page cache. */
-#ifndef TM_FILE_H
-#define TM_FILE_H
+#pragma once
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -34,5 +33,3 @@ int file_zero(struct file *file, uint64_t page, uint64_t n);
 int file_sync(struct file *file);
 /* Whether one has failed. */
 static inline bool file_is_doubtful(const struct file *file) { return file->fd >= 0 && atomic_load(file->sync_failed); }
-
-#endif

@@ -1,7 +1,6 @@
 /* The index: one word for each page of the device, in the pool file. Words are read without a lock; who changes a page holds its page
  * lock, and each store of a word happens under its entry lock. */
-#ifndef TM_INDEX_H
-#define TM_INDEX_H
+#pragma once
 
 #include "state.h"
 
@@ -25,5 +24,3 @@ void index_update(struct tm_device *device, uint64_t page, uint64_t word);
 uint64_t index_set(struct tm_device *device, uint64_t page, uint64_t word);
 /* The same where the page's content changes: a stored page counts as invalidated. */
 void index_replace(struct tm_device *device, uint64_t page, uint64_t word);
-
-#endif

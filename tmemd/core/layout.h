@@ -1,6 +1,5 @@
 /* The pool file's layout: its parts, and what stands in their first pages. docs/pool-format.md is the same in prose. */
-#ifndef TM_LAYOUT_H
-#define TM_LAYOUT_H
+#pragma once
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -90,5 +89,3 @@ struct tm_layout {
 
 /* Fill *layout for a device of size bytes; EINVAL when it is 0 or too big. */
 int tm_layout_for(uint64_t size, struct tm_layout *layout);
-
-#endif

@@ -10,8 +10,7 @@
  *             nothing of those that have lost the mark when it is done.
  *
  * Order: demote_lock, I/O, page, entry, then those of the slots. The bitmap's lock is taken without page locks. */
-#ifndef TM_LOCKS_H
-#define TM_LOCKS_H
+#pragma once
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -79,5 +78,3 @@ static inline void unlock_pages(struct locks *locks, uint64_t first, uint32_t n)
     for (uint32_t i = 0; i < n; i++)
         pthread_mutex_unlock(&lock_stripe(locks, first + i)->page);
 }
-
-#endif

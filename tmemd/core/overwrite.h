@@ -7,8 +7,7 @@
  *           word, and with it the mark.
  * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed they say what they said
  *           before, or that the page is torn, where it is not seen to be in the file still. */
-#ifndef TM_OVERWRITE_H
-#define TM_OVERWRITE_H
+#pragma once
 
 #include "page.h"
 
@@ -30,5 +29,3 @@ int overwrite_locked(struct tm_device *device, struct overwrite *run);
 /* Take the page locks of a run, with the bitmap saying that the file is not to be trusted there, unless it is written through. On
  * an error none is taken. No page lock is held before. */
 int overwrite_lock_pages(struct tm_device *device, uint64_t first, uint32_t n);
-
-#endif

@@ -1,6 +1,5 @@
 /* One page in tmem: put and get. A put takes the page's page lock from its caller; a get takes the entry lock by itself. */
-#ifndef TM_PAGE_H
-#define TM_PAGE_H
+#pragma once
 
 #include "index.h"
 
@@ -15,5 +14,3 @@ bool page_put(struct tm_device *device, uint64_t page, const uint8_t *content, b
 uint64_t page_store(struct tm_device *device, uint64_t page, const uint8_t *content);
 /* Whether a page is all zeros. */
 bool page_is_zero(const uint8_t *content);
-
-#endif

@@ -1,10 +1,7 @@
 /* Static probes (USDT), for bpftrace, perf and systemtap: nothing but a nop until somebody looks. docs/architecture.md has a line
  * that uses them. Arguments: the device's name, the page, and what came of it. */
-#ifndef TM_PROBES_H
-#define TM_PROBES_H
+#pragma once
 
 #include <sys/sdt.h>
 
 #define PROBE(name, device, page, result) DTRACE_PROBE3(tmem, name, device, page, result)
-
-#endif

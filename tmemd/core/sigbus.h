@@ -1,12 +1,9 @@
 /* A pool file that is truncated while mapped makes the next touch a SIGBUS. There is no page to go on with: say which pool it
  * was and end the process. Faults elsewhere go to whoever handled them before. */
-#ifndef TM_SIGBUS_H
-#define TM_SIGBUS_H
+#pragma once
 
 #include <stdint.h>
 
 /* Watch a mapping; `name` must stay until it is forgotten. Returns 0 or an errno. */
 int sigbus_watch(const void *base, uint64_t bytes, const char *name);
 void sigbus_forget(const void *base);
-
-#endif

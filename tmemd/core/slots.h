@@ -9,8 +9,7 @@
  * those that can grow when only backing more of its pages makes one. So the fullest, in which slots are taken, and the
  * emptiest, which compaction empties, are found without a search.
  */
-#ifndef TM_SLOTS_H
-#define TM_SLOTS_H
+#pragma once
 
 #include <pthread.h>
 #include <stddef.h>
@@ -106,5 +105,3 @@ struct slots_move {
 bool slots_next_move(struct slots *slots, struct compaction *compaction, struct slots_move *move);
 /* Call this after the last move. */
 void slots_end_moves(struct slots *slots, struct compaction *compaction);
-
-#endif

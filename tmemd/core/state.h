@@ -1,6 +1,5 @@
 /* The device: what all modules of the page path work on. Each part says in its own header which lock guards it. */
-#ifndef TM_STATE_H
-#define TM_STATE_H
+#pragma once
 
 #include "ages.h"
 #include "bitmap.h"
@@ -96,5 +95,3 @@ static inline bool state_is_amiss(const struct tm_device *device, uint64_t page,
     return state_is_written_through(device, page) &&
            (word_kind(word) == TM_ZERO || (word_kind(word) == TM_TMEM && !(word & TM_WORD_CLEAN)));
 }
-
-#endif

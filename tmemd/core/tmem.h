@@ -3,8 +3,7 @@
  * All calls return 0 or an errno (to the client each is EIO) and may be made from any thread, but for tm_open and tm_close. Offsets and counts are
  * bytes of the device; the caller has checked that they lie within it.
  */
-#ifndef TM_TMEM_H
-#define TM_TMEM_H
+#pragma once
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -78,5 +77,3 @@ uint64_t tm_room(struct tm_device *device);
 /* Bytes of memory for records that hold no live slot. */
 uint64_t tm_wasted(struct tm_device *device);
 const struct tm_counters *tm_counters(const struct tm_device *device);
-
-#endif

@@ -1,6 +1,5 @@
 /* The word that the index has of each page, eight bytes; docs/pool-format.md shows its bits. Nothing here takes a lock. */
-#ifndef TM_WORD_H
-#define TM_WORD_H
+#pragma once
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -96,5 +95,3 @@ static inline uint32_t word_slot_size(uint32_t length)
     uint32_t size = (TM_RECORD_HEADER + length + TM_SLOT_ALIGN - 1) & ~(uint32_t)(TM_SLOT_ALIGN - 1);
     return size < TM_SLOT_MIN ? TM_SLOT_MIN : size;
 }
-
-#endif
