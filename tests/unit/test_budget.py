@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.series import turns
-from tmemd.governor.budget import BAND, CUT, GROWTH, HOLD_MAX, HOLD_MIN, NEAR, Budget, Limits, Moment
+from tmemd.governor.budget import BAND, CUT, GROWTH, HOLD_MAX, HOLD_MIN, NEAR, Budget, Limits, MemoryState
 
 MIB, GIB = 1 << 20, 1 << 30
 TOTAL = 16 * GIB
@@ -13,8 +13,8 @@ BAND_BYTES = int(TOTAL * BAND)
 LIMITS = Limits(minimum=256 * MIB, maximum=8 * GIB, pressure=0.1)
 
 
-def moment(spare: int, used: int = 0, pressure: float = 0.0) -> Moment:
-    return Moment(total=TOTAL, spare=spare, used=used, pressure=pressure)
+def moment(spare: int, used: int = 0, pressure: float = 0.0) -> MemoryState:
+    return MemoryState(total=TOTAL, spare=spare, used=used, pressure=pressure)
 
 
 def test_turns_are_counted() -> None:
@@ -22,7 +22,7 @@ def test_turns_are_counted() -> None:
     assert turns([0, 100, 0, 100, 95], 10) == 2
 
 
-def ticks_until(budget: Budget, now: Moment, wanted: int) -> int:
+def ticks_until(budget: Budget, now: MemoryState, wanted: int) -> int:
     for tick in range(1000):
         if budget.step(now) >= wanted:
             return tick + 1
@@ -65,7 +65,7 @@ def test_a_busy_host_s_noise_changes_nothing() -> None:
     """60 MiB, as measured on one of 24 GiB."""
     budget = Budget(LIMITS)
     spares = (4 * GIB - tick * 7919 % 60 * MIB for tick in range(1000))
-    seen = {budget.step(Moment(total=24 * GIB, spare=spare, used=0)) for spare in spares}
+    seen = {budget.step(MemoryState(total=24 * GIB, spare=spare, used=0)) for spare in spares}
     assert len(seen) <= 2
 
 
@@ -166,7 +166,7 @@ def test_the_longest_hold_ends() -> None:
 
 sizes = st.integers(-64 * GIB, 64 * GIB)
 moments = st.builds(
-    Moment,
+    MemoryState,
     total=st.just(TOTAL),
     spare=sizes,
     used=st.integers(0, 16 * GIB),
@@ -181,7 +181,7 @@ limits = st.builds(
 
 
 @given(limits, st.none() | st.integers(0, 1 << 50), st.lists(moments, max_size=60))
-def test_it_keeps_within_its_limits(within: Limits, start: int | None, history: list[Moment]) -> None:
+def test_it_keeps_within_its_limits(within: Limits, start: int | None, history: list[MemoryState]) -> None:
     budget = Budget(within, start)
     before = None
     for now in history:
@@ -199,14 +199,14 @@ better = st.tuples(st.integers(0, GIB), st.floats(0, 1))
 
 @given(limits, st.lists(moments, max_size=20), moments, better)
 def test_more_available_and_less_pressure_never_give_less(
-    within: Limits, history: list[Moment], now: Moment, change: tuple[int, float]
+    within: Limits, history: list[MemoryState], now: MemoryState, change: tuple[int, float]
 ) -> None:
-    def after(last: Moment) -> int:
+    def after(last: MemoryState) -> int:
         budget = Budget(within)
         for past in history:
             budget.step(past)
         return budget.step(last)
 
     more, pressure = change
-    eased = Moment(total=now.total, spare=now.spare + more, used=now.used, pressure=min(pressure, now.pressure))
+    eased = MemoryState(total=now.total, spare=now.spare + more, used=now.used, pressure=min(pressure, now.pressure))
     assert after(eased) >= after(now)

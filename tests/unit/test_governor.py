@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ from tests.support.hosts import tree
 from tests.support.mounts import mountable
 from tmemd import operations
 from tmemd.daemonconfig import DaemonConfig, parse_config
-from tmemd.governor.governor import Governor, held_back
-from tmemd.governor.observe import Observer
+from tmemd.governor import governor
+from tmemd.governor.governor import Governor, limit_raises
+from tmemd.governor.observer import Observer
 from tmemd.policy import Demand
 from tmemd.protocol import Attach
 from tmemd.settings import PoolSettings
@@ -375,9 +377,9 @@ def test_raises_wait_for_what_others_have_to_give_back_first() -> None:
 
     demands = [pool("giver", 100), pool("a", 10), pool("b", 20), pool("c", 10, minimum=30), pool("d", 10)]
     targets = {"giver": 40, "a": 40, "b": 50, "c": 30, "d": 10}
-    assert held_back(demands, targets, 0) == targets
-    assert held_back(demands, targets, 30) == targets | {"a": 25, "b": 35}
-    assert held_back(demands, targets, 1000) == targets | {"a": 10, "b": 20}
+    assert limit_raises(demands, targets, 0) == targets
+    assert limit_raises(demands, targets, 30) == targets | {"a": 25, "b": 35}
+    assert limit_raises(demands, targets, 1000) == targets | {"a": 10, "b": 20}
 
 
 def test_a_pool_that_owes_holds_others_back(host: Host) -> None:
@@ -586,3 +588,76 @@ def test_who_attaches_between_two_ticks_keeps_to_the_budget(host: Host) -> None:
 def test_a_policy_that_is_none_is_an_error(host: Host) -> None:
     with pytest.raises(ValueError, match="is no policy"):
         host.governor.configure(DaemonConfig(policy="nice"))
+
+
+def changes(caplog: pytest.LogCaptureFixture) -> str:
+    """What was logged since the last call."""
+    lines = caplog.messages
+    caplog.clear()
+    return "\n".join(lines)
+
+
+def test_the_log_says_why_each_target_changed(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "tmemd")
+    host.pool("a", 60, limit_bytes=GIB)
+    host.pool("b", 60, limit_bytes=GIB)
+    host.set("b", cap=300 * MIB)
+    host.tick()
+    assert changes(caplog) == "budget 500M, targets a 1.00G -> 250M (budget), b 1.00G -> 250M (budget)"
+    host.tick()
+    assert changes(caplog) == "", "what stays needs no reason"
+    host.set("a", target=200 * MIB)
+    host.tick()
+    assert changes(caplog) == "budget 500M, targets a 250M -> 200M (pinned), b 250M -> 300M (cap)"
+    host.set("a", target=None, minimum=350 * MIB)
+    host.tick()
+    assert changes(caplog) == "budget 500M, targets a 200M -> 350M (minimum), b 300M -> 150M (demand)"
+    poolfile.write_frozen(host.pools.kept()[1].fd, True)
+    host.tick()
+    assert "b 150M -> 71.5M (frozen)" in changes(caplog)
+
+
+def test_the_log_says_what_changed_the_budget(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "tmemd")
+    host.pool("a", 60, limit_bytes=GIB)
+    host.tick()
+    changes(caplog)
+    host.memory(available=80)
+    host.tick()
+    assert changes(caplog).endswith("(reserve)")
+    host.memory(available=900)
+    host.tick(4)
+    assert changes(caplog).endswith("(budget)")
+    host.tick(40)
+    changes(caplog)
+    host.memory(available=110, stalled=0.2)
+    host.tick()
+    assert changes(caplog).endswith("(pressure)")
+
+
+def test_the_log_says_that_a_raise_waits_for_others(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "tmemd")
+    host.pool("a", 100, limit_bytes=GIB)
+    host.pool("b", limit_bytes=GIB)
+    host.pool("c", has_file=False, limit_bytes=GIB)
+    host.set("b", weight=1)
+    host.tick(40)
+    changes(caplog)
+    host.set("a", weight=1)
+    host.set("b", weight=10_000)
+    host.tick()
+    owed = "owed: 494M once others have given memory back"
+    assert changes(caplog) == (
+        f"budget 500M, targets a 249M -> 1.00M (minimum), b 2.49M -> 395M ({owed}), c 249M -> 4.95M (without file)"
+    )
+
+
+def test_nothing_is_explained_where_nobody_reads_it(
+    host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "tmemd")
+    monkeypatch.setattr(governor, "explain", None)
+    host.pool("a", limit_bytes=GIB)
+    host.tick()
+    assert host.target("a") == 500 * MIB
+    assert changes(caplog) == ""

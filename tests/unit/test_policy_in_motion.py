@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.support.harness import MIB
-from tmemd.governor.governor import TICK, held_back
+from tmemd.governor.governor import TICK, limit_raises
 from tmemd.policy import Demand, by_name
 from tmemd.policy.demand import HOT, Use
 from tmemd.simulation.storemodel import Flow, Space, Store
@@ -80,7 +80,7 @@ class Host:
         demands = [guest.demand() for guest in self.guests]
         targets = self.policy(demands, BUDGET)
         owed = sum(max(0, each.used - targets[each.name]) for each in demands)
-        targets = held_back(demands, targets, owed)
+        targets = limit_raises(demands, targets, owed)
         assert sum(targets.values()) <= BUDGET
         for guest in self.guests:
             guest.target = targets[guest.name]

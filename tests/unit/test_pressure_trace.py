@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.series import turns
-from tmemd.governor.budget import BAND, Budget, Limits, Moment
+from tmemd.governor.budget import BAND, Budget, Limits, MemoryState
 from tmemd.governor.host import Memory, Stalls
 
 MIB = 1 << 20
@@ -30,16 +30,18 @@ def recorded() -> list[Memory]:
     return [Memory(int(row[1]) * MIB, int(row[2]) * MIB, Stalls(int(row[4]), int(row[5]))) for row in rows]
 
 
-def replay(history: list[Memory], limits: Limits, reserve: int) -> list[tuple[Moment, int]]:
+def replay(history: list[Memory], limits: Limits, reserve: int) -> list[tuple[MemoryState, int]]:
     """What the budget was at each tick, and upon what."""
     budget, used, seen = Budget(limits, 0), 0, []
     for before, now in pairwise(history):
         assert before.stalls
         assert now.stalls
         stalled = (now.stalls.some_us - before.stalls.some_us) / 1e6 / TICK
-        moment = Moment(total=now.total, spare=now.available - used - reserve, used=used, pressure=min(stalled, 1.0))
-        nbytes = budget.step(moment)
-        seen.append((moment, nbytes))
+        state = MemoryState(
+            total=now.total, spare=now.available - used - reserve, used=used, pressure=min(stalled, 1.0)
+        )
+        nbytes = budget.step(state)
+        seen.append((state, nbytes))
         used = max(nbytes, used - DEMOTION) if used > nbytes else min(nbytes, used + PUTS)
     return seen
 
@@ -51,11 +53,11 @@ def test_a_recorded_host_gets_its_reserve_and_targets_do_not_oscillate(reserve: 
     limits = Limits(minimum=0, maximum=total // 2, pressure=0.1)
     seen = replay(history, limits, reserve)
     budgets = [nbytes for _, nbytes in seen]
-    ceilings = [min(moment.used + moment.spare, limits.maximum) for moment, _ in seen]
+    ceilings = [min(state.used + state.spare, limits.maximum) for state, _ in seen]
     # It goes along with the host's large swings, and with no others.
     assert turns(budgets, total // 10) <= turns(ceilings, total // 10)
     assert turns(budgets, int(total * BAND)) <= 0.7 * turns(ceilings, int(total * BAND))
     assert max(budgets) == limits.maximum or reserve > 2400 * MIB
-    for moment, nbytes in seen:
+    for state, nbytes in seen:
         # Where the reserve is not kept, pools have been told already, and give it back at their speed.
-        assert moment.spare >= 0 or nbytes < moment.used or nbytes == limits.minimum == moment.used
+        assert state.spare >= 0 or nbytes < state.used or nbytes == limits.minimum == state.used

@@ -39,8 +39,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     pressure: float  # share of the time that tasks may wait for memory
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True):
-    """One tick. Sizes in bytes."""
+class MemoryState(msgspec.Struct, frozen=True, kw_only=True):
+    """How short of memory the host is, or its tightest cgroup, at one tick. Sizes in bytes."""
 
     total: int  # RAM
     spare: int  # what is available beyond the reserve; negative: what it lacks
@@ -60,13 +60,15 @@ class Budget:
         """Begin with *start* bytes, what targets add up to already; None: with what there is room for."""
         self.limits = limits
         self.bytes = start
+        self.change = 0  # bytes, in the last step
+        self.cause = ""  # why
         self._ceilings: deque[int] = deque(maxlen=HOLD_MAX)  # of the last ticks; what the budget might grow to
         self._hold = HOLD_MIN
         self._calm = 0  # ticks since the last shrink
         self._growing = False
         self._grew = False  # since the last shrink
 
-    def step(self, now: Moment) -> int:
+    def step(self, now: MemoryState) -> int:
         """The budget from now on, in bytes: taken back at once, given step by step, left alone in between.
 
         Between the ceiling (all that leaves the reserve alone) and a band below it nothing moves: changes of what is
@@ -74,9 +76,12 @@ class Budget:
         """
         band = int(now.total * BAND)
         ceiling = now.used + now.spare
-        before = self._clamp(ceiling - band // 2 if self.bytes is None else self.bytes)
-        wanted = ceiling - band // 2 if ceiling < before else before
-        wanted = self._clamp(min(wanted, self._squeezed(before, now)))
+        known = ceiling - band // 2 if self.bytes is None else self.bytes
+        before = self._clamp(known)
+        unreserved = ceiling - band // 2 if ceiling < before else before
+        squeezed = self._squeezed(before, now)
+        wanted = self._clamp(min(unreserved, squeezed))
+        self.cause = "budget" if wanted == before else "reserve" if unreserved <= squeezed else "pressure"
         strained = wanted < before or self._is_strained(now)
         self._ceilings.append(min(ceiling, wanted) if strained else ceiling)
         self._count(shrunk=wanted < before)
@@ -85,17 +90,17 @@ class Budget:
         if self._growing:
             self._grew = True
             wanted = self._clamp(wanted + min(int(self.limits.maximum * GROWTH), room - band // 2))
-        self.bytes = wanted
+        self.bytes, self.change = wanted, wanted - known
         return wanted
 
     def _clamp(self, nbytes: int) -> int:
         return max(self.limits.minimum, min(nbytes, self.limits.maximum))
 
-    def _is_strained(self, now: Moment) -> bool:
+    def _is_strained(self, now: MemoryState) -> bool:
         """Whether there is too much pressure to give anything; a limit of all the time stands for none."""
         return self.limits.pressure / 2 < now.pressure and self.limits.pressure < 1 and now.nearness > 0
 
-    def _squeezed(self, before: int, now: Moment) -> int:
+    def _squeezed(self, before: int, now: MemoryState) -> int:
         """What pressure leaves: less by as much as it is above the limit, as Senpai's backoff goes by the excess.
 
         Nothing while pools still owe what was asked for before.

@@ -1,7 +1,7 @@
 """Gives each pool its target, tick after tick: what the host can spare, shared out by a policy.
 
 What decides is elsewhere and pure: `budget` says how much there is, a policy who gets what, `writes` what demotion may
-write to backing files. Here the host and the pools are looked at, and pools are told.
+write to backing files. Here the host and the pools are observed, and targets written. `explain` says why, for a log.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import msgspec
 
 from tmemd import policy
 from tmemd.daemonconfig import DaemonConfig
-from tmemd.governor.budget import Budget, Limits, Moment
+from tmemd.governor.budget import Budget, Limits, MemoryState
+from tmemd.governor.explain import explain
 from tmemd.governor.host import Memory, read_memory
-from tmemd.governor.observe import Observer, Seen
+from tmemd.governor.observer import Observation, Observer
 from tmemd.governor.writes import WriteAllowance, Writer, granted
 from tmemd.policy import Demand, Policy, demand
 from tmemd.protocol import Attach, HostStatus
@@ -67,9 +68,9 @@ class Governor:
         self._clock = clock
         self._memory = read_memory(root)
         self._ticked = clock()
-        self._seen: Mapping[str, Seen] = {}
+        self._observed: Mapping[str, Observation] = {}
         self._strays: Sequence[Stray] = ()
-        self._told: Mapping[str, Demand] = {}  # what the policy was, of each pool
+        self._demands: Mapping[str, Demand] = {}  # of each pool, in the last tick
         self._budget: Budget | None = None
         self._writes: WriteAllowance | None = None
         self._status: HostStatus | None = None
@@ -90,34 +91,34 @@ class Governor:
     @property
     def samples(self) -> list[PoolSample]:
         """The served pools as the last tick saw them."""
-        return [seen.sample for seen in self._seen.values() if seen.sample]
+        return [each.sample for each in self._observed.values() if each.sample]
 
     def tick(self) -> HostStatus:
         """Look at the host and at every pool, and set targets and write allowances. Raises PoolError, OSError."""
         now = self._clock()
         seconds, self._ticked = max(now - self._ticked, 1e-3), now
         before, self._memory = self._memory, read_memory(self._root)
-        self._seen = self._observer.look(self._pools.kept())
+        self._observed = self._observer.look(self._pools.kept())
         self._strays = self._pools.strays()
         number, tightest = min(enumerate(self._memory), key=lambda found: self._spare(found[1]))
-        known = len(before) == len(self._memory)  # whose it was that waited
-        moment = Moment(
+        comparable = len(before) == len(self._memory)  # otherwise its pressure may have been another group's
+        stray_bytes = sum(stray.taken for stray in self._strays)
+        state = MemoryState(
             total=tightest.total,
             spare=self._spare(tightest),
-            used=sum(seen.taken for seen in self._seen.values()) + sum(stray.taken for stray in self._strays),
-            pressure=(known and _stalled(before[number], tightest, seconds)[0]) or 0.0,
+            used=sum(each.taken for each in self._observed.values()) + stray_bytes,
+            pressure=(comparable and _stalled(before[number], tightest, seconds)[0]) or 0.0,
         )
-        budget = self._step(moment)
-        short = moment.spare < 0
-        self._set_targets(budget, short=short)
-        self._allow_writes(seconds, short=short)
+        budget = self._next_budget(state)
+        self._set_targets(budget - stray_bytes, budget, short=state.spare < 0)
+        self._allow_writes(seconds, short=state.spare < 0)
         some, full = _stalled(before[0], self._memory[0], seconds)
         self._promised = 0
         self._status = HostStatus(
             policy=self._config.policy,
             budget_bytes=budget,
-            targets_bytes=sum(map(_held, self._seen.values())) + sum(stray.taken for stray in self._strays),
-            used_bytes=moment.used,
+            targets_bytes=self._committed() + stray_bytes,
+            used_bytes=state.used,
             total_bytes=tightest.total,
             available_bytes=tightest.available,
             reserve_bytes=self._reserve(tightest),
@@ -133,33 +134,35 @@ class Governor:
         Never less than its minimum, nor than what its pool takes already: nothing is demoted because a plugin was
         restarted. Without a file never less than its share, for what it refuses are I/O errors.
         """
-        status, name = self.status, request.name
-        weights = sum(seen.settings.weight for seen in self._seen.values() if seen.pool.name != name)
-        own = self._settings(name).weight
-        share = 0 if request.has_file else status.budget_bytes * own // (weights + own)
-        mine = _held(self._seen[name]) if name in self._seen else 0
+        status, known = self.status, self._observed.get(request.name)
+        weights = sum(each.settings.weight for each in self._observed.values() if each is not known)
+        settings = self._settings(request.name)
+        share = 0 if request.has_file else status.budget_bytes * settings.weight // (weights + settings.weight)
+        mine, taken = (known.committed, known.taken) if known else (0, 0)
         left = status.budget_bytes - status.targets_bytes + mine - self._promised
-        taken = self._seen[name].taken if name in self._seen else 0
-        first = min(wanted, max(left, taken, share, self._settings(name).minimum))
+        first = min(wanted, max(left, taken, share, settings.minimum))
         self._promised += max(first - mine, 0)
         return first
 
     def admit(self, uid: int) -> None:
         """Raise PoolError where a user's pools that nobody serves take more than his share already."""
         idle, budget = self._idle().get(uid), self.status.budget_bytes
-        owners = {seen.owner for seen in self._seen.values()} | {stray.uid for stray in self._strays}
+        owners = {each.owner for each in self._observed.values()} | {stray.uid for stray in self._strays}
         if idle and idle > budget // len(owners):
             raise PoolError(
                 f"user {uid} has pools that nobody serves and that take {format_size(idle)} of RAM, more than a share"
                 f" of {format_size(budget // len(owners))}: serve them, or have them destroyed"
             )
 
+    def _committed(self) -> int:
+        return sum(each.committed for each in self._observed.values())
+
     def _idle(self) -> Counter[int]:
         """By user: the bytes of RAM in pools that no policy can have demoted, for nobody serves them as pools."""
         idle = Counter[int]()
-        for seen in self._seen.values():
-            if seen.sample is None:
-                idle[seen.owner] += seen.taken
+        for each in self._observed.values():
+            if each.sample is None:
+                idle[each.owner] += each.taken
         for stray in self._strays:
             idle[stray.uid] += stray.taken
         return idle
@@ -172,7 +175,7 @@ class Governor:
     def _spare(self, memory: Memory) -> int:
         return memory.available - self._reserve(memory)
 
-    def _step(self, moment: Moment) -> int:
+    def _next_budget(self, state: MemoryState) -> int:
         total = min(memory.total for memory in self._memory)
         asked = self._config.budget
         # Targets that the pools' tmpfs cannot hold would be kept by nobody: who puts first would have it all.
@@ -180,58 +183,71 @@ class Governor:
         limits = Limits(minimum=min(asked.minimum.of(total), maximum), maximum=maximum, pressure=asked.pressure / 100)
         if self._budget is None:
             # What targets add up to already: a tmemd that comes back changes nothing at once.
-            known = [seen for seen in self._seen.values() if seen.sample]
-            self._budget = Budget(limits, sum(map(_held, self._seen.values())) if known else None)
+            self._budget = Budget(limits, self._committed() if self.samples else None)
         self._budget.limits = limits
-        return self._budget.step(moment)
+        return self._budget.step(state)
 
-    def _set_targets(self, budget: int, *, short: bool) -> None:
-        fixed = {name: aim for name, seen in self._seen.items() if (aim := _fixed(seen, short=short)) is not None}
-        left = max(budget - sum(fixed.values()) - sum(stray.taken for stray in self._strays), 0)
-        known = [
-            demand(seen.before, seen.sample, self._told.get(name))
-            for name, seen in self._seen.items()
-            if seen.sample and name not in fixed
-        ]
-        self._told = {each.name: each for each in known}
-        demands = _sharing(known, left)
-        targets = self._share_out(demands, budget, left) | fixed
-        owed = sum(max(seen.taken - targets[name], 0) for name, seen in self._seen.items() if seen.sample)
-        targets |= held_back(demands, targets, owed)
-        for name, seen in self._seen.items():
-            if seen.sample and seen.control and targets[name] != seen.control.target:
-                self._write(seen, poolfile.write_target, targets[name])
-                seen.sample = msgspec.structs.replace(seen.sample, target_bytes=targets[name])
+    def _set_targets(self, left: int, budget: int, *, short: bool) -> None:
+        """Share out what strays leave of the budget, and write what changed."""
+        fixed = {name: kept for name, each in self._observed.items() if (kept := _fixed(each, short=short)) is not None}
+        left = max(left - sum(fixed.values()), 0)
+        self._demands = {
+            name: demand(each.before, each.sample, self._demands.get(name))
+            for name, each in self._observed.items()
+            if each.sample and name not in fixed
+        }
+        demands = _limit_without_file(list(self._demands.values()), left)
+        shares = self._share_out(demands, budget, left) | fixed
+        owed = sum(max(each.taken - shares[name], 0) for name, each in self._observed.items() if each.sample)
+        targets = shares | limit_raises(demands, shares, owed)
+        for name, each in self._observed.items():
+            if each.sample and each.control and targets[name] != each.control.target:
+                self._write(each, poolfile.write_target, targets[name])
+                each.sample = msgspec.structs.replace(each.sample, target_bytes=targets[name])
+        if _log.isEnabledFor(logging.DEBUG):
+            self._log_changes(demands, shares, targets, budget)
+
+    def _log_changes(
+        self, demands: Sequence[Demand], shares: Mapping[str, int], targets: Mapping[str, int], budget: int
+    ) -> None:
+        assert self._budget
+        changes = explain(
+            self._observed.values(), {each.name: each for each in demands}, shares, targets,
+            budget=self._budget, overdrawn=self._overdrawn(budget),
+        )  # fmt: skip
+        if changes:
+            _log.debug("budget %s, targets %s", format_size(budget), changes)
 
     def _share_out(self, demands: Sequence[Demand], budget: int, left: int) -> dict[str, int]:
         """Share out what is *left* of the budget. Who takes too much where nobody serves it has the less elsewhere."""
         targets: dict[str, int] = {}
         for owner, share in self._overdrawn(budget).items():
-            own = [each for each in demands if self._seen[each.name].owner == owner]
+            own = [each for each in demands if self._observed[each.name].owner == owner]
             targets |= self._policy(own, min(share, left))
         rest = [each for each in demands if each.name not in targets]
         return targets | self._policy(rest, max(left - sum(targets.values()), 0))
 
     def _overdrawn(self, budget: int) -> dict[int, int]:
         """Users among several whose idle pools take more than these' share, and what is left to their other pools."""
+        if not (idle := self._idle()):
+            return {}
+        pools = [(each.owner, each.settings.weight, each.sample is None) for each in self._observed.values()]
+        pools += [(stray.uid, self._settings(stray.name).weight, True) for stray in self._strays]
         weights, idle_weights = Counter[int](), Counter[int]()
-        for seen in self._seen.values():
-            weights[seen.owner] += seen.settings.weight
-            idle_weights[seen.owner] += seen.settings.weight * (seen.sample is None)
-        for stray in self._strays:
-            weights[stray.uid] += self._settings(stray.name).weight
-            idle_weights[stray.uid] += self._settings(stray.name).weight
+        for owner, weight, is_idle in pools:
+            weights[owner] += weight
+            idle_weights[owner] += weight * is_idle
         total = weights.total()
         return {
             owner: max(budget * weights[owner] // total - taken, 0)
-            for owner, taken in self._idle().items()
+            for owner, taken in idle.items()
             if len(weights) > 1 and taken > budget * idle_weights[owner] // total
         }
 
     def _allow_writes(self, seconds: float, *, short: bool) -> None:
         """Share out what demotion may write. Below the reserve it may write all it likes."""
-        writing = [seen for seen in self._seen.values() if seen.sample and seen.sample.has_file]
-        writers = [_writer(seen) for seen in writing]
+        writing = [each for each in self._observed.values() if each.sample and each.sample.has_file]
+        writers = [_writer(each) for each in writing]
         per_hour = self._config.demotion.writes_per_hour
         bounds: Sequence[int | None] = [None] * len(writers)
         if per_hour is None:
@@ -241,39 +257,37 @@ class Governor:
                 self._writes = WriteAllowance(per_hour, granted(writers))
             self._writes.pass_time(seconds, sum(map(_written, writing)))
             bounds = bounds if short else self._writes.share(writers)
-        for seen, writer, bound in zip(writing, writers, bounds, strict=True):
+        for each, writer, bound in zip(writing, writers, bounds, strict=True):
             if bound != writer.bound:
-                self._write(seen, poolfile.write_demotion_writes, bound)
+                self._write(each, poolfile.write_demotion_writes, bound)
 
-    def _write(self, seen: Seen, write: Callable[[int, _T], None], value: _T) -> None:
+    def _write(self, each: Observation, write: Callable[[int, _T], None], value: _T) -> None:
         """One that cannot be written, such as one whose owner made a hole of it in a full tmpfs, holds no other up."""
         try:
-            write(seen.pool.fd, value)
+            write(each.pool.fd, value)
         except OSError as error:
-            if seen.pool.name not in self._unwritable:
-                _log.warning("pool %s cannot be told its target: %s", seen.pool.name, error.strerror)
-            self._unwritable.add(seen.pool.name)
+            if each.pool.name not in self._unwritable:
+                _log.warning("pool %s cannot be told its target: %s", each.pool.name, error.strerror)
+            self._unwritable.add(each.pool.name)
         else:
-            self._unwritable.discard(seen.pool.name)
+            self._unwritable.discard(each.pool.name)
 
 
-def _sharing(demands: Sequence[Demand], budget: int) -> list[Demand]:
-    """The demands, those of pools without a file held to their share by weight.
+def _limit_without_file(demands: Sequence[Demand], budget: int) -> list[Demand]:
+    """The demands, those of pools without a file limited to their share by weight.
 
     What they have cannot be taken back, so no more is lent; and within it they must not refuse.
     """
-    weights = sum(demand.weight for demand in demands)
-    return [
-        demand if demand.has_file else _without_file(demand, budget * demand.weight // weights) for demand in demands
-    ]
+    weights = sum(each.weight for each in demands)
+    return [each if each.has_file else _limited(each, budget * each.weight // weights) for each in demands]
 
 
-def _without_file(demand: Demand, share: int) -> Demand:
+def _limited(demand: Demand, share: int) -> Demand:
     least = max(demand.minimum, min(demand.used + _ROOM_WITHOUT_FILE, share, demand.cap))
     return msgspec.structs.replace(demand, minimum=least, cap=max(least, min(demand.cap, share)))
 
 
-def held_back(demands: Sequence[Demand], targets: Mapping[str, int], owed: int) -> dict[str, int]:
+def limit_raises(demands: Sequence[Demand], targets: Mapping[str, int], owed: int) -> dict[str, int]:
     """The targets of *demands*, raised only as far as memory is there: less *owed*, what pools have to give back first.
 
     A pool that has to shrink does so at the speed of its disk, and who may grow does so at the speed of RAM.
@@ -286,23 +300,19 @@ def held_back(demands: Sequence[Demand], targets: Mapping[str, int], owed: int) 
     }
 
 
-def _fixed(seen: Seen, *, short: bool) -> int | None:
+def _fixed(each: Observation, *, short: bool) -> int | None:
     """What the pool keeps whatever a policy would say, in bytes; None: that is the policy's to say.
 
     Being frozen keeps new pages out and old ones in, except while the host is *short* of its reserve.
     """
-    if seen.sample is None:
-        return seen.taken
-    if seen.settings.pinned is not None:
-        return min(seen.settings.pinned, seen.sample.counters.limit_bytes)
-    if seen.sample.frozen and not short:
-        keeps = max(seen.taken, min(seen.sample.target_bytes, seen.taken + seen.taken // 8 + _FROZEN_ROOM))
-        return keeps if seen.settings.cap is None else min(keeps, seen.settings.cap)
+    if each.sample is None:
+        return each.taken
+    if each.settings.pinned is not None:
+        return min(each.settings.pinned, each.sample.counters.limit_bytes)
+    if each.sample.frozen and not short:
+        keeps = max(each.taken, min(each.sample.target_bytes, each.taken + each.taken // 8 + _FROZEN_ROOM))
+        return keeps if each.settings.cap is None else min(keeps, each.settings.cap)
     return None
-
-
-def _held(seen: Seen) -> int:
-    return seen.sample.target_bytes if seen.sample else seen.taken
 
 
 def _stalled(before: Memory, now: Memory, seconds: float) -> tuple[float | None, float | None]:
@@ -313,15 +323,15 @@ def _stalled(before: Memory, now: Memory, seconds: float) -> tuple[float | None,
     return tuple(min(max(us / 1e6 / seconds, 0.0), 1.0) for us in (some, full))  # type: ignore[return-value]
 
 
-def _writer(seen: Seen) -> Writer:
-    assert seen.sample
-    assert seen.control
-    over = max(seen.taken - seen.sample.target_bytes, 0)
-    return Writer(seen.sample.counters.demotion_writes, over, seen.control.demotion_writes)
+def _writer(each: Observation) -> Writer:
+    assert each.sample
+    assert each.control
+    over = max(each.taken - each.sample.target_bytes, 0)
+    return Writer(each.sample.counters.demotion_writes, over, each.control.demotion_writes)
 
 
-def _written(seen: Seen) -> int:
+def _written(each: Observation) -> int:
     """Pages since the tick before."""
-    assert seen.sample
-    now = seen.sample.counters.demotion_writes
-    return now - seen.before.counters.demotion_writes if seen.before else 0
+    assert each.sample
+    now = each.sample.counters.demotion_writes
+    return now - each.before.counters.demotion_writes if each.before else 0

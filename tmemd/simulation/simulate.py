@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from tmemd.governor.governor import held_back
+from tmemd.governor.governor import limit_raises
 from tmemd.policy import Demand, Policy, demand
 from tmemd.simulation.recording import Moment, PoolMoment, Recording
 from tmemd.simulation.storemodel import Counts, Flow, Space, Store
@@ -102,7 +102,7 @@ def simulate(recording: Recording, policy: Policy, budget: int | None = None) ->
             demands.append(pool.demand())
         targets = policy(demands, moment.budget_bytes if budget is None else budget)
         owed = sum(max(0, each.used - targets[each.name]) for each in demands)
-        for name, target in held_back(demands, targets, owed).items():
+        for name, target in limit_raises(demands, targets, owed).items():
             pools[name].target = target
         last = moment.at
     return {name: pool.store.counts + gone.get(name, Counts()) for name, pool in pools.items()}

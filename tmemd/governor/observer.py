@@ -32,8 +32,8 @@ _NONE: Final = (0,) * poolfile.GENERATIONS
 _NO_AGES: Final = Ages(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, 0)
 
 
-class Seen(msgspec.Struct, gc=False):
-    """A pool at one tick."""
+class Observation(msgspec.Struct, gc=False):
+    """What a pool looks like at one tick."""
 
     pool: Pool
     owner: int  # the user whose it is
@@ -44,98 +44,103 @@ class Seen(msgspec.Struct, gc=False):
     sample: PoolSample | None = None
     before: PoolSample | None = None  # of the tick before
 
+    @property
+    def committed(self) -> int:
+        """Bytes of the budget that it has: its target, or what it takes where nobody heeds one."""
+        return self.sample.target_bytes if self.sample else self.taken
+
 
 class Observer:
     """Remembers of each pool what the next look needs."""
 
     def __init__(self, settings: Callable[[str], PoolSettings]) -> None:
         self._settings = settings
-        self._last: dict[str, Seen] = {}
+        self._last: dict[str, Observation] = {}
         self._complained: set[str] = set()
         self._cut: set[str] = set()  # unfinished pools that were filled
         self._now = poolfile.Snapshot()
 
-    def look(self, pools: Iterable[Pool]) -> dict[str, Seen]:
+    def look(self, pools: Iterable[Pool]) -> dict[str, Observation]:
         """Each of them as it is now, by name."""
         self._last = {pool.name: self._look_at(pool) for pool in pools}
         self._complained &= self._last.keys()
         self._cut &= self._last.keys()
         return self._last
 
-    def _look_at(self, pool: Pool) -> Seen:
+    def _look_at(self, pool: Pool) -> Observation:
         status = os.fstat(pool.fd)
-        seen = Seen(pool, status.st_uid, status.st_blocks * 512, self._settings(pool.name))
-        if seen.taken > UNFINISHED_MOST:
-            self._cut_back(seen)
+        each = Observation(pool, status.st_uid, status.st_blocks * 512, self._settings(pool.name))
+        if each.taken > UNFINISHED_MOST:
+            self._cut_back(each)
         if not pool.is_served():
-            return seen
+            return each
         last = self._last.get(pool.name)
         if last and last.pool is pool:
-            seen.identity, seen.before = last.identity, last.sample
+            each.identity, each.before = last.identity, last.sample
         try:
-            self._read(seen)
+            self._read(each)
         except PoolError as error:
             if pool.name not in self._complained:
                 _log.warning("pool %s gets no target: %s", pool.name, error)
             self._complained.add(pool.name)
         else:
             self._complained.discard(pool.name)
-        return seen
+        return each
 
-    def _cut_back(self, seen: Seen) -> None:
+    def _cut_back(self, each: Observation) -> None:
         """Give back what an unfinished pool takes beyond what plugins begin with: nobody was told that it is kept."""
-        pool = seen.pool
+        pool = each.pool
         with suppress(PoolError, OSError):
             if poolfile.read_identity(pool.fd, pool.path) is None:
                 os.ftruncate(pool.fd, poolfile.STATES_OFFSET)
                 if pool.name not in self._cut:
                     _log.warning(
                         "pool %s is unfinished, and user %d has filled its file with %s: it is cut back",
-                        pool.name, seen.owner, format_size(seen.taken),
+                        pool.name, each.owner, format_size(each.taken),
                     )  # fmt: skip
                 self._cut.add(pool.name)
-                seen.taken = pool.taken()
+                each.taken = pool.taken()
 
-    def _read(self, seen: Seen) -> None:
+    def _read(self, each: Observation) -> None:
         """Raises PoolError."""
-        # Written once, but for the paths, each time the pool is opened: it is served without a break since it was read.
-        seen.identity = seen.identity or seen.pool.identity()
-        if seen.identity is None:
+        # Written when the pool is opened; it has been served without a break since it was read.
+        each.identity = each.identity or each.pool.identity()
+        if each.identity is None:
             return
         now = self._now
-        now.take(seen.pool.fd, seen.pool.path)
-        counters = believed(now.counters(), seen.taken, seen.identity)
-        # What policies go by only changes with a survey, and surveys are rarer than ticks.
-        known = seen.before.ages if seen.before else None
+        now.take(each.pool.fd, each.pool.path)
+        counters = clamped(now.counters(), each.taken, each.identity)
+        # Ages are published less often than the governor ticks.
+        known = each.before.ages if each.before else None
         ages = now.ages(known)
         if ages is not known:
-            ages = believed_ages(ages, seen.identity)
-        seen.control = now.control()
-        seen.sample = _sample(seen, counters, ages, seen.control)
-        if seen.before and not _goes_on(seen.before.counters, counters):
-            seen.before = None
+            ages = checked_ages(ages, each.identity)
+        each.control = now.control()
+        each.sample = _sample(each, counters, ages, each.control)
+        if each.before and not _goes_on(each.before.counters, counters):
+            each.before = None
 
 
-def _sample(seen: Seen, counters: Counters, ages: Ages, control: Control) -> PoolSample:
-    assert seen.identity
-    settings, limit = seen.settings, counters.limit_bytes
+def _sample(each: Observation, counters: Counters, ages: Ages, control: Control) -> PoolSample:
+    assert each.identity
+    settings, limit = each.settings, counters.limit_bytes
     top = limit if settings.cap is None else min(limit, settings.cap)
     return PoolSample(
-        name=seen.pool.name,
+        name=each.pool.name,
         weight=settings.weight,
         minimum_bytes=min(settings.minimum, top),
         cap_bytes=settings.cap,
         target_bytes=limit if control.target is None else min(control.target, limit),
         frozen=control.frozen,
         served=True,
-        has_file=seen.identity.has_file,
+        has_file=each.identity.has_file,
         counters=counters,
         ages=ages,
     )
 
 
-def believed(counters: Counters, taken: int, identity: Identity) -> Counters:
-    """What can be true of the counters of a pool that takes *taken* bytes of RAM."""
+def clamped(counters: Counters, taken: int, identity: Identity) -> Counters:
+    """The counters, reduced to what can be true of a pool that takes *taken* bytes of RAM."""
     if (
         counters.used_bytes <= taken
         and counters.index_bytes <= counters.used_bytes
@@ -157,8 +162,8 @@ def believed(counters: Counters, taken: int, identity: Identity) -> Counters:
     )
 
 
-def believed_ages(ages: Ages, identity: Identity) -> Ages:
-    """The ages, or none where a survey found more than the device can have."""
+def checked_ages(ages: Ages, identity: Identity) -> Ages:
+    """The ages, or none where they are of more than the device can have."""
     fits = sum(ages.stored_bytes) <= identity.data_bytes and sum(ages.filed_pages) <= identity.pages
     return ages if fits else _NO_AGES
 
