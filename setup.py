@@ -46,7 +46,7 @@ def extension() -> Extension:
         sources=[str(BINDING), *own],
         depends=[str(path) for folder in (CORE, BINDING.parent) for path in folder.glob("*.h")],
         include_dirs=[str(CORE), str(BINDING.parent)],
-        libraries=["lz4"],
+        libraries=["lz4", "isal"],
         extra_compile_args=["-std=c11", "-O2", "-pthread", *instrument],
         extra_link_args=["-pthread", *instrument],
     )

@@ -26,7 +26,7 @@ def build(directory: Path, name: str, sanitizers: str, *options: str) -> Path:
     sources = [HERE / f"{name}.c", *CORE.glob("*.c")]
     subprocess.run(
         ["gcc", "-std=c11", "-g", "-O1", "-fno-omit-frame-pointer", f"-fsanitize={sanitizers}", "-Wall", "-Wextra",
-         "-Werror", f"-I{CORE}", *map(str, sources), "-o", str(program), "-pthread", "-llz4", *options],
+         "-Werror", f"-I{CORE}", *map(str, sources), "-o", str(program), "-pthread", "-llz4", "-lisal", *options],
         check=True,
     )  # fmt: skip
     return program

@@ -1,11 +1,13 @@
-/* Generations begin, and what is known by age is published. Under demote_lock; words change under their entry lock. */
+/* Generations begin, and what is known by age is published. Under demote_lock; words change under
+ * their entry lock. */
 #include "aging.h"
 
 #include "index.h"
 
 static bool is_of(uint64_t word, unsigned generation)
 {
-    return (word_kind(word) == TM_TMEM || word_kind(word) == TM_FILE) && word_generation(word) == generation;
+    return (word_kind(word) == TM_TMEM || word_kind(word) == TM_FILE) &&
+           word_generation(word) == generation;
 }
 
 /* The page becomes ancient, if it still is of this generation. */
@@ -21,7 +23,8 @@ static void forget_page(struct tm_device *device, uint64_t page, unsigned genera
 /* Before a generation's number is used again: the oldest pages may not become the youngest. */
 static void forget_generation(struct tm_device *device, unsigned generation)
 {
-    if (!atomic_load(&device->ages.stored[generation]) && !atomic_load(&device->ages.in_file[generation]))
+    if (!atomic_load(&device->ages.stored[generation]) &&
+        !atomic_load(&device->ages.in_file[generation]))
         return; /* so it is after a while without use */
     for (uint64_t page = 0; page < device->layout.pages; page++)
         if (is_of(index_word(device, page), generation))
@@ -40,7 +43,8 @@ void tm_age(struct tm_device *device)
     pthread_mutex_lock(&device->demote_lock);
     unsigned next = atomic_load(&device->generation) % TM_ANCIENT + 1;
     forget_generation(device, next);
-    atomic_store(&device->statistics->generation, next); /* first: whoever attaches must not know pages younger than now */
+    atomic_store(&device->statistics->generation,
+                 next); /* first: whoever attaches must not know pages younger than now */
     atomic_store(&device->generation, next);
     device->backoff.age = TM_GENERATIONS;
     pthread_mutex_unlock(&device->demote_lock);
@@ -53,9 +57,12 @@ void tm_publish_ages(struct tm_device *device)
     for (unsigned age = 0; age < TM_GENERATIONS; age++) {
         unsigned then = ages_generation(now, age);
         const struct ages *ages = &device->ages;
-        atomic_store_explicit(&statistics->stored_by_age[age], ages_known(&ages->stored[then]), memory_order_relaxed);
-        atomic_store_explicit(&statistics->raw_by_age[age], ages_known(&ages->raw[then]), memory_order_relaxed);
-        atomic_store_explicit(&statistics->in_file_by_age[age], ages_known(&ages->in_file[then]), memory_order_relaxed);
+        atomic_store_explicit(&statistics->stored_by_age[age], ages_known(&ages->stored[then]),
+                              memory_order_relaxed);
+        atomic_store_explicit(&statistics->raw_by_age[age], ages_known(&ages->raw[then]),
+                              memory_order_relaxed);
+        atomic_store_explicit(&statistics->in_file_by_age[age], ages_known(&ages->in_file[then]),
+                              memory_order_relaxed);
     }
     atomic_fetch_add_explicit(&statistics->ages_published, 1, memory_order_release);
 }

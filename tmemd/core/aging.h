@@ -1,4 +1,5 @@
-/* The generations in which pages were used: 1 to TM_ANCIENT in turn, and 0 for all that are older. */
+/* The generations in which pages were used: 1 to TM_ANCIENT in turn, and 0 for all that are older.
+ */
 #pragma once
 
 #include "state.h"

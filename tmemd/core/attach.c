@@ -36,7 +36,8 @@ static int allocate_index(struct tm_device *device, uint64_t from, uint64_t to)
 
 static int complete_index(struct tm_device *device)
 {
-    uint64_t at = device->layout.index_offset, end = at + device->layout.blocks * TM_PAGE, hole = 0, data = 0;
+    uint64_t at = device->layout.index_offset, end = at + device->layout.blocks * TM_PAGE, hole = 0,
+             data = 0;
     for (; at < end; at = data) {
         int error = seek(device->pool_fd, at, end, SEEK_HOLE, &hole);
         if (!error)
@@ -52,8 +53,8 @@ static int complete_index(struct tm_device *device)
     return 0;
 }
 
-/* Find what is backed of the data area. What lies between may have been allocated for a write that never came, which SEEK_DATA does
- * not see: it is punched out. */
+/* Find what is backed of the data area. What lies between may have been allocated for a write that
+ * never came, which SEEK_DATA does not see: it is punched out. */
 static int find_backed(struct tm_device *device)
 {
     uint64_t start = device->layout.data_offset, end = start + device->layout.data_bytes;
@@ -91,7 +92,8 @@ static uint64_t state_word(const struct tm_device *device, uint8_t state, uint64
     return state == TM_STATE_ZERO ? TM_ZERO : in_file ? TM_FILE | TM_WORD_UNVERIFIED : TM_LOST;
 }
 
-/* Spell out in the index what its state says of a block. Killed before it is done, it is done again. */
+/* Spell out in the index what its state says of a block. Killed before it is done, it is done
+ * again. */
 static bool spell_out(struct tm_device *device, uint64_t block)
 {
     uint8_t state = atomic_load(&device->states[block]);
@@ -101,7 +103,8 @@ static bool spell_out(struct tm_device *device, uint64_t block)
     if (state > TM_STATE_ZERO || !state_has_file(device))
         return false;
     for (uint64_t page = first; page < end; page++)
-        atomic_store_explicit(&device->index[page], state_word(device, state, page), memory_order_relaxed);
+        atomic_store_explicit(&device->index[page], state_word(device, state, page),
+                              memory_order_relaxed);
     atomic_store_explicit(&device->states[block], TM_STATE_INDEX, memory_order_release);
     return true;
 }
@@ -126,8 +129,9 @@ static bool is_valid(struct tm_device *device, uint64_t word)
     }
 }
 
-/* Count the page, claim its slot, and note what the file lacks. A write to the file ended with the process before: its mark goes, but
- * from a page that is only in the file, which is old or new. Returns 0 or an errno; EINVAL for a word that cannot be. */
+/* Count the page, claim its slot, and note what the file lacks. A write to the file ended with the
+ * process before: its mark goes, but from a page that is only in the file, which is old or new.
+ * Returns 0 or an errno; EINVAL for a word that cannot be. */
 static int adopt_page(struct tm_device *device, uint64_t page)
 {
     uint64_t word = index_word(device, page);
@@ -146,7 +150,8 @@ int attach_index(struct tm_device *device, char *error, size_t error_size)
 {
     int failed = adopt_memory(device);
     if (failed) {
-        snprintf(error, error_size, "its pages' memory cannot be found or allocated: %s", strerror(failed));
+        snprintf(error, error_size, "its pages' memory cannot be found or allocated: %s",
+                 strerror(failed));
         return failed;
     }
     for (uint64_t block = 0; block < device->layout.blocks; block++)

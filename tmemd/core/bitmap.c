@@ -38,7 +38,8 @@ static int write_byte(struct bitmap *bitmap, uint64_t byte)
 
 static int sync_bits(struct bitmap *bitmap) { return fdatasync(bitmap->fd) < 0 ? errno : 0; }
 
-/* Written again first: of a sync that failed before, the kernel keeps the bits but not that they are missing on the disk. */
+/* Written again first: of a sync that failed before, the kernel keeps the bits but not that they
+ * are missing on the disk. */
 static int make_durable(struct bitmap *bitmap)
 {
     int error = 0;
@@ -103,7 +104,8 @@ int bitmap_set(struct bitmap *bitmap, uint64_t first, uint32_t n)
     int error = 0;
     if (bitmap->fd < 0)
         return 0;
-    for (uint64_t i = first / bitmap->region_pages; i < end_region(bitmap, first, n) && !error; i++) {
+    for (uint64_t i = first / bitmap->region_pages; i < end_region(bitmap, first, n) && !error;
+         i++) {
         uint8_t state = atomic_load_explicit(&bitmap->regions[i], memory_order_acquire);
         error = state == BITMAP_CLEAN || state == BITMAP_SETTING ? mark(bitmap, i) : 0;
     }
@@ -117,7 +119,8 @@ bool bitmap_is_set(struct bitmap *bitmap, uint64_t first, uint32_t n)
     for (uint64_t i = first / bitmap->region_pages; i < end_region(bitmap, first, n); i++) {
         uint8_t state = BITMAP_CLEANING;
         if (atomic_load_explicit(&bitmap->regions[i], memory_order_acquire) != BITMAP_SET &&
-            !atomic_compare_exchange_strong(&bitmap->regions[i], &state, BITMAP_SET) && state != BITMAP_SET)
+            !atomic_compare_exchange_strong(&bitmap->regions[i], &state, BITMAP_SET) &&
+            state != BITMAP_SET)
             return false;
     }
     return true;
@@ -135,7 +138,10 @@ void bitmap_begin_cleaning(struct bitmap *bitmap)
         turn(bitmap, i, BITMAP_SET, BITMAP_CLEANING);
 }
 
-void bitmap_keep(struct bitmap *bitmap, uint64_t region) { turn(bitmap, region, BITMAP_CLEANING, BITMAP_SET); }
+void bitmap_keep(struct bitmap *bitmap, uint64_t region)
+{
+    turn(bitmap, region, BITMAP_CLEANING, BITMAP_SET);
+}
 
 int bitmap_finish_cleaning(struct bitmap *bitmap)
 {

@@ -1,6 +1,7 @@
-/* The write-intent bitmap: one durable bit for each region of the device (as of md arrays). A set bit says that after the host
- * died the file is not to be trusted there; it is set before a change is acknowledged and cleared only after the file is durable.
- * Its own lock is held over its own I/O; no page lock is. */
+/* The write-intent bitmap: one durable bit for each region of the device (as of md arrays). A set
+ * bit says that after the host died the file is not to be trusted there; it is set before a change
+ * is acknowledged and cleared only after the file is durable. Its own lock is held over its own
+ * I/O; no page lock is. */
 #pragma once
 
 #include <pthread.h>
@@ -11,8 +12,8 @@
 
 enum { BITMAP_BITS_OFFSET = TM_PAGE };
 
-/* BITMAP_SETTING: its bit is on the way to the disk. BITMAP_CLEANING: its bit is set, and will be cleared unless somebody changes
- * something there that the file does not hold. */
+/* BITMAP_SETTING: its bit is on the way to the disk. BITMAP_CLEANING: its bit is set, and will be
+ * cleared unless somebody changes something there that the file does not hold. */
 enum region_state { BITMAP_CLEAN = 0, BITMAP_SET = 1, BITMAP_CLEANING = 2, BITMAP_SETTING = 3 };
 
 struct bitmap {
@@ -23,20 +24,21 @@ struct bitmap {
     pthread_mutex_t lock; /* held over each write of bits, its fdatasync included */
 };
 
-/* Read the bits, and make them durable: what a process that was killed has left may not have reached the disk. */
+/* Read the bits, and make them durable: what a process that was killed has left may not have
+ * reached the disk. */
 int bitmap_init(struct bitmap *bitmap, int fd, uint64_t region, const struct tm_layout *layout,
                 struct tm_counters *counters);
 void bitmap_destroy(struct bitmap *bitmap);
 
 /* Set the bits of n pages, durably, where they are not: no lock is held. */
 int bitmap_set(struct bitmap *bitmap, uint64_t first, uint32_t n);
-/* Whether they are set and will stay so as long as the pages' page locks are held, which they are: a cleaning that is under
- * way there is called off. */
+/* Whether they are set and will stay so as long as the pages' page locks are held, which they are:
+ * a cleaning that is under way there is called off. */
 bool bitmap_is_set(struct bitmap *bitmap, uint64_t first, uint32_t n);
 
-/* Cleaning, for one caller at a time: begin turns every set region into cleaning, keep takes one back, finish clears the
- * bits of those that nobody has marked since. Between begin and the first look at a page, whoever held a page lock must have
- * let go of it. */
+/* Cleaning, for one caller at a time: begin turns every set region into cleaning, keep takes one
+ * back, finish clears the bits of those that nobody has marked since. Between begin and the first
+ * look at a page, whoever held a page lock must have let go of it. */
 void bitmap_begin_cleaning(struct bitmap *bitmap);
 void bitmap_keep(struct bitmap *bitmap, uint64_t region);
 int bitmap_finish_cleaning(struct bitmap *bitmap);

@@ -20,7 +20,8 @@ static struct bounce *new_bounce(void)
     struct bounce *bounce = malloc(sizeof *bounce);
     if (!bounce)
         return NULL;
-    bounce->pages = mmap(NULL, TM_RUN_MAX * TM_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    bounce->pages = mmap(NULL, TM_RUN_MAX * TM_PAGE, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (bounce->pages != MAP_FAILED)
         return bounce;
     free(bounce);

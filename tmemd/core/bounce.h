@@ -1,5 +1,5 @@
-/* Aligned buffers for runs of pages on their way to or from a file. All devices of the process share those that are spare; one
- * mutex, held for a few instructions. */
+/* Aligned buffers for runs of pages on their way to or from a file. All devices of the process
+ * share those that are spare; one mutex, held for a few instructions. */
 #pragma once
 
 #include <stdint.h>

@@ -7,19 +7,21 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A cgroup at its limit kills instead of answering ENOSPC, and many devices, in processes that know nothing of each other, take
- * from it at once: stay this far away from it, which is what 256 threads may take between a look and the next. It is looked at
- * each time: 2 to 4 us beside the 17 us that 16 pages take. What was known to be free a moment ago and kept for later, 64
- * devices spent together long after it was gone. */
+/* A cgroup at its limit kills instead of answering ENOSPC, and many devices, in processes that know
+ * nothing of each other, take from it at once: stay this far away from it, which is what 256
+ * threads may take between a look and the next. It is looked at each time: 2 to 4 us beside the 17
+ * us that 16 pages take. What was known to be free a moment ago and kept for later, 64 devices
+ * spent together long after it was gone. */
 #define CGROUP_MARGIN (UINT64_C(16) << 20)
 
-/* The part of the target that promotion leaves to writes. Of what is kept free little more than this is ever missing between two
- * looks of the maintenance thread: with a 32nd, pages that came back in between found no room, more of them the busier the
- * machine (docs/decisions/0004-cold-pages-make-room.md). */
+/* The part of the target that promotion leaves to writes. Of what is kept free little more than
+ * this is ever missing between two looks of the maintenance thread: with a 32nd, pages that came
+ * back in between found no room, more of them the busier the machine
+ * (docs/decisions/0004-cold-pages-make-room.md). */
 enum { ROOM_SHARE = 256 };
 
 int budget_init(struct budget *budget, const struct tm_config *config, struct tm_counters *counters,
-                   const struct tm_control *control)
+                const struct tm_control *control)
 {
     *budget = (struct budget){
         .pool_fd = config->pool_fd,
@@ -39,10 +41,7 @@ int budget_init(struct budget *budget, const struct tm_config *config, struct tm
     return 0;
 }
 
-void budget_destroy(struct budget *budget)
-{
-    free(budget->cgroups);
-}
+void budget_destroy(struct budget *budget) { free(budget->cgroups); }
 
 static bool read_checked(const struct tm_checked *word, uint64_t *value)
 {
@@ -72,13 +71,16 @@ uint64_t budget_demotion_bound(const struct budget *budget)
 bool budget_is_refusing(struct budget *budget)
 {
     uint64_t frozen;
-    return (read_checked(&budget->control->frozen, &frozen) && frozen) || atomic_load(&budget->draining) ||
-           atomic_load_explicit(&budget->counters->used, memory_order_relaxed) > budget_target(budget);
+    return (read_checked(&budget->control->frozen, &frozen) && frozen) ||
+           atomic_load(&budget->draining) ||
+           atomic_load_explicit(&budget->counters->used, memory_order_relaxed) >
+               budget_target(budget);
 }
 
 bool budget_has_room(struct budget *budget)
 {
-    uint64_t target = budget_target(budget), used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
+    uint64_t target = budget_target(budget),
+             used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
     return used + target / ROOM_SHARE <= target;
 }
 
@@ -90,7 +92,8 @@ bool budget_is_compressing(const struct budget *budget)
 
 bool budget_is_full(struct budget *budget)
 {
-    return atomic_load_explicit(&budget->counters->used, memory_order_relaxed) + TM_PAGE > budget_target(budget);
+    return atomic_load_explicit(&budget->counters->used, memory_order_relaxed) + TM_PAGE >
+           budget_target(budget);
 }
 
 static bool read_number(int fd, uint64_t *number)
@@ -110,7 +113,8 @@ static uint64_t free_in_cgroups(const struct budget *budget)
     uint64_t room = UINT64_MAX;
     for (size_t i = 0; i < budget->n_cgroups; i++) {
         uint64_t limit, usage;
-        if (!read_number(budget->cgroups[i].limit_fd, &limit) || !read_number(budget->cgroups[i].usage_fd, &usage))
+        if (!read_number(budget->cgroups[i].limit_fd, &limit) ||
+            !read_number(budget->cgroups[i].usage_fd, &usage))
             continue;
         uint64_t here = limit > usage + CGROUP_MARGIN ? limit - usage - CGROUP_MARGIN : 0;
         room = here < room ? here : room;
@@ -130,7 +134,10 @@ static bool charge(struct budget *budget, uint64_t bytes, uint64_t most)
 
 int budget_punch(const struct budget *budget, uint64_t offset, uint64_t bytes)
 {
-    return fallocate(budget->pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0 ? errno : 0;
+    return fallocate(budget->pool_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+                     (off_t)bytes) < 0
+               ? errno
+               : 0;
 }
 
 int budget_allocate(struct budget *budget, uint64_t offset, uint64_t bytes, uint64_t most)
@@ -139,7 +146,8 @@ int budget_allocate(struct budget *budget, uint64_t offset, uint64_t bytes, uint
         return ENOSPC;
     int error = bytes <= free_in_cgroups(budget) ? 0 : ENOMEM;
     if (!error && fallocate(budget->pool_fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) < 0)
-        error = errno; /* what it had allocated before that tmpfs has undone (mm/shmem.c, shmem_fallocate) */
+        error = errno; /* what it had allocated before that tmpfs has undone (mm/shmem.c,
+                          shmem_fallocate) */
     if (error)
         atomic_fetch_sub(&budget->counters->used, bytes);
     return error;

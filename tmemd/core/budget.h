@@ -1,5 +1,5 @@
-/* What the pool may take from the host: the target, the freeze, and what is free in the memory cgroup. No lock: what is used is
- * one atomic counter. */
+/* What the pool may take from the host: the target, the freeze, and what is free in the memory
+ * cgroup. No lock: what is used is one atomic counter. */
 #pragma once
 
 #include <stddef.h>
@@ -13,14 +13,14 @@ struct budget {
     const struct tm_control *control;
     uint64_t limit;
     bool has_file;
-    _Atomic uint64_t last_target;   /* the last one read whole */
-    _Atomic bool draining;          /* puts are refused while a drain runs */
+    _Atomic uint64_t last_target; /* the last one read whole */
+    _Atomic bool draining;        /* puts are refused while a drain runs */
     struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };
 
 int budget_init(struct budget *budget, const struct tm_config *config, struct tm_counters *counters,
-                   const struct tm_control *control);
+                const struct tm_control *control);
 void budget_destroy(struct budget *budget);
 
 /* The target now, in bytes: what the control page says, within the device's limit. */
@@ -32,15 +32,18 @@ bool budget_is_refusing(struct budget *budget);
 /* Whether not one page more can be taken. */
 bool budget_is_full(struct budget *budget);
 
-/* Whether there is so much room below the target that pages which are in the file already may take some of it. */
+/* Whether there is so much room below the target that pages which are in the file already may take
+ * some of it. */
 bool budget_has_room(struct budget *budget);
-/* Whether pages are compressed; otherwise they are stored as they are, but for those of one word. */
+/* Whether pages are compressed; otherwise they are stored as they are, but for those of one word.
+ */
 bool budget_is_compressing(const struct budget *budget);
 
 /* Punch [offset, offset + bytes) out of the pool file, without accounting; 0 or an errno. */
 int budget_punch(const struct budget *budget, uint64_t offset, uint64_t bytes);
-/* Allocate [offset, offset + bytes) of the pool file where its use stays within `most` then: 0, or the errno with which it was
- * refused (ENOSPC: for `most`). It is allocated, hence zero, before it is touched. */
+/* Allocate [offset, offset + bytes) of the pool file where its use stays within `most` then: 0, or
+ * the errno with which it was refused (ENOSPC: for `most`). It is allocated, hence zero, before it
+ * is touched. */
 int budget_allocate(struct budget *budget, uint64_t offset, uint64_t bytes, uint64_t most);
 /* Give it back. */
 void budget_free(struct budget *budget, uint64_t offset, uint64_t bytes);

@@ -1,12 +1,15 @@
-/* The file is made to hold what it lacks, so that the bitmap can be cleared, or a flush be acknowledged. One at a time, under
- * demote_lock; page locks are only held for a moment, I/O locks over each write. */
+/* The file is made to hold what it lacks, so that the bitmap can be cleared, or a flush be
+ * acknowledged. One at a time, under demote_lock; page locks are only held for a moment, I/O locks
+ * over each write. */
 #pragma once
 
 #include "state.h"
 
-/* Write the zeros that the file lacks, and clear the bits of all regions in which the file then holds everything, durably, and
- * nobody has changed a page meanwhile: 0 or an errno. Under demote_lock. */
+/* Write the zeros that the file lacks, and clear the bits of all regions in which the file then
+ * holds everything, durably, and nobody has changed a page meanwhile: 0 or an errno. Under
+ * demote_lock. */
 int clean_regions(struct tm_device *device);
-/* Make the file hold the pages that are written through as they are, durably, if any is amiss: a write that has failed, or was
- * killed, leaves either content there, and the bitmap does not say so. 0 or an errno. */
+/* Make the file hold the pages that are written through as they are, durably, if any is amiss: a
+ * write that has failed, or was killed, leaves either content there, and the bitmap does not say
+ * so. 0 or an errno. */
 int clean_mend(struct tm_device *device);

@@ -17,7 +17,8 @@ bool codec_is_same(const uint8_t *page, uint64_t *word)
     return memcmp(page, page + 8, TM_PAGE - 8) == 0;
 }
 
-static uint32_t record_crc(uint32_t number, uint16_t length, uint16_t encoding, const uint8_t *payload)
+static uint32_t record_crc(uint32_t number, uint16_t length, uint16_t encoding,
+                           const uint8_t *payload)
 {
     struct {
         uint32_t number;
@@ -26,7 +27,8 @@ static uint32_t record_crc(uint32_t number, uint16_t length, uint16_t encoding, 
     return crc32c(crc32c(0, &head, sizeof head), payload, length);
 }
 
-static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, bool compress, enum encoding *encoding)
+static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, bool compress,
+                               enum encoding *encoding)
 {
     uint64_t word;
     if (codec_is_same(page, &word)) {
@@ -34,8 +36,8 @@ static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, bool compr
         memcpy(payload, &word, 8);
         return 8;
     }
-    /* LZ4's own choice of state and speed: a state kept between calls, or acceleration 2, gained at most 2 % on pages of
-     * live processes and cost 0.5 to 3.4 % in size. */
+    /* LZ4's own choice of state and speed: a state kept between calls, or acceleration 2, gained at
+     * most 2 % on pages of live processes and cost 0.5 to 3.4 % in size. */
     int length = compress ? LZ4_compress_default((const char *)page, (char *)payload, TM_PAGE,
                                                  LZ4_COMPRESSBOUND(TM_PAGE))
                           : 0;
@@ -49,7 +51,7 @@ static uint32_t encode_payload(uint8_t *payload, const uint8_t *page, bool compr
 }
 
 uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
-                   enum encoding *encoding)
+                      enum encoding *encoding)
 {
     struct record *record = (struct record *)encoded->record;
     uint32_t length = encode_payload(record->payload, page, compress, encoding);
@@ -60,7 +62,8 @@ uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *p
     return length;
 }
 
-static bool decode_payload(const uint8_t *payload, uint32_t length, enum encoding encoding, uint8_t *page)
+static bool decode_payload(const uint8_t *payload, uint32_t length, enum encoding encoding,
+                           uint8_t *page)
 {
     switch (encoding) {
     case TM_RAW:
@@ -69,7 +72,8 @@ static bool decode_payload(const uint8_t *payload, uint32_t length, enum encodin
         memcpy(page, payload, TM_PAGE);
         return true;
     case TM_LZ4:
-        return LZ4_decompress_safe((const char *)payload, (char *)page, (int)length, TM_PAGE) == TM_PAGE;
+        return LZ4_decompress_safe((const char *)payload, (char *)page, (int)length, TM_PAGE) ==
+               TM_PAGE;
     case TM_SAME:
         if (length != 8)
             return false;
@@ -83,8 +87,8 @@ static bool decode_payload(const uint8_t *payload, uint32_t length, enum encodin
 bool codec_decode(const struct record *record, uint64_t word, uint32_t number, uint8_t *page)
 {
     uint32_t length = word_length(word);
-    return atomic_load_explicit(&record->page, memory_order_relaxed) == number && record->length == length &&
-           record->encoding == word_encoding(word) &&
+    return atomic_load_explicit(&record->page, memory_order_relaxed) == number &&
+           record->length == length && record->encoding == word_encoding(word) &&
            record->crc == record_crc(number, record->length, record->encoding, record->payload) &&
            decode_payload(record->payload, length, word_encoding(word), page);
 }

@@ -15,7 +15,8 @@ struct record {
 
 /* Room to encode one page in. */
 struct encoded {
-    _Alignas(8) uint8_t record[TM_RECORD_HEADER + 4128]; /* LZ4_COMPRESSBOUND(4096), checked in codec.c */
+    _Alignas(8)
+        uint8_t record[TM_RECORD_HEADER + 4128]; /* LZ4_COMPRESSBOUND(4096), checked in codec.c */
 };
 
 /* Whether the page repeats one 8-byte word; *word is that word. */
@@ -23,7 +24,8 @@ bool codec_is_same(const uint8_t *page, uint64_t *word);
 
 /* Encode page `number` as a whole record; returns the payload's length and sets *encoding. */
 uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
-                   enum encoding *encoding);
+                      enum encoding *encoding);
 
-/* Decode the record that an index word points at into 4096 bytes; false when it is not what the word says. */
+/* Decode the record that an index word points at into 4096 bytes; false when it is not what the
+ * word says. */
 bool codec_decode(const struct record *record, uint64_t word, uint32_t number, uint8_t *page);

@@ -3,21 +3,24 @@
 #include "index.h"
 #include "probes.h"
 
-/* A refused put moves at most this many records of a class to get memory, enough to empty a page of the smallest slots; where
- * there is a file only if more than this part of the pool is free slots. Overwriting a full pool without maintenance, which leaves
- * 1.3 % of it free, without that bound: 11 % fewer spills, at 43 us of CPU for each of these. */
+/* A refused put moves at most this many records of a class to get memory, enough to empty a page of
+ * the smallest slots; where there is a file only if more than this part of the pool is free slots.
+ * Overwriting a full pool without maintenance, which leaves 1.3 % of it free, without that bound:
+ * 11 % fewer spills, at 43 us of CPU for each of these. */
 enum { RECLAIM_MOVES = 256, RECLAIM_SHARE = 32 };
 
-/* Move one record, without waiting; false when its page is being changed, or its slot is not (or no longer) what a word
- * points at. */
+/* Move one record, without waiting; false when its page is being changed, or its slot is not (or no
+ * longer) what a word points at. */
 static bool move_record(struct tm_device *device, uint32_t size, const struct slots_move *move)
 {
     if (move->page >= device->layout.pages || !lock_try_page(&device->locks, move->page))
         return false;
     uint64_t word = index_word(device, move->page);
-    bool moved = word_kind(word) == TM_TMEM && word_location(word) == move->from && word_slot_size(word_length(word)) == size;
+    bool moved = word_kind(word) == TM_TMEM && word_location(word) == move->from &&
+                 word_slot_size(word_length(word)) == size;
     if (moved) {
-        slots_fill(&device->slots, move->to, slots_record(&device->slots, move->from), word_length(word));
+        slots_fill(&device->slots, move->to, slots_record(&device->slots, move->from),
+                   word_length(word));
         index_set(device, move->page, word_with_location(word, move->to));
     }
     unlock_pages(&device->locks, move->page, 1);
@@ -25,12 +28,14 @@ static bool move_record(struct tm_device *device, uint32_t size, const struct sl
     return moved;
 }
 
-/* Compact one class until `enough` bytes are given back, trying at most *moves records; returns the bytes. */
+/* Compact one class until `enough` bytes are given back, trying at most *moves records; returns the
+ * bytes. */
 static uint64_t compact(struct tm_device *device, uint32_t size, uint64_t *moves, uint64_t enough)
 {
     struct compaction compaction = {.size = size, .source = TM_NO_SPAN, .done = TM_NO_SPAN};
     struct slots_move move;
-    while (*moves && compaction.given < enough && slots_next_move(&device->slots, &compaction, &move)) {
+    while (*moves && compaction.given < enough &&
+           slots_next_move(&device->slots, &compaction, &move)) {
         if (move_record(device, size, &move))
             stats_add(&device->counters->moves, 1);
         else

@@ -1,5 +1,6 @@
-/* Pages are moved out of tmem: the oldest go first, those that the file lacks are written to it before. Threads share a demotion; each
- * run of neighbours is moved under its I/O lock, with page locks held for a moment at either end. */
+/* Pages are moved out of tmem: the oldest go first, those that the file lacks are written to it
+ * before. Threads share a demotion; each run of neighbours is moved under its I/O lock, with page
+ * locks held for a moment at either end. */
 #include "demote.h"
 
 #include <errno.h>
@@ -9,14 +10,15 @@
 #include "overwrite.h"
 #include "probes.h"
 
-/* A demotion takes one more thread for each of these bytes of slots, up to HELPERS besides its own: pages that lie scattered
- * are single writes, and a disk does several at once. Seconds per GiB given back, cold pages side by side and scattered
- * (benchmarks/takeback.py, two cores, a disk of 15000 writes a second at depth 1 and 61000 at depth 8): 10 and 48 without
- * helpers, 5.3 and 28 with one, 3.0 and 16 with three, 2.8 to 3.0 and 12 to 14 with seven. */
+/* A demotion takes one more thread for each of these bytes of slots, up to HELPERS besides its own:
+ * pages that lie scattered are single writes, and a disk does several at once. Seconds per GiB
+ * given back, cold pages side by side and scattered (benchmarks/takeback.py, two cores, a disk of
+ * 15000 writes a second at depth 1 and 61000 at depth 8): 10 and 48 without helpers, 5.3 and 28
+ * with one, 3.0 and 16 with three, 2.8 to 3.0 and 12 to 14 with seven. */
 enum { HELPER_BYTES = 512 << 10, HELPERS = 7, HELPER_STACK = 256 << 10 };
 
-/* Helpers of all devices that this process serves, and the most there may be: where many shrink at once the disk has enough
- * to do, and each takes a bounce buffer. */
+/* Helpers of all devices that this process serves, and the most there may be: where many shrink at
+ * once the disk has enough to do, and each takes a bounce buffer. */
 static _Atomic unsigned all_helpers;
 enum { ALL_HELPERS = 16 };
 
@@ -24,9 +26,9 @@ enum { ALL_HELPERS = 16 };
 struct demotion {
     struct tm_device *device;
     struct tm_choice choice;
-    uint64_t bytes; /* of slots to come free */
-    unsigned age;   /* down to which pages go */
-    uint64_t hand;  /* the block it begins with */
+    uint64_t bytes;         /* of slots to come free */
+    unsigned age;           /* down to which pages go */
+    uint64_t hand;          /* the block it begins with */
     _Atomic uint64_t begun; /* blocks */
     _Atomic uint64_t freed;
     _Atomic int error;
@@ -46,7 +48,8 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
     if (demotion->choice.raw_only && word_encoding(word) != TM_RAW)
         return false;
     return state_is_clean(device, word) ||
-           atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) < bound_of(demotion);
+           atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) <
+               bound_of(demotion);
 }
 
 /* Count up to n pages as written, as many as the bound allows. */
@@ -86,7 +89,8 @@ static void take(struct demotion *demotion, struct batch *batch)
     for (uint32_t i = 0; i < batch->n; i++) {
         uint64_t page = batch->first + i, word;
         uint8_t *content = batch->content + (size_t)i * TM_PAGE;
-        lock_pages(&device->locks, page, 1); /* one by one: decoding takes 3 us, for which others wait */
+        lock_pages(&device->locks, page,
+                   1); /* one by one: decoding takes 3 us, for which others wait */
         bool chosen = page_copy_out(device, page, content, &word) && is_chosen(demotion, word);
         batch->taken[i] = chosen && !state_is_clean(device, word);
         if (batch->taken[i])
@@ -97,8 +101,10 @@ static void take(struct demotion *demotion, struct batch *batch)
     }
 }
 
-/* What was written leaves tmem, but for what has changed meanwhile, or has been read: it is clean and may go when it is old. */
-static void finish(struct demotion *demotion, struct batch *batch, uint32_t start, uint32_t n, bool written)
+/* What was written leaves tmem, but for what has changed meanwhile, or has been read: it is clean
+ * and may go when it is old. */
+static void finish(struct demotion *demotion, struct batch *batch, uint32_t start, uint32_t n,
+                   bool written)
 {
     struct tm_device *device = demotion->device;
     for (uint32_t i = start; i < start + n; i++) {
@@ -118,7 +124,9 @@ static int move_to_file(struct demotion *demotion, struct batch *batch, uint32_t
     struct tm_device *device = demotion->device;
     uint64_t first = batch->first + start;
     uint32_t granted = count_writes(demotion, n);
-    int error = granted ? file_write(&device->file, first, granted, batch->content + (size_t)start * TM_PAGE) : 0;
+    int error = granted ? file_write(&device->file, first, granted,
+                                     batch->content + (size_t)start * TM_PAGE)
+                        : 0;
     bool locked = !error && overwrite_lock_pages(device, first, n) == 0;
     if (!locked) {
         stats_sub(&device->counters->demotion_writes, granted);
@@ -172,14 +180,15 @@ static uint64_t candidates(const struct demotion *demotion, unsigned age, bool m
     return may_write || bytes < clean ? bytes : clean;
 }
 
-/* Find the age down to which pages must go; false when there is no need to look for them. Who demotes without a bound was asked
- * to, or cannot go on without, and does look. */
+/* Find the age down to which pages must go; false when there is no need to look for them. Who
+ * demotes without a bound was asked to, or cannot go on without, and does look. */
 static bool find_age(struct demotion *demotion)
 {
     uint64_t sum = 0;
     bool may_write = atomic_load(&demotion->device->counters->demotion_writes) < bound_of(demotion);
     demotion->age = demotion->choice.min_age;
-    for (unsigned age = TM_GENERATIONS; age-- > demotion->choice.min_age && sum < demotion->bytes;) {
+    for (unsigned age = TM_GENERATIONS;
+         age-- > demotion->choice.min_age && sum < demotion->bytes;) {
         sum += candidates(demotion, age, may_write);
         demotion->age = age;
     }
@@ -224,7 +233,8 @@ static void *work(void *argument)
 }
 
 /* Start one more helper, if there may be one. */
-static bool start_helper(struct demotion *demotion, const pthread_attr_t *attributes, pthread_t *helper)
+static bool start_helper(struct demotion *demotion, const pthread_attr_t *attributes,
+                         pthread_t *helper)
 {
     bool started = atomic_fetch_add(&all_helpers, 1) < ALL_HELPERS &&
                    pthread_create(helper, attributes, work, demotion) == 0;
@@ -253,19 +263,22 @@ static void join_helpers(const pthread_t *helpers, unsigned n)
     atomic_fetch_sub(&all_helpers, n);
 }
 
-/* Where the next demotion begins: the blocks that were begun last may have more, unless one of them cannot be written. */
+/* Where the next demotion begins: the blocks that were begun last may have more, unless one of them
+ * cannot be written. */
 static uint64_t next_hand(const struct demotion *demotion, unsigned helpers)
 {
-    uint64_t begun = atomic_load(&demotion->begun), back = atomic_load(&demotion->error) ? 0 : helpers + 1;
+    uint64_t begun = atomic_load(&demotion->begun),
+             back = atomic_load(&demotion->error) ? 0 : helpers + 1;
     return (demotion->hand + (begun > back ? begun - back : 0)) % demotion->device->layout.blocks;
 }
 
-/* Once round, and not done: what is still there cannot go, and need not be looked for again before the next generation. Of age
- * 0 there may be more at any time. */
+/* Once round, and not done: what is still there cannot go, and need not be looked for again before
+ * the next generation. Of age 0 there may be more at any time. */
 static void back_off(const struct demotion *demotion, uint64_t bound)
 {
     if (!is_done(demotion) && demotion->choice.bounded && !demotion->choice.raw_only)
-        demotion->device->backoff = (struct backoff){.age = demotion->age ? demotion->age : 1, .bound = bound};
+        demotion->device->backoff =
+            (struct backoff){.age = demotion->age ? demotion->age : 1, .bound = bound};
 }
 
 /* Once through the blocks, or until it is done. */
@@ -282,15 +295,16 @@ static void go_round(struct demotion *demotion)
     device->hand = next_hand(demotion, n);
 }
 
-/* Whether nothing of the ages it was to take could go, so that whoever cannot go on without needs what is younger: damaged
- * records are counted, but cannot be moved. */
+/* Whether nothing of the ages it was to take could go, so that whoever cannot go on without needs
+ * what is younger: damaged records are counted, but cannot be moved. */
 static bool needs_younger(const struct demotion *demotion)
 {
-    return !demotion->choice.bounded && demotion->age > demotion->choice.min_age && !atomic_load(&demotion->freed) &&
-           !atomic_load(&demotion->error);
+    return !demotion->choice.bounded && demotion->age > demotion->choice.min_age &&
+           !atomic_load(&demotion->freed) && !atomic_load(&demotion->error);
 }
 
-int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
+int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_choice choice,
+                  uint64_t *freed)
 {
     struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes};
     uint64_t bound = bound_of(&demotion);

@@ -22,14 +22,15 @@ static int map_pool(struct tm_device *device, char *error, size_t error_size)
     if (fstat(device->pool_fd, &status) < 0)
         return errno;
     if ((uint64_t)status.st_size != device->mapped) {
-        snprintf(error, error_size, "the pool file is %jd bytes long, not %" PRIu64, (intmax_t)status.st_size,
-                 device->mapped);
+        snprintf(error, error_size, "the pool file is %jd bytes long, not %" PRIu64,
+                 (intmax_t)status.st_size, device->mapped);
         return EINVAL;
     }
     /* Earlier versions left a hole here. */
     if (fallocate(device->pool_fd, FALLOC_FL_KEEP_SIZE, TM_STATISTICS_OFFSET, TM_PAGE) < 0)
         return errno;
-    void *base = mmap(NULL, device->mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, device->pool_fd, 0);
+    void *base = mmap(NULL, device->mapped, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+                      device->pool_fd, 0);
     if (base == MAP_FAILED)
         return errno;
     device->base = base;
@@ -42,38 +43,46 @@ static int map_pool(struct tm_device *device, char *error, size_t error_size)
     return sigbus_watch(base, device->mapped, device->name);
 }
 
-static int init_parts(struct tm_device *device, const struct tm_config *config, char *error, size_t error_size)
+static int init_parts(struct tm_device *device, const struct tm_config *config, char *error,
+                      size_t error_size)
 {
     struct tm_counters *counters = device->counters;
     int failed = budget_init(&device->budget, config, counters, device->control);
     if (!failed)
         failed = slots_init(&device->slots, device->base + device->layout.data_offset,
-                               &device->layout, &device->budget);
+                            &device->layout, &device->budget);
     if (!failed) {
-        failed = bitmap_init(&device->bitmap, config->bitmap_fd, config->region, &device->layout, counters);
+        failed = bitmap_init(&device->bitmap, config->bitmap_fd, config->region, &device->layout,
+                             counters);
         if (failed)
-            snprintf(error, error_size, "the bitmap of its backing file cannot be read or synced: %s", strerror(failed));
+            snprintf(error, error_size,
+                     "the bitmap of its backing file cannot be read or synced: %s",
+                     strerror(failed));
     }
     aging_init(device);
-    file_init(&device->file, config->file_fd, config->file_bytes, config->direct, &counters->sync_failed);
+    file_init(&device->file, config->file_fd, config->file_bytes, config->direct,
+              &counters->sync_failed);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
     return failed;
 }
 
-/* A device that is not durable: the bitmap says what the file may lack, whoever wrote it and in whatever way. */
+/* A device that is not durable: the bitmap says what the file may lack, whoever wrote it and in
+ * whatever way. */
 static int begin_with_bitmap(struct tm_device *device)
 {
     int error = 0;
     if (file_sync(&device->file) == 0 && clean_mend(device) == 0)
         return 0;
-    for (uint64_t page = 0; page < device->layout.pages && !error; page += device->bitmap.region_pages)
+    for (uint64_t page = 0; page < device->layout.pages && !error;
+         page += device->bitmap.region_pages)
         error = bitmap_set(&device->bitmap, page, 1);
     return error;
 }
 
-/* A durable device begins with all pages in the file and the bitmap clear, for it does not keep it. Where a sync has failed it is
- * served all the same, for its pages can be read, and each FLUSH says so. */
+/* A durable device begins with all pages in the file and the bitmap clear, for it does not keep it.
+ * Where a sync has failed it is served all the same, for its pages can be read, and each FLUSH says
+ * so. */
 static int begin_without_bitmap(struct tm_device *device, char *error, size_t error_size)
 {
     if (file_sync(&device->file) != 0)
@@ -84,13 +93,18 @@ static int begin_without_bitmap(struct tm_device *device, char *error, size_t er
     uint64_t lost = atomic_load(&device->counters->regions_set);
     if (failed || !lost)
         return failed;
-    snprintf(error, error_size, "pages were lost with the host in %" PRIu64 " regions of %" PRIu64 " MiB, and flush=durable "
-             "cannot keep that in mind: make them zeros with lost=zero, or serve it without flush=durable until the "
-             "guest has trimmed them", lost, device->bitmap.region_pages * TM_PAGE >> 20);
+    snprintf(error, error_size,
+             "pages were lost with the host in %" PRIu64 " regions of %" PRIu64
+             " MiB, and flush=durable "
+             "cannot keep that in mind: make them zeros with lost=zero, or serve it without "
+             "flush=durable until the "
+             "guest has trimmed them",
+             lost, device->bitmap.region_pages * TM_PAGE >> 20);
     return EINVAL;
 }
 
-static int open_device(struct tm_device *device, const struct tm_config *config, char *error, size_t error_size)
+static int open_device(struct tm_device *device, const struct tm_config *config, char *error,
+                       size_t error_size)
 {
     int failed = tm_layout_for(config->size, &device->layout);
     if (!failed)
@@ -101,10 +115,12 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
         failed = attach_index(device, error, error_size);
     if (failed || !state_has_file(device))
         return failed;
-    return device->durable ? begin_without_bitmap(device, error, error_size) : begin_with_bitmap(device);
+    return device->durable ? begin_without_bitmap(device, error, error_size)
+                           : begin_with_bitmap(device);
 }
 
-int tm_open(const struct tm_config *config, struct tm_device **opened, char *error, size_t error_size)
+int tm_open(const struct tm_config *config, struct tm_device **opened, char *error,
+            size_t error_size)
 {
     struct tm_device *device = calloc(1, sizeof *device);
     *error = 0;
@@ -144,12 +160,17 @@ void tm_close(struct tm_device *device)
     free(device);
 }
 
-void tm_serve(struct tm_device *device) { atomic_store(&device->counters->pid, (uint64_t)getpid()); }
+void tm_serve(struct tm_device *device)
+{
+    atomic_store(&device->counters->pid, (uint64_t)getpid());
+}
 
 uint64_t tm_over_target(struct tm_device *device)
 {
     uint64_t used = atomic_load(&device->counters->used), target = budget_target(&device->budget);
-    return state_has_file(device) && used > target ? used - target : 0; /* without a file nothing can be given back */
+    return state_has_file(device) && used > target
+               ? used - target
+               : 0; /* without a file nothing can be given back */
 }
 
 uint64_t tm_room(struct tm_device *device)

@@ -7,7 +7,8 @@ static bool is_zero(const struct tm_device *device, uint64_t page)
     return kind == TM_NOWHERE || kind == TM_ZERO;
 }
 
-int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents, size_t *n)
+int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents,
+               size_t *n)
 {
     uint64_t end = offset + count, last = (end + TM_PAGE - 1) / TM_PAGE;
     size_t room = *n;

@@ -68,10 +68,12 @@ static int wait_and_fetch(struct tm_device *device, uint64_t page, uint8_t *cont
 static bool is_right(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content)
 {
     bool is_unknown = word & TM_WORD_UNVERIFIED && !word_is_writing(word);
-    return is_unknown ? word_same_content(index_word(device, page), word) : fetch_is_intact(word, content);
+    return is_unknown ? word_same_content(index_word(device, page), word)
+                      : fetch_is_intact(word, content);
 }
 
-int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *words, uint8_t *content)
+int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *words,
+              uint8_t *content)
 {
     struct bounce *bounce = bounce_get();
     if (!bounce)

@@ -9,7 +9,8 @@
 /* Without O_DIRECT: drop the page cache after this many bytes written. */
 #define DROP_EVERY (UINT64_C(8) << 20)
 
-void file_init(struct file *file, int fd, uint64_t bytes, bool direct, _Atomic uint64_t *sync_failed)
+void file_init(struct file *file, int fd, uint64_t bytes, bool direct,
+               _Atomic uint64_t *sync_failed)
 {
     *file = (struct file){.fd = fd, .bytes = bytes, .direct = direct, .sync_failed = sync_failed};
     pthread_mutex_init(&file->lock, NULL);
@@ -25,7 +26,9 @@ void file_destroy(struct file *file)
 /* Bytes of the run that the file has. */
 static size_t clamp(const struct file *file, uint64_t offset, uint64_t length)
 {
-    return offset >= file->bytes ? 0 : length < file->bytes - offset ? length : file->bytes - offset;
+    return offset >= file->bytes           ? 0
+           : length < file->bytes - offset ? length
+                                           : file->bytes - offset;
 }
 
 int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer)
@@ -96,7 +99,8 @@ int file_zero(struct file *file, uint64_t page, uint64_t n)
     size_t length = clamp(file, page * TM_PAGE, n * TM_PAGE);
     if (!length)
         return 0;
-    if (fallocate(file->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)(page * TM_PAGE), (off_t)length) == 0)
+    if (fallocate(file->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)(page * TM_PAGE),
+                  (off_t)length) == 0)
         return 0;
     return write_zeros(file, page, n);
 }
@@ -116,7 +120,8 @@ static void sync_now(struct file *file)
 int file_sync(struct file *file)
 {
     pthread_mutex_lock(&file->lock);
-    uint64_t needed = file->syncs_begun + 1; /* one that is under way may have missed what we wrote */
+    uint64_t needed =
+        file->syncs_begun + 1; /* one that is under way may have missed what we wrote */
     while (file->syncs_done < needed && !file_is_doubtful(file)) {
         if (file->syncs_begun == file->syncs_done)
             sync_now(file);

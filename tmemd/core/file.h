@@ -1,4 +1,5 @@
-/* The backing file: page n at n x 4096, read and written in runs of neighbouring pages that bypass the page cache. */
+/* The backing file: page n at n x 4096, read and written in runs of neighbouring pages that bypass
+ * the page cache. */
 #pragma once
 
 #include <pthread.h>
@@ -12,24 +13,32 @@ struct file {
     int fd; /* -1: none */
     uint64_t bytes;
     bool direct;
-    _Atomic uint64_t *sync_failed;  /* not 0: an fdatasync failed, and what it covered may be lost, whatever later ones say */
-    _Atomic uint64_t undropped;     /* bytes written since the page cache was last dropped */
-    pthread_mutex_t lock; /* guards what follows; not held over an fdatasync */
+    _Atomic uint64_t *sync_failed; /* not 0: an fdatasync failed, and what it covered may be lost,
+                                      whatever later ones say */
+    _Atomic uint64_t undropped;    /* bytes written since the page cache was last dropped */
+    pthread_mutex_t lock;          /* guards what follows; not held over an fdatasync */
     pthread_cond_t synced;
-    uint64_t syncs_begun, syncs_done; /* numbers of fdatasyncs; where they differ one is under way */
+    uint64_t syncs_begun,
+        syncs_done; /* numbers of fdatasyncs; where they differ one is under way */
 };
 
 /* sync_failed is the caller's, in the pool: it outlives the process. */
-void file_init(struct file *file, int fd, uint64_t bytes, bool direct, _Atomic uint64_t *sync_failed);
+void file_init(struct file *file, int fd, uint64_t bytes, bool direct,
+               _Atomic uint64_t *sync_failed);
 void file_destroy(struct file *file);
 
-/* Whole pages between an aligned buffer and the file; 0 or an errno. What lies beyond the file's end reads as zeros. */
+/* Whole pages between an aligned buffer and the file; 0 or an errno. What lies beyond the file's
+ * end reads as zeros. */
 int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer);
 int file_write(struct file *file, uint64_t page, uint32_t n, const uint8_t *buffer);
 /* Zero n pages, keeping their blocks reserved where the file system can. */
 int file_zero(struct file *file, uint64_t page, uint64_t n);
-/* Make what was written before the call durable, by one fdatasync for all who ask meanwhile. Once one has failed this fails for
- * ever, for the kernel forgets what it could not write (PostgreSQL's data_sync_retry): 0 or EIO. */
+/* Make what was written before the call durable, by one fdatasync for all who ask meanwhile. Once
+ * one has failed this fails for ever, for the kernel forgets what it could not write (PostgreSQL's
+ * data_sync_retry): 0 or EIO. */
 int file_sync(struct file *file);
 /* Whether one has failed. */
-static inline bool file_is_doubtful(const struct file *file) { return file->fd >= 0 && atomic_load(file->sync_failed); }
+static inline bool file_is_doubtful(const struct file *file)
+{
+    return file->fd >= 0 && atomic_load(file->sync_failed);
+}

@@ -6,7 +6,10 @@ uint32_t index_block_pages(const struct tm_device *device, uint64_t block)
     return left < TM_BLOCK_PAGES ? (uint32_t)left : TM_BLOCK_PAGES;
 }
 
-static uint64_t payload_bytes(uint64_t word) { return word_kind(word) == TM_TMEM ? word_length(word) : 0; }
+static uint64_t payload_bytes(uint64_t word)
+{
+    return word_kind(word) == TM_TMEM ? word_length(word) : 0;
+}
 
 /* The counter of pages of this kind; NULL: not counted. */
 static _Atomic uint64_t *pages_counter(struct tm_counters *counters, uint64_t word)
@@ -59,7 +62,8 @@ uint64_t index_set(struct tm_device *device, uint64_t page, uint64_t word)
     atomic_store_explicit(&device->index[page], word, memory_order_release);
     unlock_entry(&device->locks, page);
     index_account(device, old, word);
-    if (word_kind(old) == TM_TMEM) /* nobody looks at it any more: whoever did held the entry lock */
+    if (word_kind(old) ==
+        TM_TMEM) /* nobody looks at it any more: whoever did held the entry lock */
         slots_free(&device->slots, word_slot_size(word_length(old)), word_location(old));
     return old;
 }

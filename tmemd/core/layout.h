@@ -1,4 +1,5 @@
-/* The pool file's layout: its parts, and what stands in their first pages. docs/pool-format.md is the same in prose. */
+/* The pool file's layout: its parts, and what stands in their first pages. docs/pool-format.md is
+ * the same in prose. */
 #pragma once
 
 #include <stdatomic.h>
@@ -20,18 +21,21 @@ enum {
     TM_SIZE_CLASSES = TM_SLOT_MAX / TM_SLOT_ALIGN + 1,
 };
 
-#define TM_MAX_SIZE (UINT64_C(1) << 44)     /* page numbers are 32 bits in records */
-#define TM_MAX_DATA (UINT64_C(1) << 40)     /* locations are 36 bits of 16 bytes */
+#define TM_MAX_SIZE (UINT64_C(1) << 44) /* page numbers are 32 bits in records */
+#define TM_MAX_DATA (UINT64_C(1) << 40) /* locations are 36 bits of 16 bytes */
 
-/* What all pages of a block are in a pool that was just made; attaching spells it out in the index. */
+/* What all pages of a block are in a pool that was just made; attaching spells it out in the index.
+ */
 enum tm_state { TM_STATE_INDEX = 0, TM_STATE_FILE = 1, TM_STATE_LOST = 2, TM_STATE_ZERO = 3 };
 
 #define TM_GENERATIONS 16u
-#define TM_PROMOTE_AGE 6u /* a page that comes back from the file when it is younger is put again */
+#define TM_PROMOTE_AGE 6u /* a page that comes back from the file when it is younger is put again  \
+                           */
 #define TM_ANCIENT (TM_GENERATIONS - 1) /* the age of generation 0; the others take turns */
 
-/* The counters page; tmemd.store.poolfile.Counters names the same fields in the same order. Writer: the serving process, which
- * keeps its answers to requests in the page's second half (tmemd.store.requests). */
+/* The counters page; tmemd.store.poolfile.Counters names the same fields in the same order. Writer:
+ * the serving process, which keeps its answers to requests in the page's second half
+ * (tmemd.store.requests). */
 struct tm_counters {
     _Atomic uint64_t used, limit, minimum;
     _Atomic uint64_t pages_in_tmem, pages_in_file, pages_lost;
@@ -42,41 +46,48 @@ struct tm_counters {
     _Atomic uint64_t reads, writes, trims, flushes;
     _Atomic uint64_t regions_set, pid;
     _Atomic uint64_t demotion_writes, promotions;
-    _Atomic uint64_t sync_failed; /* not 0: what was written to the file before may be lost, whatever later syncs say */
+    _Atomic uint64_t sync_failed; /* not 0: what was written to the file before may be lost,
+                                     whatever later syncs say */
 };
 
-/* Latencies of one kind of page operation. The bounds are two in each octave: counts[2k] is of those below 256 * 2^k ns,
- * counts[2k + 1] of those from there below 384 * 2^k ns; the last is of all that took longer. */
+/* Latencies of one kind of page operation. The bounds are two in each octave: counts[2k] is of
+ * those below 256 * 2^k ns, counts[2k + 1] of those from there below 384 * 2^k ns; the last is of
+ * all that took longer. */
 enum { TM_LATENCIES = 47 };
 struct tm_histogram {
     _Atomic uint64_t sum_ns, counts[TM_LATENCIES];
 };
 
-/* The statistics page; tmemd.store.poolfile.Latencies and Ages name the same fields. Writer: the serving process. What is
- * 'by age' is indexed by how many generations ago the page was last put or read; the last entry is of all that are older. */
+/* The statistics page; tmemd.store.poolfile.Latencies and Ages name the same fields. Writer: the
+ * serving process. What is 'by age' is indexed by how many generations ago the page was last put or
+ * read; the last entry is of all that are older. */
 struct tm_statistics {
     struct tm_histogram put, get, spill, file_read;
     _Atomic uint64_t gets_by_age[TM_GENERATIONS], file_reads_by_age[TM_GENERATIONS];
-    _Atomic uint64_t freed_by_age[TM_GENERATIONS]; /* pages, in tmem or in the file, that were overwritten or trimmed */
+    _Atomic uint64_t freed_by_age[TM_GENERATIONS];  /* pages, in tmem or in the file, that were
+                                                       overwritten or trimmed */
     _Atomic uint64_t stored_by_age[TM_GENERATIONS]; /* the last survey: bytes of slots */
-    _Atomic uint64_t raw_by_age[TM_GENERATIONS];    /* of these, bytes of slots of incompressible pages */
-    _Atomic uint64_t in_file_by_age[TM_GENERATIONS];  /* the last survey: pages in the file */
+    _Atomic uint64_t
+        raw_by_age[TM_GENERATIONS]; /* of these, bytes of slots of incompressible pages */
+    _Atomic uint64_t in_file_by_age[TM_GENERATIONS]; /* the last survey: pages in the file */
     _Atomic uint64_t ages_published;
     _Atomic uint64_t generation; /* now: 1 to TM_ANCIENT */
 };
 
-_Static_assert(sizeof(struct tm_statistics) <= TM_PAGE, "the statistics do not fit into their page");
+_Static_assert(sizeof(struct tm_statistics) <= TM_PAGE,
+               "the statistics do not fit into their page");
 
 /* A word of the control page and its complement: a torn write does not match and is ignored. */
 struct tm_checked {
     _Atomic uint64_t value, complement;
 };
 
-/* The control page's first words; requests follow (tmemd.store.requests). Writer: whoever controls the pools, another
- * process. */
+/* The control page's first words; requests follow (tmemd.store.requests). Writer: whoever controls
+ * the pools, another process. */
 struct tm_control {
     struct tm_checked target, frozen;
-    struct tm_checked demotion_writes; /* pages that demotion may have written to the file, ever; none: no bound */
+    struct tm_checked demotion_writes; /* pages that demotion may have written to the file, ever;
+                                          none: no bound */
     struct tm_checked compression;     /* 0: store pages as they are */
 };
 

@@ -1,15 +1,18 @@
-/* Locks of pages. Each page has two, shared with the pages that fall into the same stripe, and neither is held over file I/O:
+/* Locks of pages. Each page has two, shared with the pages that fall into the same stripe, and
+ * neither is held over file I/O:
  *
  * page lock:  held by whoever changes the page. Taken for runs, always in the order of the stripes.
- * entry lock: held to look at the page's index word and what it points at, and to store a new word. A reader needs no more,
- *             so what it looks at is not reused meanwhile.
+ * entry lock: held to look at the page's index word and what it points at, and to store a new word.
+ * A reader needs no more, so what it looks at is not reused meanwhile.
  *
- * I/O lock:   of a range of pages, held over each write to the file, so that the writes of a page are ordered. A page of which
- *             the index says something about the file (that it is there, clean, or zeros in both) becomes so under its I/O lock.
- *             Pages change in tmem without it: a write to the file marks the words it is about (TM_WORD_WRITING), and says
- *             nothing of those that have lost the mark when it is done.
+ * I/O lock:   of a range of pages, held over each write to the file, so that the writes of a page
+ * are ordered. A page of which the index says something about the file (that it is there, clean, or
+ * zeros in both) becomes so under its I/O lock. Pages change in tmem without it: a write to the
+ * file marks the words it is about (TM_WORD_WRITING), and says nothing of those that have lost the
+ * mark when it is done.
  *
- * Order: demote_lock, I/O, page, entry, then those of the slots. The bitmap's lock is taken without page locks. */
+ * Order: demote_lock, I/O, page, entry, then those of the slots. The bitmap's lock is taken without
+ * page locks. */
 #pragma once
 
 #include <pthread.h>
@@ -31,7 +34,8 @@ struct io_range {
 
 struct locks {
     struct stripe stripes[TM_STRIPES];
-    pthread_mutex_t io_lock; /* guards the list: those who hold their range, and those who wait, as they came */
+    pthread_mutex_t
+        io_lock; /* guards the list: those who hold their range, and those who wait, as they came */
     pthread_cond_t io_released;
     struct io_range *io;
 };
@@ -50,7 +54,10 @@ static inline struct stripe *lock_stripe(struct locks *locks, uint64_t page)
     return &locks->stripes[page % TM_STRIPES];
 }
 
-static inline void lock_entry(struct locks *locks, uint64_t page) { pthread_mutex_lock(&lock_stripe(locks, page)->entry); }
+static inline void lock_entry(struct locks *locks, uint64_t page)
+{
+    pthread_mutex_lock(&lock_stripe(locks, page)->entry);
+}
 static inline void unlock_entry(struct locks *locks, uint64_t page)
 {
     pthread_mutex_unlock(&lock_stripe(locks, page)->entry);
@@ -62,7 +69,8 @@ static inline bool lock_try_page(struct locks *locks, uint64_t page)
     return pthread_mutex_trylock(&lock_stripe(locks, page)->page) == 0;
 }
 
-/* Take the page locks of n < TM_STRIPES pages from `first` on; a run that wraps round takes its low stripes first. */
+/* Take the page locks of n < TM_STRIPES pages from `first` on; a run that wraps round takes its low
+ * stripes first. */
 static inline void lock_pages(struct locks *locks, uint64_t first, uint32_t n)
 {
     uint32_t start = (uint32_t)(first % TM_STRIPES);

@@ -57,9 +57,10 @@ static int write_run(struct tm_device *device, const struct overwrite *run)
     return error;
 }
 
-/* Find the pages that a write which failed has left as they were in the file: the checksums of a mixture do not outlive the next
- * overwrite, nor the host. */
-static void find_intact(struct tm_device *device, const struct overwrite *run, const uint64_t *before, bool *intact)
+/* Find the pages that a write which failed has left as they were in the file: the checksums of a
+ * mixture do not outlive the next overwrite, nor the host. */
+static void find_intact(struct tm_device *device, const struct overwrite *run,
+                        const uint64_t *before, bool *intact)
 {
     struct bounce *bounce = bounce_get();
     bool read = bounce && file_read(&device->file, run->first, run->n, bounce->pages) == 0;
@@ -90,7 +91,8 @@ static void give_up(struct tm_device *device, const struct overwrite *run, const
 }
 
 /* The file has the page: let the index say so. */
-static void tell_page(struct tm_device *device, uint64_t page, const uint8_t *content, uint32_t crc, bool put)
+static void tell_page(struct tm_device *device, uint64_t page, const uint8_t *content, uint32_t crc,
+                      bool put)
 {
     if (content && put && page_put(device, page, content, true))
         return;

@@ -1,12 +1,14 @@
 /* Pages are written to the file over what is there: spills, writes that go through, and zeros.
  *
  * Under the run's I/O lock, and one after the other:
- * 1. mark:  each word loses what it says of the file, and gets the mark of a write that is under way (TM_WORD_WRITING).
- *           A page that is only in the file keeps, besides, what tells old and new content apart.
- * 2. write: without any other lock. Readers find what they would find without it; whoever puts or trims a page replaces its
- *           word, and with it the mark.
- * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed they say what they said
- *           before, or that the page is torn, where it is not seen to be in the file still. */
+ * 1. mark:  each word loses what it says of the file, and gets the mark of a write that is under
+ * way (TM_WORD_WRITING). A page that is only in the file keeps, besides, what tells old and new
+ * content apart.
+ * 2. write: without any other lock. Readers find what they would find without it; whoever puts or
+ * trims a page replaces its word, and with it the mark.
+ * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed
+ * they say what they said before, or that the page is torn, where it is not seen to be in the file
+ * still. */
 #pragma once
 
 #include "page.h"
@@ -16,16 +18,18 @@ struct overwrite {
     uint32_t n;             /* at most TM_RUN_MAX, all written through or none */
     const uint8_t *content; /* aligned; NULL: zeros */
     bool put;               /* put them, besides */
-    /* Whether the page is still to be written; at the first that is not the run ends. NULL: all are. Under its page lock. */
+    /* Whether the page is still to be written; at the first that is not the run ends. NULL: all
+     * are. Under its page lock. */
     bool (*is_wanted)(const struct tm_device *device, uint64_t page);
-    uint32_t n_told; /* afterwards n is how many were written, and this how many of them nobody has changed meanwhile */
+    uint32_t n_told; /* afterwards n is how many were written, and this how many of them nobody has
+                        changed meanwhile */
 };
 
-/* Write the pages and say so in the index: 0 or an errno. On failure each is old, new or EIO. The first form takes the I/O
- * lock, the other finds it taken. */
+/* Write the pages and say so in the index: 0 or an errno. On failure each is old, new or EIO. The
+ * first form takes the I/O lock, the other finds it taken. */
 int overwrite_run(struct tm_device *device, struct overwrite *run);
 int overwrite_locked(struct tm_device *device, struct overwrite *run);
 
-/* Take the page locks of a run, with the bitmap saying that the file is not to be trusted there, unless it is written through. On
- * an error none is taken. No page lock is held before. */
+/* Take the page locks of a run, with the bitmap saying that the file is not to be trusted there,
+ * unless it is written through. On an error none is taken. No page lock is held before. */
 int overwrite_lock_pages(struct tm_device *device, uint64_t first, uint32_t n);

@@ -9,13 +9,15 @@
 
 static bool decode(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
 {
-    bool whole = codec_decode(slots_record(&device->slots, word_location(word)), word, (uint32_t)page, content);
+    bool whole = codec_decode(slots_record(&device->slots, word_location(word)), word,
+                              (uint32_t)page, content);
     if (!whole)
         stats_add(&device->counters->bad_checksums, 1);
     return whole;
 }
 
-/* Remember that the page was used, but only once in a generation: the word need not change for every get. */
+/* Remember that the page was used, but only once in a generation: the word need not change for
+ * every get. */
 static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
 {
     unsigned generation = state_generation(device);
@@ -85,7 +87,8 @@ bool page_is_zero(const uint8_t *content)
 /* The word of a page of zeros: 'nowhere' only where the file is known to hold zeros, too. */
 static uint64_t zero_word(struct tm_device *device, uint64_t page, bool clean)
 {
-    return clean || !state_has_file(device) || index_word(device, page) == TM_NOWHERE ? TM_NOWHERE : TM_ZERO;
+    return clean || !state_has_file(device) || index_word(device, page) == TM_NOWHERE ? TM_NOWHERE
+                                                                                      : TM_ZERO;
 }
 
 static void count_encoding(struct tm_counters *counters, enum encoding encoding)
@@ -101,13 +104,16 @@ uint64_t page_store(struct tm_device *device, uint64_t page, const uint8_t *cont
     struct encoded encoded;
     enum encoding encoding;
     uint64_t location;
-    /* Most pages would not find a free slot of their size: where they have another place to go, none is compressed to see. Those
-     * that are in tmem have left slots, and leave one themselves. */
+    /* Most pages would not find a free slot of their size: where they have another place to go,
+     * none is compressed to see. Those that are in tmem have left slots, and leave one themselves.
+     */
     bool is_new = word_kind(index_word(device, page)) != TM_TMEM;
-    bool is_hopeless = is_new && state_has_file(device) && budget_is_full(&device->budget) && !compact_is_worth(device);
+    bool is_hopeless = is_new && state_has_file(device) && budget_is_full(&device->budget) &&
+                       !compact_is_worth(device);
     if (is_hopeless || budget_is_refusing(&device->budget))
         return 0;
-    uint32_t length = codec_encode(&encoded, (uint32_t)page, content, budget_is_compressing(&device->budget), &encoding);
+    uint32_t length = codec_encode(&encoded, (uint32_t)page, content,
+                                   budget_is_compressing(&device->budget), &encoding);
     while (!slots_alloc(&device->slots, word_slot_size(length), &location))
         if (!compact_reclaim(device))
             return 0;

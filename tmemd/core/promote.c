@@ -4,7 +4,8 @@
 
 #include "probes.h"
 
-/* Where more pages than these are read at once (a guest reads 8 around the one it needs) somebody copies the device. */
+/* Where more pages than these are read at once (a guest reads 8 around the one it needs) somebody
+ * copies the device. */
 enum { PROMOTE_RUN = 8 };
 
 /* Put what the file holds as well, under its page lock: its content does not change. */
@@ -27,7 +28,8 @@ bool promote_page(struct tm_device *device, uint64_t page, const uint8_t *conten
 {
     if (word_is_writing(word) || !lock_try_page(&device->locks, page))
         return false;
-    bool stored = word_same_content(index_word(device, page), word) && put_clean(device, page, content);
+    bool stored =
+        word_same_content(index_word(device, page), word) && put_clean(device, page, content);
     unlock_pages(&device->locks, page, 1);
     PROBE(promote, device->name, page, stored);
     return stored;
@@ -39,7 +41,8 @@ static bool is_in_use(struct tm_device *device, uint64_t word)
            ages_of(state_generation(device), word) < TM_PROMOTE_AGE;
 }
 
-void promote_run(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *words, const uint8_t *content)
+void promote_run(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *words,
+                 const uint8_t *content)
 {
     for (uint32_t i = 0; i < n && n <= PROMOTE_RUN; i++)
         if (is_in_use(device, words[i]) && budget_has_room(&device->budget))
@@ -50,9 +53,11 @@ int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset)
 {
     uint8_t content[TM_PAGE];
     uint64_t last = (offset + count + TM_PAGE - 1) / TM_PAGE, word;
-    for (uint64_t page = offset / TM_PAGE; page < last && !budget_is_refusing(&device->budget); page++)
+    for (uint64_t page = offset / TM_PAGE; page < last && !budget_is_refusing(&device->budget);
+         page++)
         if (page_get(device, page, content, &word) == EAGAIN &&
-            (fetch_run(device, page, 1, &word, content) != 0 || !promote_page(device, page, content, word)))
+            (fetch_run(device, page, 1, &word, content) != 0 ||
+             !promote_page(device, page, content, word)))
             break; /* a hint: what cannot be brought in stays where it is */
     return 0;
 }

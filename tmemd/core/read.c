@@ -11,13 +11,15 @@ static int read_pages(struct tm_device *device, uint64_t first, uint32_t n, uint
     uint32_t run = 0; /* pages before this one that wait to be read from the file */
     int error = 0;
     for (uint32_t i = 0; i <= n && !error; i++) {
-        int here = i < n ? page_get(device, first + i, content + (size_t)i * TM_PAGE, &words[i]) : 0;
+        int here =
+            i < n ? page_get(device, first + i, content + (size_t)i * TM_PAGE, &words[i]) : 0;
         if (here == EAGAIN) {
             run++;
             continue;
         }
         if (run && !here)
-            here = fetch_run(device, first + i - run, run, words + i - run, content + (size_t)(i - run) * TM_PAGE);
+            here = fetch_run(device, first + i - run, run, words + i - run,
+                             content + (size_t)(i - run) * TM_PAGE);
         run = 0;
         error = here;
     }
@@ -26,7 +28,8 @@ static int read_pages(struct tm_device *device, uint64_t first, uint32_t n, uint
     return error;
 }
 
-static int read_part(struct tm_device *device, uint64_t page, uint32_t from, uint32_t count, uint8_t *buffer)
+static int read_part(struct tm_device *device, uint64_t page, uint32_t from, uint32_t count,
+                     uint8_t *buffer)
 {
     uint8_t content[TM_PAGE];
     int error = read_pages(device, page, 1, content);

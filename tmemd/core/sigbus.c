@@ -9,7 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The handler can be given nothing but what is global. Mappings are never freed while it may look, only emptied. */
+/* The handler can be given nothing but what is global. Mappings are never freed while it may look,
+ * only emptied. */
 enum { MAPPINGS = 1024 };
 
 static struct {

@@ -6,16 +6,22 @@
 #include <string.h>
 #include <sys/mman.h>
 
-/* A class grows by this share of what it has and of what there is room for, between 1 and 16 pages: small classes waste less than a page, large ones
- * call fallocate once for about fifty records. */
+/* A class grows by this share of what it has and of what there is room for, between 1 and 16 pages:
+ * small classes waste less than a page, large ones call fallocate once for about fifty records. */
 enum { GROW_SHARE = 32, GROW_MAX = 16 };
 
 static uint32_t slots_in_span(uint32_t size) { return TM_SPAN_BYTES / size; }
 static uint32_t bitmap_words(uint32_t size) { return (slots_in_span(size) + 63) / 64; }
-static struct size_class *class_of(struct slots *slots, uint32_t n) { return &slots->classes[n / TM_SLOT_ALIGN]; }
+static struct size_class *class_of(struct slots *slots, uint32_t n)
+{
+    return &slots->classes[n / TM_SLOT_ALIGN];
+}
 
 static uint32_t pages_for(uint32_t n, uint32_t size) { return (n * size + TM_PAGE - 1) / TM_PAGE; }
-static uint64_t lowest(uint32_t n) { return n >= 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1; } /* n bits */
+static uint64_t lowest(uint32_t n)
+{
+    return n >= 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1;
+} /* n bits */
 
 /* Pages that a slot lies in, as a mask. */
 static uint64_t slot_pages(uint32_t size, uint32_t slot)
@@ -30,8 +36,14 @@ static uint64_t missing_pages(const struct span *span)
     return lowest(pages_for(slots_in_span(span->size), span->size)) & ~span->backed;
 }
 
-static bool is_live(const struct span *span, uint32_t slot) { return span->live[slot / 64] >> slot % 64 & 1; }
-static void flip(struct span *span, uint32_t slot) { span->live[slot / 64] ^= UINT64_C(1) << slot % 64; }
+static bool is_live(const struct span *span, uint32_t slot)
+{
+    return span->live[slot / 64] >> slot % 64 & 1;
+}
+static void flip(struct span *span, uint32_t slot)
+{
+    span->live[slot / 64] ^= UINT64_C(1) << slot % 64;
+}
 
 static bool is_backed(const struct span *span, uint32_t slot)
 {
@@ -72,7 +84,7 @@ static uint64_t dead_pages(const struct span *span)
 }
 
 int slots_init(struct slots *slots, uint8_t *data, const struct tm_layout *layout,
-                  struct budget *budget)
+               struct budget *budget)
 {
     slots->data = data;
     slots->data_offset = layout->data_offset;
@@ -102,11 +114,13 @@ void slots_destroy(struct slots *slots)
     pthread_mutex_destroy(&slots->lock);
 }
 
-static void move_to_list(struct slots *slots, struct size_class *class, uint32_t index, uint8_t list)
+static void move_to_list(struct slots *slots, struct size_class *class, uint32_t index,
+                         uint8_t list)
 {
     struct span *spans = slots->spans, *span = &spans[index];
     if (span->list < TM_LISTS) {
-        *(span->prev != TM_NO_SPAN ? &spans[span->prev].next : &class->first[span->list]) = span->next;
+        *(span->prev != TM_NO_SPAN ? &spans[span->prev].next : &class->first[span->list]) =
+            span->next;
         if (span->next != TM_NO_SPAN)
             spans[span->next].prev = span->prev;
         if (class->first[span->list] == TM_NO_SPAN)
@@ -144,11 +158,13 @@ static void count_free(struct size_class *class, struct span *span, int n)
 }
 
 /* Back more pages of the span (lost: no more of these), and count which slots are free now. */
-static void change_backed(struct size_class *class, struct span *span, uint64_t gained, uint64_t lost)
+static void change_backed(struct size_class *class, struct span *span, uint64_t gained,
+                          uint64_t lost)
 {
     int n_free = 0;
     span->backed = (span->backed | gained) & ~lost;
-    class->backed_pages += (uint64_t)__builtin_popcountll(gained) - (uint64_t)__builtin_popcountll(lost);
+    class->backed_pages +=
+        (uint64_t)__builtin_popcountll(gained) - (uint64_t)__builtin_popcountll(lost);
     for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
         n_free += !is_live(span, slot) && is_backed(span, slot);
     count_free(class, span, n_free - span->n_free);
@@ -201,7 +217,8 @@ static uint64_t first_run(uint64_t pages, uint32_t most)
 
 static uint64_t run_offset(const struct slots *slots, uint32_t index, uint64_t run)
 {
-    return slots->data_offset + (uint64_t)index * TM_SPAN_BYTES + (uint64_t)__builtin_ctzll(run) * TM_PAGE;
+    return slots->data_offset + (uint64_t)index * TM_SPAN_BYTES +
+           (uint64_t)__builtin_ctzll(run) * TM_PAGE;
 }
 
 static uint64_t run_bytes(uint64_t run) { return (uint64_t)__builtin_popcountll(run) * TM_PAGE; }
@@ -216,8 +233,8 @@ static void punch(struct slots *slots, uint32_t index, uint64_t pages)
     }
 }
 
-/* Give back the pages of a held span that no live slot touches; returns bytes. The class's lock is not held over the
- * punching: nobody takes a slot of what is held, or grows it. */
+/* Give back the pages of a held span that no live slot touches; returns bytes. The class's lock is
+ * not held over the punching: nobody takes a slot of what is held, or grows it. */
 static uint64_t give_dead_pages(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t given = 0, dead;
@@ -231,7 +248,8 @@ static uint64_t give_dead_pages(struct slots *slots, struct size_class *class, u
     return given;
 }
 
-/* Give back what of a held span no live slot touches, which may be all of it, and hold it no longer. Returns bytes. */
+/* Give back what of a held span no live slot touches, which may be all of it, and hold it no
+ * longer. Returns bytes. */
 static uint64_t let_go(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t given = give_dead_pages(slots, class, index);
@@ -247,14 +265,16 @@ static uint64_t let_go(struct slots *slots, struct size_class *class, uint32_t i
 static bool back(struct slots *slots, uint32_t index, uint64_t run)
 {
     return budget_allocate(slots->budget, run_offset(slots, index, run), run_bytes(run),
-                   budget_target(slots->budget)) == 0;
+                           budget_target(slots->budget)) == 0;
 }
 
-/* Back more pages of a span, lowest first; the nearer the target the fewer, for other classes need them. */
+/* Back more pages of a span, lowest first; the nearer the target the fewer, for other classes need
+ * them. */
 static bool grow_span(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t used = atomic_load_explicit(&slots->budget->counters->used, memory_order_relaxed);
-    uint64_t target = budget_target(slots->budget), room = target > used ? (target - used) / TM_PAGE : 0;
+    uint64_t target = budget_target(slots->budget),
+             room = target > used ? (target - used) / TM_PAGE : 0;
     uint64_t share = (room < class->backed_pages ? room : class->backed_pages) / GROW_SHARE;
     uint32_t most = share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
     uint64_t run = first_run(missing_pages(&slots->spans[index]), most);
@@ -264,7 +284,8 @@ static bool grow_span(struct slots *slots, struct size_class *class, uint32_t in
     return true;
 }
 
-/* Make a slot of a span free that has none, or give back what was taken for it; returns the span, or TM_NO_SPAN. */
+/* Make a slot of a span free that has none, or give back what was taken for it; returns the span,
+ * or TM_NO_SPAN. */
 static uint32_t grow(struct slots *slots, struct size_class *class, uint32_t index)
 {
     if (index == TM_NO_SPAN)
@@ -322,8 +343,8 @@ void slots_free(struct slots *slots, uint32_t size, uint64_t location)
     flip(span, (uint32_t)(location % TM_SPAN_BYTES) / size);
     span->n_live--;
     count_free(class, span, 1);
-    /* An empty span goes when others have free slots: else it would be taken from the host again by the next put, which
-     * took 10 us more where a page was put and trimmed in turns. */
+    /* An empty span goes when others have free slots: else it would be taken from the host again by
+     * the next put, which took 10 us more where a page was put and trimmed in turns. */
     if (!span->n_live && span->list != TM_HELD && atomic_load(&class->n_free) > span->n_free) {
         move_to_list(slots, class, index, TM_HELD);
         let_go(slots, class, index);
@@ -345,7 +366,8 @@ void slots_backed(struct slots *slots, uint64_t offset, uint64_t bytes)
 
 bool slots_claim(struct slots *slots, uint32_t size, uint64_t location)
 {
-    uint32_t index = (uint32_t)(location / TM_SPAN_BYTES), at = (uint32_t)(location % TM_SPAN_BYTES);
+    uint32_t index = (uint32_t)(location / TM_SPAN_BYTES),
+             at = (uint32_t)(location % TM_SPAN_BYTES);
     if (index >= slots->fresh || at % size || at / size >= slots_in_span(size))
         return false;
     struct span *span = &slots->spans[index];
@@ -379,7 +401,9 @@ void slots_finish(struct slots *slots)
 
 uint64_t slots_free_of(const struct slots *slots, uint32_t size)
 {
-    return atomic_load_explicit(&slots->classes[size / TM_SLOT_ALIGN].n_free, memory_order_relaxed) * size;
+    return atomic_load_explicit(&slots->classes[size / TM_SLOT_ALIGN].n_free,
+                                memory_order_relaxed) *
+           size;
 }
 
 uint64_t slots_free_bytes(const struct slots *slots)
@@ -401,13 +425,15 @@ static uint32_t emptiest(const struct slots *slots, const struct size_class *cla
     if (growable != TM_NO_SPAN && spans[growable].n_live < spans[index].n_live)
         index = growable;
     bool alone = !(class->lists & (class->lists - 1)) && spans[index].next == TM_NO_SPAN;
-    bool dense = (int)pages_for(spans[index].n_live, spans[index].size) >= __builtin_popcountll(spans[index].backed);
+    bool dense = (int)pages_for(spans[index].n_live, spans[index].size) >=
+                 __builtin_popcountll(spans[index].backed);
     return alone && dense ? TM_NO_SPAN : index;
 }
 
-/* The slot for the record at compaction->slot: in the fullest span, in one that grows, or further down in the same. */
-static bool find_move(struct slots *slots, struct size_class *class, const struct compaction *compaction,
-                      struct slots_move *move)
+/* The slot for the record at compaction->slot: in the fullest span, in one that grows, or further
+ * down in the same. */
+static bool find_move(struct slots *slots, struct size_class *class,
+                      const struct compaction *compaction, struct slots_move *move)
 {
     const struct span *source = &slots->spans[compaction->source];
     uint32_t index = fullest(class);
@@ -417,14 +443,16 @@ static bool find_move(struct slots *slots, struct size_class *class, const struc
         index = compaction->source;
     if (index == TM_NO_SPAN)
         return false;
-    move->from = (uint64_t)compaction->source * TM_SPAN_BYTES + (uint64_t)compaction->slot * compaction->size;
+    move->from = (uint64_t)compaction->source * TM_SPAN_BYTES +
+                 (uint64_t)compaction->slot * compaction->size;
     move->to = take_slot(slots, class, index);
     move->page = atomic_load_explicit(&slots_record(slots, move->from)->page, memory_order_relaxed);
     return true;
 }
 
 /* Done with the source: what is left in it cannot be moved, or has nowhere to go. */
-static void leave_source(struct slots *slots, struct size_class *class, struct compaction *compaction)
+static void leave_source(struct slots *slots, struct size_class *class,
+                         struct compaction *compaction)
 {
     uint32_t index = compaction->source;
     compaction->source = TM_NO_SPAN;

@@ -1,4 +1,5 @@
-/* The device: what all modules of the page path work on. Each part says in its own header which lock guards it. */
+/* The device: what all modules of the page path work on. Each part says in its own header which
+ * lock guards it. */
 #pragma once
 
 #include "ages.h"
@@ -11,8 +12,9 @@
 #include "tmem.h"
 #include "word.h"
 
-/* What a demotion has looked for in vain: from this age on nothing is left that may go within this bound on writes. What is
- * old stays so until the next generation begins, and what the file lacks until it is copied there. */
+/* What a demotion has looked for in vain: from this age on nothing is left that may go within this
+ * bound on writes. What is old stays so until the next generation begins, and what the file lacks
+ * until it is copied there. */
 struct backoff {
     unsigned age; /* TM_GENERATIONS: none */
     uint64_t bound;
@@ -31,8 +33,10 @@ struct tm_device {
     struct tm_statistics *statistics;
     _Atomic uint8_t *states; /* of blocks; only attaching looks at them */
     _Atomic uint64_t *index; /* the words, each written under its page's entry lock */
-    _Atomic uint64_t amiss;  /* failed writes since the file was last known to hold all pages that are written through */
-    pthread_mutex_t demote_lock; /* one demotion, cleaning or change of generation at a time; guards `hand` and `backoff` */
+    _Atomic uint64_t amiss;  /* failed writes since the file was last known to hold all pages that
+                                are written through */
+    pthread_mutex_t demote_lock; /* one demotion, cleaning or change of generation at a time; guards
+                                    `hand` and `backoff` */
     _Atomic unsigned generation; /* 1 to TM_ANCIENT; changes under demote_lock */
     uint64_t hand;               /* the block where the next demotion begins to look */
     struct backoff backoff;
@@ -51,22 +55,25 @@ static inline unsigned state_generation(const struct tm_device *device)
     return atomic_load_explicit(&device->generation, memory_order_relaxed);
 }
 
-/* Whether libblkid (util-linux 2.38; strace of blkid -p) reads the page when it looks for signatures: half a MiB at either
- * end, and four places more. It gives up at the first error, and swapon asks it: these pages are never lost. */
+/* Whether libblkid (util-linux 2.38; strace of blkid -p) reads the page when it looks for
+ * signatures: half a MiB at either end, and four places more. It gives up at the first error, and
+ * swapon asks it: these pages are never lost. */
 static inline bool state_is_probed(const struct tm_device *device, uint64_t page)
 {
     uint64_t pages = device->layout.pages;
-    return page <= 128 || pages - page <= 128 || page == 256 || page == 512 || page == 1024 || pages - page == 386;
+    return page <= 128 || pages - page <= 128 || page == 256 || page == 512 || page == 1024 ||
+           pages - page == 386;
 }
 
-/* Whether each write of the page reaches the file before it is acknowledged. Where the device is not durable it is also synced
- * before that. */
+/* Whether each write of the page reaches the file before it is acknowledged. Where the device is
+ * not durable it is also synced before that. */
 static inline bool state_is_written_through(const struct tm_device *device, uint64_t page)
 {
     return state_has_file(device) && (device->durable || state_is_probed(device, page));
 }
 
-/* How many of the n neighbours from `page` on, at most TM_RUN_MAX, are written through like it, or not like it. */
+/* How many of the n neighbours from `page` on, at most TM_RUN_MAX, are written through like it, or
+ * not like it. */
 static inline uint32_t state_alike_run(const struct tm_device *device, uint64_t page, uint64_t n)
 {
     bool through = state_is_written_through(device, page);
@@ -82,7 +89,8 @@ static inline bool state_is_clean(const struct tm_device *device, uint64_t word)
     return word & TM_WORD_CLEAN && !file_is_doubtful(&device->file);
 }
 
-/* Whether the file holds the page, whatever it is. It cannot hold 'lost': only the bitmap says that. */
+/* Whether the file holds the page, whatever it is. It cannot hold 'lost': only the bitmap says
+ * that. */
 static inline bool state_is_in_file(const struct tm_device *device, uint64_t word)
 {
     return word == TM_NOWHERE || (word_kind(word) == TM_FILE && !word_is_undecided(word)) ||

@@ -1,8 +1,10 @@
-/* Counters, and the histograms of the statistics page. Any thread of the serving process adds to them; no lock.
+/* Counters, and the histograms of the statistics page. Any thread of the serving process adds to
+ * them; no lock.
  *
- * The price of the histograms in the core alone, random requests of one page, CPU per request with and without them in turns: a
- * get 1.04 on one thread, 1.05 on two (90 ns of 1.8 us), a put 1.02 (100 ns of 6.4 us); a request over NBD takes 9 to 14 us.
- * Most of it is the clock, at 58 ns a look. */
+ * The price of the histograms in the core alone, random requests of one page, CPU per request with
+ * and without them in turns: a get 1.04 on one thread, 1.05 on two (90 ns of 1.8 us), a put 1.02
+ * (100 ns of 6.4 us); a request over NBD takes 9 to 14 us. Most of it is the clock, at 58 ns a
+ * look. */
 #pragma once
 
 #include <time.h>

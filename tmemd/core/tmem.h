@@ -1,7 +1,8 @@
 /* The page path: one device's pool in a tmpfs file, its backing file and its write-intent bitmap.
  *
- * All calls return 0 or an errno (to the client each is EIO) and may be made from any thread, but for tm_open and tm_close. Offsets and counts are
- * bytes of the device; the caller has checked that they lie within it.
+ * All calls return 0 or an errno (to the client each is EIO) and may be made from any thread, but
+ * for tm_open and tm_close. Offsets and counts are bytes of the device; the caller has checked that
+ * they lie within it.
  */
 #pragma once
 
@@ -20,22 +21,25 @@ struct tm_config {
     const char *name;
     int pool_fd, file_fd, bitmap_fd; /* file and bitmap: -1 for none; all stay the caller's */
     uint64_t size, limit;
-    uint64_t region;     /* bytes of the device that one bit of the bitmap speaks for; a multiple of 4 KiB */
+    uint64_t
+        region; /* bytes of the device that one bit of the bitmap speaks for; a multiple of 4 KiB */
     uint64_t file_bytes; /* how much of the file may be read and written */
     bool direct;         /* file_fd bypasses the page cache */
     bool lost_zero;      /* lost pages read as zeros */
-    bool durable;        /* a write reaches the file before it is acknowledged, FLUSH and FUA sync it */
+    bool durable; /* a write reaches the file before it is acknowledged, FLUSH and FUA sync it */
     const struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };
 
-/* Attach to a formatted pool: rebuild from its index, give back what no live word points at. On failure, *error (of
- * error_size bytes) says what is wrong. */
-int tm_open(const struct tm_config *config, struct tm_device **device, char *error, size_t error_size);
+/* Attach to a formatted pool: rebuild from its index, give back what no live word points at. On
+ * failure, *error (of error_size bytes) says what is wrong. */
+int tm_open(const struct tm_config *config, struct tm_device **device, char *error,
+            size_t error_size);
 void tm_close(struct tm_device *device);
 
 int tm_read(struct tm_device *device, void *buffer, uint32_t count, uint64_t offset);
-int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset, bool fua);
+int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset,
+             bool fua);
 /* Make a range read as zeros; a trim may leave partly covered pages as they are. */
 int tm_zero(struct tm_device *device, uint64_t count, uint64_t offset, bool fua);
 int tm_trim(struct tm_device *device, uint64_t count, uint64_t offset, bool fua);
@@ -47,20 +51,24 @@ struct tm_extent {
     uint64_t offset, length;
     bool zero;
 };
-/* Describe [offset, offset + count) from its start in at most *n extents; *n becomes the number filled. */
-int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents, size_t *n);
+/* Describe [offset, offset + count) from its start in at most *n extents; *n becomes the number
+ * filled. */
+int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents,
+               size_t *n);
 
 struct tm_choice {
     unsigned min_age; /* generations, below TM_GENERATIONS: younger pages stay */
     bool raw_only;    /* only incompressible pages go */
-    bool bounded;     /* the control page's bound on demotion's writes holds; what the file has already costs none */
+    bool bounded; /* the control page's bound on demotion's writes holds; what the file has already
+                     costs none */
 };
-/* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from tmem; *freed tells how
- * many. It takes tm_compact to give their memory back to the host. */
+/* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from
+ * tmem; *freed tells how many. It takes tm_compact to give their memory back to the host. */
 int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed);
 /* Demote everything, make the file durable and the bitmap clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
-/* Compact, trying to move at most `moves` records, and give back what is free then; returns bytes. With 0 nothing happens. */
+/* Compact, trying to move at most `moves` records, and give back what is free then; returns bytes.
+ * With 0 nothing happens. */
 uint64_t tm_compact(struct tm_device *device, uint64_t moves);
 /* Begin the next coldness generation. */
 void tm_age(struct tm_device *device);

@@ -1,4 +1,5 @@
-/* The word that the index has of each page, eight bytes; docs/pool-format.md shows its bits. Nothing here takes a lock. */
+/* The word that the index has of each page, eight bytes; docs/pool-format.md shows its bits.
+ * Nothing here takes a lock. */
 #pragma once
 
 #include <stdbool.h>
@@ -6,7 +7,8 @@
 
 #include "layout.h"
 
-/* TM_LOST: gone with the host. TM_TORN: a write to the file failed, and what is there now is not what was. */
+/* TM_LOST: gone with the host. TM_TORN: a write to the file failed, and what is there now is not
+ * what was. */
 enum kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 4, TM_TORN = 5 };
 
 enum encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
@@ -15,21 +17,34 @@ enum encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 #define TM_WORD_ENCODING (UINT64_C(3) << 3)
 #define TM_WORD_GENERATION (UINT64_C(15) << 8)
 #define TM_WORD_LENGTH (UINT64_C(0x1fff) << 12)
-#define TM_WORD_CLEAN (UINT64_C(1) << 5)      /* tmem: the file holds the same */
-#define TM_WORD_WRITING (UINT64_C(1) << 6)    /* a write to the file is under way; whoever changes the page clears it */
-#define TM_WORD_UNVERIFIED (UINT64_C(1) << 7) /* file: no checksum of what was there before is known */
-#define TM_OLD_CRC UINT32_C(0xfffff)          /* as much of the old checksum as a file word keeps while it is WRITING */
+#define TM_WORD_CLEAN (UINT64_C(1) << 5) /* tmem: the file holds the same */
+#define TM_WORD_WRITING                                                                            \
+    (UINT64_C(1) << 6) /* a write to the file is under way; whoever changes the page clears it */
+#define TM_WORD_UNVERIFIED                                                                         \
+    (UINT64_C(1) << 7) /* file: no checksum of what was there before is known */
+#define TM_OLD_CRC                                                                                 \
+    UINT32_C(0xfffff) /* as much of the old checksum as a file word keeps while it is WRITING */
 
 static inline enum kind word_kind(uint64_t word) { return (enum kind)(word & TM_WORD_KIND); }
-static inline enum encoding word_encoding(uint64_t word) { return (enum encoding)((word & TM_WORD_ENCODING) >> 3); }
-static inline unsigned word_generation(uint64_t word) { return (unsigned)((word & TM_WORD_GENERATION) >> 8); }
-static inline uint32_t word_length(uint64_t word) { return (uint32_t)((word & TM_WORD_LENGTH) >> 12); }
+static inline enum encoding word_encoding(uint64_t word)
+{
+    return (enum encoding)((word & TM_WORD_ENCODING) >> 3);
+}
+static inline unsigned word_generation(uint64_t word)
+{
+    return (unsigned)((word & TM_WORD_GENERATION) >> 8);
+}
+static inline uint32_t word_length(uint64_t word)
+{
+    return (uint32_t)((word & TM_WORD_LENGTH) >> 12);
+}
 static inline uint64_t word_location(uint64_t word) { return (word >> 28) * TM_SLOT_ALIGN; }
 static inline uint32_t word_crc(uint64_t word) { return (uint32_t)(word >> 32); }
 static inline uint32_t word_old_crc(uint64_t word) { return (uint32_t)(word >> 12) & TM_OLD_CRC; }
 
 /* A page in tmem: its record's offset in the data area, and the length of its payload, in bytes. */
-static inline uint64_t word_of_record(uint64_t location, uint32_t length, enum encoding encoding, unsigned generation)
+static inline uint64_t word_of_record(uint64_t location, uint32_t length, enum encoding encoding,
+                                      unsigned generation)
 {
     return location / TM_SLOT_ALIGN << 28 | (uint64_t)length << 12 | (uint64_t)generation << 8 |
            (uint64_t)encoding << 3 | TM_TMEM;
@@ -51,13 +66,15 @@ static inline uint64_t word_with_location(uint64_t word, uint64_t location)
     return (word & ((UINT64_C(1) << 28) - 1)) | location / TM_SLOT_ALIGN << 28;
 }
 
-/* Mark a page that is about to be written to the file with content of this checksum. It says no more that the file holds it. A
- * page that is only in the file keeps what tells old and new apart: a process that is killed meanwhile leaves it so. Of what
- * no checksum was known before, whatever is found is taken. */
+/* Mark a page that is about to be written to the file with content of this checksum. It says no
+ * more that the file holds it. A page that is only in the file keeps what tells old and new apart:
+ * a process that is killed meanwhile leaves it so. Of what no checksum was known before, whatever
+ * is found is taken. */
 static inline uint64_t word_writing(uint64_t word, uint32_t crc)
 {
     if (word_kind(word) != TM_FILE)
-        return ((word_kind(word) == TM_NOWHERE ? TM_ZERO : word) & ~TM_WORD_CLEAN) | TM_WORD_WRITING;
+        return ((word_kind(word) == TM_NOWHERE ? TM_ZERO : word) & ~TM_WORD_CLEAN) |
+               TM_WORD_WRITING;
     bool known = !(word & (TM_WORD_WRITING | TM_WORD_UNVERIFIED));
     uint64_t old = known ? (uint64_t)(word_crc(word) & TM_OLD_CRC) << 12 : TM_WORD_UNVERIFIED;
     return (uint64_t)crc << 32 | old | (word & TM_WORD_GENERATION) | TM_WORD_WRITING | TM_FILE;
@@ -66,14 +83,18 @@ static inline uint64_t word_writing(uint64_t word, uint32_t crc)
 static inline bool word_is_writing(uint64_t word) { return word & TM_WORD_WRITING; }
 
 /* Whether a write to the file was killed: the page is what it was, or what it was to be. */
-static inline bool word_is_undecided(uint64_t word) { return word_kind(word) == TM_FILE && word_is_writing(word); }
+static inline bool word_is_undecided(uint64_t word)
+{
+    return word_kind(word) == TM_FILE && word_is_writing(word);
+}
 
 /* Whether a page that was read from the file has one of the checksums that its word says. */
 static inline bool word_matches(uint64_t word, uint32_t crc)
 {
     bool has_old = (word & (TM_WORD_WRITING | TM_WORD_UNVERIFIED)) == TM_WORD_WRITING;
     bool has_new = word_is_writing(word) || !(word & TM_WORD_UNVERIFIED);
-    return (has_new && word_crc(word) == crc) || (has_old && word_old_crc(word) == (crc & TM_OLD_CRC));
+    return (has_new && word_crc(word) == crc) ||
+           (has_old && word_old_crc(word) == (crc & TM_OLD_CRC));
 }
 
 /* Whether two words of a page differ at most in when it was used. */
@@ -82,16 +103,19 @@ static inline bool word_same_content(uint64_t one, uint64_t other)
     return word_with_generation(one, 0) == word_with_generation(other, 0);
 }
 
-/* Whether two words count the same by age: where the page lies, or its checksum, makes no difference. */
+/* Whether two words count the same by age: where the page lies, or its checksum, makes no
+ * difference. */
 static inline bool word_same_age(uint64_t one, uint64_t other)
 {
-    uint64_t counted = TM_WORD_KIND | TM_WORD_ENCODING | TM_WORD_CLEAN | TM_WORD_GENERATION | TM_WORD_LENGTH;
+    uint64_t counted =
+        TM_WORD_KIND | TM_WORD_ENCODING | TM_WORD_CLEAN | TM_WORD_GENERATION | TM_WORD_LENGTH;
     return ((one ^ other) & counted) == 0;
 }
 
 /* Bytes of the slot that holds a record of this payload length. */
 static inline uint32_t word_slot_size(uint32_t length)
 {
-    uint32_t size = (TM_RECORD_HEADER + length + TM_SLOT_ALIGN - 1) & ~(uint32_t)(TM_SLOT_ALIGN - 1);
+    uint32_t size =
+        (TM_RECORD_HEADER + length + TM_SLOT_ALIGN - 1) & ~(uint32_t)(TM_SLOT_ALIGN - 1);
     return size < TM_SLOT_MIN ? TM_SLOT_MIN : size;
 }

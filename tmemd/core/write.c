@@ -1,4 +1,5 @@
-/* Write requests. Whole pages are put, and spilled together where a put is refused; what is written through goes to the file first. */
+/* Write requests. Whole pages are put, and spilled together where a put is refused; what is written
+ * through goes to the file first. */
 #include <errno.h>
 #include <string.h>
 
@@ -8,7 +9,8 @@
 #include "overwrite.h"
 
 /* Write pages to the file, and put them besides or (spilling them) not. */
-static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content, bool put)
+static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n,
+                         const uint8_t *content, bool put)
 {
     if (!state_has_file(device))
         return EIO;
@@ -22,7 +24,8 @@ static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n, c
 }
 
 /* Spill what was refused, neighbours together. */
-static int spill(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content, const bool *stored)
+static int spill(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content,
+                 const bool *stored)
 {
     int error = 0;
     for (uint32_t i = 0, run; i < n && !error; i += run) {
@@ -55,9 +58,11 @@ struct part {
     uint32_t from, count;
 };
 
-/* What the page will be: the new bytes, around them what it holds. That is zeros behind the end of the device, so a last page
- * that is written up to there need not be readable. Returns the error with which what it holds could not be read. */
-static int merge(const struct tm_device *device, uint64_t page, const struct part *part, uint8_t *content, int unread)
+/* What the page will be: the new bytes, around them what it holds. That is zeros behind the end of
+ * the device, so a last page that is written up to there need not be readable. Returns the error
+ * with which what it holds could not be read. */
+static int merge(const struct tm_device *device, uint64_t page, const struct part *part,
+                 uint8_t *content, int unread)
 {
     if (unread && (part->from || page * TM_PAGE + part->count != device->size))
         return unread;
@@ -84,9 +89,10 @@ static int put_part(struct tm_device *device, uint64_t page, const struct part *
     return error;
 }
 
-/* Fill `content` with what the page will be, under its I/O lock, so that a change after that is noticed: who puts or trims a page
- * takes its mark away, and none comes back to the file. */
-static int read_and_merge(struct tm_device *device, uint64_t page, const struct part *part, uint8_t *content)
+/* Fill `content` with what the page will be, under its I/O lock, so that a change after that is
+ * noticed: who puts or trims a page takes its mark away, and none comes back to the file. */
+static int read_and_merge(struct tm_device *device, uint64_t page, const struct part *part,
+                          uint8_t *content)
 {
     uint64_t word;
     lock_pages(&device->locks, page, 1);
@@ -97,7 +103,8 @@ static int read_and_merge(struct tm_device *device, uint64_t page, const struct 
     if (!error)
         index_update(device, page, index_word(device, page) | TM_WORD_WRITING);
     unlock_pages(&device->locks, page, 1);
-    return is_in_file ? merge(device, page, part, content, fetch_page(device, page, content, &word)) : error;
+    return is_in_file ? merge(device, page, part, content, fetch_page(device, page, content, &word))
+                      : error;
 }
 
 /* Whether nobody has changed the page since its content was read and it was marked. */
@@ -114,7 +121,8 @@ static int overwrite_part(struct tm_device *device, uint64_t page, const struct 
     struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
-    struct overwrite run = {.first = page, .content = bounce->pages, .put = true, .is_wanted = is_as_read};
+    struct overwrite run = {
+        .first = page, .content = bounce->pages, .put = true, .is_wanted = is_as_read};
     int error = 0;
     lock_io(&device->locks, &io);
     while (!error && !run.n_told) {
@@ -136,7 +144,8 @@ static int write_part(struct tm_device *device, uint64_t page, const struct part
     return state_has_file(device) ? overwrite_part(device, page, part) : EIO;
 }
 
-int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset, bool fua)
+int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset,
+             bool fua)
 {
     const uint8_t *bytes = buffer;
     int error = 0;
@@ -146,7 +155,8 @@ int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint6
         uint32_t from = (uint32_t)(offset % TM_PAGE), length = TM_PAGE - from;
         if (from || count < TM_PAGE) {
             length = length < count ? length : count;
-            error = write_part(device, page, &(struct part){.bytes = bytes, .from = from, .count = length});
+            error = write_part(device, page,
+                               &(struct part){.bytes = bytes, .from = from, .count = length});
         } else {
             length = state_alike_run(device, page, count / TM_PAGE) * TM_PAGE;
             error = write_pages(device, page, length / TM_PAGE, bytes);

@@ -1,4 +1,5 @@
-/* Zero and trim requests. What is written through is zeroed in the file first; of other pages only the index changes. */
+/* Zero and trim requests. What is written through is zeroed in the file first; of other pages only
+ * the index changes. */
 #include <errno.h>
 
 #include "clean.h"
@@ -8,11 +9,15 @@
 static bool is_zeroed(const struct tm_device *device, uint64_t page)
 {
     uint64_t word = index_word(device, page);
-    return state_is_written_through(device, page) ? word == TM_NOWHERE && !file_is_doubtful(&device->file)
-                                                  : word == TM_NOWHERE || word_kind(word) == TM_ZERO;
+    return state_is_written_through(device, page)
+               ? word == TM_NOWHERE && !file_is_doubtful(&device->file)
+               : word == TM_NOWHERE || word_kind(word) == TM_ZERO;
 }
 
-static bool is_not_zeroed(const struct tm_device *device, uint64_t page) { return !is_zeroed(device, page); }
+static bool is_not_zeroed(const struct tm_device *device, uint64_t page)
+{
+    return !is_zeroed(device, page);
+}
 
 /* Pages that are not written through become zeros. */
 static int zero_in_index(struct tm_device *device, uint64_t first, uint32_t n)
@@ -52,7 +57,8 @@ static int zero_part(struct tm_device *device, uint64_t offset, uint64_t count)
 /* [offset, end), with or without the partly covered pages at either end. */
 static int zero_range(struct tm_device *device, uint64_t offset, uint64_t end, bool edges)
 {
-    uint64_t first = (offset + TM_PAGE - 1) / TM_PAGE, last = end == device->size ? device->layout.pages : end / TM_PAGE;
+    uint64_t first = (offset + TM_PAGE - 1) / TM_PAGE,
+             last = end == device->size ? device->layout.pages : end / TM_PAGE;
     if (last < first) /* inside one page */
         return edges ? zero_part(device, offset, end - offset) : 0;
     int error = edges ? zero_part(device, offset, first * TM_PAGE - offset) : 0;
@@ -63,7 +69,8 @@ static int zero_range(struct tm_device *device, uint64_t offset, uint64_t end, b
     return error;
 }
 
-static int zero_and_flush(struct tm_device *device, uint64_t count, uint64_t offset, bool fua, bool edges)
+static int zero_and_flush(struct tm_device *device, uint64_t count, uint64_t offset, bool fua,
+                          bool edges)
 {
     int error = count ? zero_range(device, offset, offset + count, edges) : 0;
     return !error && fua ? tm_flush(device) : error;
