@@ -1,7 +1,6 @@
 /* What lies where, by the generation that the index words say. Every change of a word changes it,
  * too, so that nobody has to look through the index for it: that took 60 ms for a device of 64 GiB
- * with every page in tmem. It takes no lock; between the two it may be wrong by the pages that are
- * changing. */
+ * with every page in tmem. No lock; it may be wrong by the pages that change. */
 #pragma once
 
 #include <stdatomic.h>
@@ -18,8 +17,7 @@ struct ages {
 /* Account for a page whose word changes, or which enters the index (old: TM_NOWHERE). */
 void ages_change(struct ages *ages, uint64_t old, uint64_t new);
 
-/* What is known of a generation by now; a sum that is being changed may be below 0 for a moment,
- * which is 0. */
+/* A generation's sum; while it is being changed it may be below 0 for a moment, which is 0. */
 static inline uint64_t ages_known(const _Atomic uint64_t *sum)
 {
     uint64_t now = atomic_load_explicit(sum, memory_order_relaxed);

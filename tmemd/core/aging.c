@@ -1,5 +1,4 @@
-/* Generations begin, and what is known by age is published. Under demote_lock; words change under
- * their entry lock. */
+/* Under demote_lock; words change under their entry lock. */
 #include "aging.h"
 
 #include "index.h"

@@ -1,5 +1,4 @@
-/* The generations in which pages were used: 1 to TM_ANCIENT in turn, and 0 for all that are older.
- */
+/* Generations begin, 1 to TM_ANCIENT in turn (0: all that are older); ages are published. */
 #pragma once
 
 #include "state.h"

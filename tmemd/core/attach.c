@@ -92,8 +92,7 @@ static uint64_t state_word(const struct tm_device *device, uint8_t state, uint64
     return state == TM_STATE_ZERO ? TM_ZERO : in_file ? TM_FILE | TM_WORD_UNVERIFIED : TM_LOST;
 }
 
-/* Spell out in the index what its state says of a block. Killed before it is done, it is done
- * again. */
+/* Write a block's state into its index words. If it is killed on the way it is done again. */
 static bool spell_out(struct tm_device *device, uint64_t block)
 {
     uint8_t state = atomic_load(&device->states[block]);

@@ -1,5 +1,4 @@
-/* Attaching to a pool: what its last process left is made whole, once, before anybody else can look
- * at it. No lock is taken. */
+/* Attaching to a pool makes what its last process left whole, before other threads run: no lock. */
 #pragma once
 
 #include "state.h"

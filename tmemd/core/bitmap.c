@@ -38,8 +38,7 @@ static int write_byte(struct bitmap *bitmap, uint64_t byte)
 
 static int sync_bits(struct bitmap *bitmap) { return fdatasync(bitmap->fd) < 0 ? errno : 0; }
 
-/* Written again first: of a sync that failed before, the kernel keeps the bits but not that they
- * are missing on the disk. */
+/* They are written again first: after a failed sync the kernel takes them for clean. */
 static int make_durable(struct bitmap *bitmap)
 {
     int error = 0;

@@ -1,7 +1,6 @@
 /* The write-intent bitmap: one durable bit for each region of the device (as of md arrays). A set
  * bit says that after the host died the file is not to be trusted there; it is set before a change
- * is acknowledged and cleared only after the file is durable. Its own lock is held over its own
- * I/O; no page lock is. */
+ * is acknowledged and cleared only after the file is durable. No page lock is held over its I/O. */
 #pragma once
 
 #include <pthread.h>
@@ -24,8 +23,7 @@ struct bitmap {
     pthread_mutex_t lock; /* held over each write of bits, its fdatasync included */
 };
 
-/* Read the bits, and make them durable: what a process that was killed has left may not have
- * reached the disk. */
+/* Read the bits, and make them durable: the last process may have been killed before its sync. */
 int bitmap_init(struct bitmap *bitmap, int fd, uint64_t region, const struct tm_layout *layout,
                 struct tm_counters *counters);
 void bitmap_destroy(struct bitmap *bitmap);

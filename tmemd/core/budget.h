@@ -32,11 +32,9 @@ bool budget_is_refusing(struct budget *budget);
 /* Whether not one page more can be taken. */
 bool budget_is_full(struct budget *budget);
 
-/* Whether there is so much room below the target that pages which are in the file already may take
- * some of it. */
+/* Whether there is so much room below the target that promotion may take some of it. */
 bool budget_has_room(struct budget *budget);
-/* Whether pages are compressed; otherwise they are stored as they are, but for those of one word.
- */
+/* Whether pages are compressed; otherwise only those that repeat one word are. */
 bool budget_is_compressing(const struct budget *budget);
 
 /* Punch [offset, offset + bytes) out of the pool file, without accounting; 0 or an errno. */

@@ -1,13 +1,11 @@
 /* The file is made to hold what it lacks, so that the bitmap can be cleared, or a flush be
- * acknowledged. One at a time, under demote_lock; page locks are only held for a moment, I/O locks
- * over each write. */
+ * acknowledged. Under demote_lock; I/O locks are held over each write. */
 #pragma once
 
 #include "state.h"
 
 /* Write the zeros that the file lacks, and clear the bits of all regions in which the file then
- * holds everything, durably, and nobody has changed a page meanwhile: 0 or an errno. Under
- * demote_lock. */
+ * holds everything, durably, and nobody has changed a page meanwhile. */
 int clean_regions(struct tm_device *device);
 /* Make the file hold the pages that are written through as they are, durably, if any is amiss: a
  * write that has failed, or was killed, leaves either content there, and the bitmap does not say

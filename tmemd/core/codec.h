@@ -26,6 +26,5 @@ bool codec_is_same(const uint8_t *page, uint64_t *word);
 uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
                       enum encoding *encoding);
 
-/* Decode the record that an index word points at into 4096 bytes; false when it is not what the
- * word says. */
+/* Decode a record into 4096 bytes; false when it is not what the index word says. */
 bool codec_decode(const struct record *record, uint64_t word, uint32_t number, uint8_t *page);

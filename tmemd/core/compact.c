@@ -9,8 +9,7 @@
  * 11 % fewer spills, at 43 us of CPU for each of these. */
 enum { RECLAIM_MOVES = 256, RECLAIM_SHARE = 32 };
 
-/* Move one record, without waiting; false when its page is being changed, or its slot is not (or no
- * longer) what a word points at. */
+/* Move one record; false when its page is being changed, or no word points at it (any more). */
 static bool move_record(struct tm_device *device, uint32_t size, const struct slots_move *move)
 {
     if (move->page >= device->layout.pages || !lock_try_page(&device->locks, move->page))
@@ -28,8 +27,7 @@ static bool move_record(struct tm_device *device, uint32_t size, const struct sl
     return moved;
 }
 
-/* Compact one class until `enough` bytes are given back, trying at most *moves records; returns the
- * bytes. */
+/* Compact one class until `enough` bytes are punched out, trying *moves records; returns bytes. */
 static uint64_t compact(struct tm_device *device, uint32_t size, uint64_t *moves, uint64_t enough)
 {
     struct compaction compaction = {.size = size, .source = TM_NO_SPAN, .done = TM_NO_SPAN};

@@ -4,8 +4,7 @@
 
 #include "state.h"
 
-/* Whether so much of the pool is free slots that a put which finds no memory is worth compacting
- * for. */
+/* Whether enough of the pool is free slots for a put without memory to compact. */
 bool compact_is_worth(const struct tm_device *device);
 /* Let the host have memory back that free slots of any class take, so that a slot that was refused
  * can be had: false when there is nothing to be gained. */

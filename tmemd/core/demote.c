@@ -101,8 +101,7 @@ static void take(struct demotion *demotion, struct batch *batch)
     }
 }
 
-/* What was written leaves tmem, but for what has changed meanwhile, or has been read: it is clean
- * and may go when it is old. */
+/* What was written leaves tmem. What was read meanwhile stays, clean; what has changed is dirty. */
 static void finish(struct demotion *demotion, struct batch *batch, uint32_t start, uint32_t n,
                    bool written)
 {
@@ -263,8 +262,7 @@ static void join_helpers(const pthread_t *helpers, unsigned n)
     atomic_fetch_sub(&all_helpers, n);
 }
 
-/* Where the next demotion begins: the blocks that were begun last may have more, unless one of them
- * cannot be written. */
+/* Where the next demotion begins: the last blocks may have more, unless one cannot be written. */
 static uint64_t next_hand(const struct demotion *demotion, unsigned helpers)
 {
     uint64_t begun = atomic_load(&demotion->begun),

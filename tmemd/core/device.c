@@ -67,8 +67,7 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
     return failed;
 }
 
-/* A device that is not durable: the bitmap says what the file may lack, whoever wrote it and in
- * whatever way. */
+/* A write-back device: the bitmap says what the file may lack, whoever served it before. */
 static int begin_with_bitmap(struct tm_device *device)
 {
     int error = 0;

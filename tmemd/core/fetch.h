@@ -11,6 +11,5 @@ int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *wo
               uint8_t *content);
 /* Read a page, wherever it is, under its I/O lock; *word is what the index said of it. */
 int fetch_page(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
-/* Whether what was read from the file is what the page's word says. Of one that is not verified
- * nothing is known. */
+/* Whether what was read has a checksum of the page's word; never for one without. */
 bool fetch_is_intact(uint64_t word, const uint8_t *content);

@@ -1,5 +1,4 @@
-/* The backing file: page n at n x 4096, read and written in runs of neighbouring pages that bypass
- * the page cache. */
+/* The backing file: page n at n x 4096. Runs of neighbours bypass the page cache. */
 #pragma once
 
 #include <pthread.h>
@@ -27,8 +26,7 @@ void file_init(struct file *file, int fd, uint64_t bytes, bool direct,
                _Atomic uint64_t *sync_failed);
 void file_destroy(struct file *file);
 
-/* Whole pages between an aligned buffer and the file; 0 or an errno. What lies beyond the file's
- * end reads as zeros. */
+/* Whole pages to or from an aligned buffer: 0 or an errno. Beyond the file's end zeros are read. */
 int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer);
 int file_write(struct file *file, uint64_t page, uint32_t n, const uint8_t *buffer);
 /* Zero n pages, keeping their blocks reserved where the file system can. */

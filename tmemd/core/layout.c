@@ -16,8 +16,7 @@ int tm_layout_for(uint64_t size, struct tm_layout *layout)
     layout->index_offset = TM_STATES_OFFSET + round_up(layout->blocks, TM_PAGE);
     uint64_t index_bytes = layout->blocks * TM_PAGE;
     layout->data_offset = round_up(layout->index_offset + index_bytes, TM_SPAN_BYTES);
-    /* Room for every page stored raw, what spans lose at their ends, and a partly filled span of
-     * each class. */
+    /* Every page raw, what spans lose at their ends, and a partly filled span of each class. */
     uint64_t data =
         layout->pages * TM_SLOT_MAX / 16 * 17 + (uint64_t)TM_SIZE_CLASSES * TM_SPAN_BYTES;
     layout->data_bytes = data < TM_MAX_DATA ? round_up(data, TM_SPAN_BYTES) : TM_MAX_DATA;

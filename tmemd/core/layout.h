@@ -1,5 +1,4 @@
-/* The pool file's layout: its parts, and what stands in their first pages. docs/pool-format.md is
- * the same in prose. */
+/* The pool file: its parts, and the pages of its header; docs/pool-format.md says it in prose. */
 #pragma once
 
 #include <stdatomic.h>
@@ -24,13 +23,11 @@ enum {
 #define TM_MAX_SIZE (UINT64_C(1) << 44) /* page numbers are 32 bits in records */
 #define TM_MAX_DATA (UINT64_C(1) << 40) /* locations are 36 bits of 16 bytes */
 
-/* What all pages of a block are in a pool that was just made; attaching spells it out in the index.
- */
+/* What all pages of a block of a new pool are; attaching writes it into the index. */
 enum tm_state { TM_STATE_INDEX = 0, TM_STATE_FILE = 1, TM_STATE_LOST = 2, TM_STATE_ZERO = 3 };
 
 #define TM_GENERATIONS 16u
-#define TM_PROMOTE_AGE 6u /* a page that comes back from the file when it is younger is put again  \
-                           */
+#define TM_PROMOTE_AGE 6u /* younger pages that are read from the file are put again */
 #define TM_ANCIENT (TM_GENERATIONS - 1) /* the age of generation 0; the others take turns */
 
 /* The counters page; tmemd.store.poolfile.Counters names the same fields in the same order. Writer:

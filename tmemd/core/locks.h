@@ -11,8 +11,7 @@
  * file marks the words it is about (TM_WORD_WRITING), and says nothing of those that have lost the
  * mark when it is done.
  *
- * Order: demote_lock, I/O, page, entry, then those of the slots. The bitmap's lock is taken without
- * page locks. */
+ * Order: demote_lock, I/O, page, entry, then those of the slots. The bitmap's: alone. */
 #pragma once
 
 #include <pthread.h>
@@ -69,8 +68,8 @@ static inline bool lock_try_page(struct locks *locks, uint64_t page)
     return pthread_mutex_trylock(&lock_stripe(locks, page)->page) == 0;
 }
 
-/* Take the page locks of n < TM_STRIPES pages from `first` on; a run that wraps round takes its low
- * stripes first. */
+/* Take the page locks of n < TM_STRIPES neighbours; where they wrap round low stripes come first.
+ */
 static inline void lock_pages(struct locks *locks, uint64_t first, uint32_t n)
 {
     uint32_t start = (uint32_t)(first % TM_STRIPES);

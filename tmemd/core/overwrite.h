@@ -7,8 +7,7 @@
  * 2. write: without any other lock. Readers find what they would find without it; whoever puts or
  * trims a page replaces its word, and with it the mark.
  * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed
- * they say what they said before, or that the page is torn, where it is not seen to be in the file
- * still. */
+ * they say what they said before, or that the page is torn, where it is not found intact. */
 #pragma once
 
 #include "page.h"
@@ -18,8 +17,8 @@ struct overwrite {
     uint32_t n;             /* at most TM_RUN_MAX, all written through or none */
     const uint8_t *content; /* aligned; NULL: zeros */
     bool put;               /* put them, besides */
-    /* Whether the page is still to be written; at the first that is not the run ends. NULL: all
-     * are. Under its page lock. */
+    /* Whether the page is still to be written, under its page lock; the first that is not ends the
+     * run. NULL: all are. */
     bool (*is_wanted)(const struct tm_device *device, uint64_t page);
     uint32_t n_told; /* afterwards n is how many were written, and this how many of them nobody has
                         changed meanwhile */

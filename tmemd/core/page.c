@@ -16,8 +16,7 @@ static bool decode(struct tm_device *device, uint64_t page, uint64_t word, uint8
     return whole;
 }
 
-/* Remember that the page was used, but only once in a generation: the word need not change for
- * every get. */
+/* Note that the page was used, once in a generation: most gets change no word. */
 static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
 {
     unsigned generation = state_generation(device);
@@ -104,9 +103,8 @@ uint64_t page_store(struct tm_device *device, uint64_t page, const uint8_t *cont
     struct encoded encoded;
     enum encoding encoding;
     uint64_t location;
-    /* Most pages would not find a free slot of their size: where they have another place to go,
-     * none is compressed to see. Those that are in tmem have left slots, and leave one themselves.
-     */
+    /* A new page will hardly find a free slot of its size in a full pool: where it can spill it is
+     * not compressed in vain. One that is in tmem leaves a slot itself. */
     bool is_new = word_kind(index_word(device, page)) != TM_TMEM;
     bool is_hopeless = is_new && state_has_file(device) && budget_is_full(&device->budget) &&
                        !compact_is_worth(device);

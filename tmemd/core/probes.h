@@ -1,6 +1,5 @@
 /* Static probes (USDT), for bpftrace, perf and systemtap: nothing but a nop until somebody looks.
- * docs/architecture.md has a line that uses them. Arguments: the device's name, the page, and what
- * came of it. */
+ * docs/architecture.md has a line that uses them. Arguments: device, page, result. */
 #pragma once
 
 #include <sys/sdt.h>

@@ -4,8 +4,7 @@
 
 #include "probes.h"
 
-/* Where more pages than these are read at once (a guest reads 8 around the one it needs) somebody
- * copies the device. */
+/* A guest reads 8 pages around the one it needs; who reads more at once copies the device. */
 enum { PROMOTE_RUN = 8 };
 
 /* Put what the file holds as well, under its page lock: its content does not change. */

@@ -9,8 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The handler can be given nothing but what is global. Mappings are never freed while it may look,
- * only emptied. */
+/* The handler can only be given what is global. Mappings are emptied, not freed: it may look. */
 enum { MAPPINGS = 1024 };
 
 static struct {

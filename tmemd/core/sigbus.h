@@ -1,6 +1,5 @@
 /* A pool file that is truncated while mapped makes the next touch a SIGBUS. There is no page to go
- * on with: say which pool it was and end the process. Faults elsewhere go to whoever handled them
- * before. */
+ * on with: say which pool it was and end the process. Other faults go to the handler before. */
 #pragma once
 
 #include <stdint.h>

@@ -248,8 +248,7 @@ static uint64_t give_dead_pages(struct slots *slots, struct size_class *class, u
     return given;
 }
 
-/* Give back what of a held span no live slot touches, which may be all of it, and hold it no
- * longer. Returns bytes. */
+/* Give back what of a held span no live slot touches, and hold it no longer. Returns bytes. */
 static uint64_t let_go(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t given = give_dead_pages(slots, class, index);
@@ -268,8 +267,7 @@ static bool back(struct slots *slots, uint32_t index, uint64_t run)
                            budget_target(slots->budget)) == 0;
 }
 
-/* Back more pages of a span, lowest first; the nearer the target the fewer, for other classes need
- * them. */
+/* Back more pages of a span, lowest first; fewer near the target: other classes need them. */
 static bool grow_span(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t used = atomic_load_explicit(&slots->budget->counters->used, memory_order_relaxed);
@@ -284,8 +282,7 @@ static bool grow_span(struct slots *slots, struct size_class *class, uint32_t in
     return true;
 }
 
-/* Make a slot of a span free that has none, or give back what was taken for it; returns the span,
- * or TM_NO_SPAN. */
+/* Make a slot of a span free, or give back what was allocated for it. Returns it, or TM_NO_SPAN. */
 static uint32_t grow(struct slots *slots, struct size_class *class, uint32_t index)
 {
     if (index == TM_NO_SPAN)
@@ -430,8 +427,7 @@ static uint32_t emptiest(const struct slots *slots, const struct size_class *cla
     return alone && dense ? TM_NO_SPAN : index;
 }
 
-/* The slot for the record at compaction->slot: in the fullest span, in one that grows, or further
- * down in the same. */
+/* The slot for a record: in the fullest span, in one that grows, or further down in the same. */
 static bool find_move(struct slots *slots, struct size_class *class,
                       const struct compaction *compaction, struct slots_move *move)
 {

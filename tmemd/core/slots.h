@@ -66,8 +66,7 @@ static inline struct record *slots_record(const struct slots *slots, uint64_t lo
     return (struct record *)(slots->data + location);
 }
 
-/* Copy a whole record into a slot, its page number as one word: the compactor may look at the slot
- * meanwhile. */
+/* Copy a record into a slot; its page number as one word, for the compactor may look at it. */
 static inline void slots_fill(const struct slots *slots, uint64_t location,
                               const struct record *from, uint32_t length)
 {

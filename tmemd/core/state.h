@@ -1,5 +1,4 @@
-/* The device: what all modules of the page path work on. Each part says in its own header which
- * lock guards it. */
+/* The device that all modules above work on. The header of each part says which lock guards it. */
 #pragma once
 
 #include "ages.h"
@@ -72,8 +71,7 @@ static inline bool state_is_written_through(const struct tm_device *device, uint
     return state_has_file(device) && (device->durable || state_is_probed(device, page));
 }
 
-/* How many of the n neighbours from `page` on, at most TM_RUN_MAX, are written through like it, or
- * not like it. */
+/* How many of n neighbours, at most TM_RUN_MAX, are written through, or not, as `page` is. */
 static inline uint32_t state_alike_run(const struct tm_device *device, uint64_t page, uint64_t n)
 {
     bool through = state_is_written_through(device, page);
@@ -89,8 +87,7 @@ static inline bool state_is_clean(const struct tm_device *device, uint64_t word)
     return word & TM_WORD_CLEAN && !file_is_doubtful(&device->file);
 }
 
-/* Whether the file holds the page, whatever it is. It cannot hold 'lost': only the bitmap says
- * that. */
+/* Whether the file holds the page. That it is lost no file can hold: the bitmap says that. */
 static inline bool state_is_in_file(const struct tm_device *device, uint64_t word)
 {
     return word == TM_NOWHERE || (word_kind(word) == TM_FILE && !word_is_undecided(word)) ||

@@ -51,8 +51,7 @@ struct tm_extent {
     uint64_t offset, length;
     bool zero;
 };
-/* Describe [offset, offset + count) from its start in at most *n extents; *n becomes the number
- * filled. */
+/* Describe [offset, offset + count) from its start in at most *n extents; sets *n. */
 int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents,
                size_t *n);
 
@@ -67,8 +66,7 @@ struct tm_choice {
 int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed);
 /* Demote everything, make the file durable and the bitmap clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
-/* Compact, trying to move at most `moves` records, and give back what is free then; returns bytes.
- * With 0 nothing happens. */
+/* Compact, trying to move at most `moves` records; returns the bytes given back. */
 uint64_t tm_compact(struct tm_device *device, uint64_t moves);
 /* Begin the next coldness generation. */
 void tm_age(struct tm_device *device);

@@ -1,5 +1,4 @@
-/* The word that the index has of each page, eight bytes; docs/pool-format.md shows its bits.
- * Nothing here takes a lock. */
+/* The word that the index has of each page; docs/pool-format.md shows its bits. No locks. */
 #pragma once
 
 #include <stdbool.h>
@@ -7,8 +6,7 @@
 
 #include "layout.h"
 
-/* TM_LOST: gone with the host. TM_TORN: a write to the file failed, and what is there now is not
- * what was. */
+/* TM_LOST: gone with the host. TM_TORN: a write to the file failed and left neither old nor new. */
 enum kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 4, TM_TORN = 5 };
 
 enum encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
@@ -103,8 +101,7 @@ static inline bool word_same_content(uint64_t one, uint64_t other)
     return word_with_generation(one, 0) == word_with_generation(other, 0);
 }
 
-/* Whether two words count the same by age: where the page lies, or its checksum, makes no
- * difference. */
+/* Whether two words count the same by age, wherever the page lies. */
 static inline bool word_same_age(uint64_t one, uint64_t other)
 {
     uint64_t counted =

@@ -1,5 +1,4 @@
-/* Write requests. Whole pages are put, and spilled together where a put is refused; what is written
- * through goes to the file first. */
+/* Write requests: pages are put, or spilled; what is written through goes to the file first. */
 #include <errno.h>
 #include <string.h>
 

@@ -1,5 +1,4 @@
-/* Zero and trim requests. What is written through is zeroed in the file first; of other pages only
- * the index changes. */
+/* Zero and trim requests: what is written through is zeroed in the file first. */
 #include <errno.h>
 
 #include "clean.h"
