@@ -1,0 +1,89 @@
+"""The code has the layers that docs/architecture.md shows: includes, symbols and imports only point downwards."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.support.harness import ROOT
+
+CORE = ROOT / "tmemd" / "core"
+MODULES = sorted({path.stem for path in CORE.glob("*.[ch]")})
+
+
+def layers_of(heading: str) -> dict[str, int]:
+    """The height of each module in the table below a heading; the lowest layer is 0."""
+    section = (ROOT / "docs/architecture.md").read_text().partition(f"### {heading}\n")[2].partition("\n#")[0]
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in section.splitlines() if row.startswith("| `")]
+    return {module: len(rows) - height for height, row in enumerate(rows, 1) for module in row}
+
+
+def upward(module: str, used: Iterable[str], layers: dict[str, int]) -> list[str]:
+    """What a module uses that is not below it."""
+    return sorted(other for other in used if other != module and layers[other] >= layers[module])
+
+
+def included(module: str) -> set[str]:
+    """The modules whose headers the header and source of a module include."""
+    sources = (path.read_text() for path in CORE.glob(f"{module}.[ch]"))
+    return {name for source in sources for name in re.findall(r'^#include "(\w+)\.h"', source, re.MULTILINE)}
+
+
+class Symbols(NamedTuple):
+    """The global symbols of an object file."""
+
+    defined: set[str]
+    wanted: set[str]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Symbols]:
+    """The symbols of each module of the core."""
+    place = tmp_path_factory.mktemp("objects")
+    sources = sorted(map(str, CORE.glob("*.c")))
+    subprocess.run(["gcc", "-std=c11", "-pthread", f"-I{CORE}", "-c", *sources], cwd=place, check=True)
+    return {path.stem: _symbols(path) for path in place.glob("*.o")}
+
+
+def _symbols(path: Path) -> Symbols:
+    rows = [line.split() for line in subprocess.check_output(["nm", "-g", path], text=True).splitlines()]
+    defined = {row[2] for row in rows if len(row) == 3 and not row[2].startswith("_.stapsdt")}
+    return Symbols(defined, {row[1] for row in rows if len(row) == 2})
+
+
+def test_each_module_of_the_core_has_its_layer() -> None:
+    assert sorted(layers_of("The core")) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_includes_point_downwards(module: str) -> None:
+    assert upward(module, included(module), layers_of("The core")) == []
+
+
+def test_symbols_point_downwards(objects: dict[str, Symbols]) -> None:
+    home = {name: module for module, symbols in objects.items() for name in symbols.defined}
+    layers = layers_of("The core")
+    found = {
+        module: upward(module, {home[name] for name in symbols.wanted & home.keys()}, layers)
+        for module, symbols in objects.items()
+    }
+    assert {module: up for module, up in found.items() if up} == {}
+
+
+def test_what_a_module_defines_bears_its_name(objects: dict[str, Symbols]) -> None:
+    for module, symbols in objects.items():
+        one = module.removesuffix("s")
+        assert [
+            name for name in symbols.defined if not name.startswith(("tm_", f"{one}_", f"un{one}_", f"{module}_"))
+        ] == []
+
+
+def test_an_arrow_upwards_is_seen() -> None:
+    assert upward("low", ["low", "high", "same", "lower"], {"low": 1, "same": 1, "high": 2, "lower": 0}) == [
+        "high", "same",
+    ]  # fmt: skip
