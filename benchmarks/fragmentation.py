@@ -25,7 +25,7 @@ from typing import Final
 from benchmarks import pages, zram
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
-from tmemd.device.served import ServedDevice, open_device
+from tmemd.device.serve import ServedDevice, open_device
 from tmemd.store import poolfile
 
 PAGE: Final = pages.PAGE

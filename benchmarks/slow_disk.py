@@ -184,7 +184,7 @@ def new_bench(directory: Path, pools: Path, disk: Path, slice_seconds: float) ->
     plugin = [
         str(peers.ROOT / "plugin" / "tmem.py"),
         *(f"{key}={value}" for key, value in keys.items()),
-        "headroom=0",
+        "watermark=0",
         "clients=any",
     ]
     places = [peers.Place(directory / "loader", corpus, directory, pools) for corpus in (easy, hard, hard)]

@@ -1,7 +1,7 @@
 """How fast does a host get memory back whose target falls to a quarter?
 
 Once with all pages cold, neighbours side by side, once with every other page hot, so that each cold one is a write of
-its own. The device's own upkeep does the work; what counts is what tmpfs gives back.
+its own. The device's own maintenance does the work; what counts is what tmpfs gives back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final
 from benchmarks import pages
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
-from tmemd.device.served import ServedDevice, open_device
+from tmemd.device.serve import ServedDevice, open_device
 from tmemd.store import poolfile
 
 PAGE: Final = pages.PAGE

@@ -13,16 +13,19 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   pools=DIR         directory on a tmpfs for the pool, DIR/NAME.pool (default: /dev/shm/tmem-UID)
   tmemd=SOCKET      get the pool from the tmemd that listens there, and let it set the target; with pools= as well, a
                     pool that is there already is found without it
-  map=FILE          the map of what the backing file holds (default: the backing file's name with .map; a block device
-                    has no default)
+  bitmap=FILE       the write-intent bitmap, which says after the host died what of the backing file can be trusted
+                    (default: the backing file's name with .map; a block device has no default)
   lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
   flush=none|durable  durable: writes reach the file before they are acknowledged, and FLUSH and FUA sync it;
                     none (default): FLUSH and FUA are acknowledged at once, for swap needs no more
   clients=one|any   how many clients may have it open at a time (default: one, with any number of connections; two that
                     write make each other's pages wrong). One client is a process of this machine, or a remote address
   reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)
-  headroom=N%       how much of its target is kept free for pages to come: while the guest swaps, cold pages are moved
+  watermark=N%      how much of its target is kept free for pages to come: while the guest swaps, cold pages are moved
                     to the file ahead of need (default: 5%); 0%: none, pages are refused when it is full
+
+map= and headroom= are the old names of bitmap= and watermark=; they go with the next release.
+nbdkit -v shows what was found when a device was opened, each new target, and each round of demotion.
 """
 
 from __future__ import annotations
@@ -43,9 +46,10 @@ import nbdkit
 
 try:
     from tmemd.binding import _core
+    from tmemd.device import watermark
     from tmemd.device.clients import EVERYBODY, InUseError
-    from tmemd.device.config import HEADROOM_PERCENT
-    from tmemd.device.served import ConfigError, DeviceConfig, DeviceErrors, ServedDevice, check_together, open_devices
+    from tmemd.device.config import ConfigError, DeviceConfig
+    from tmemd.device.serve import DeviceErrors, ServedDevice, check_together, open_devices
     from tmemd.sizes import parse_size
     from tmemd.system import peer
 except ModuleNotFoundError as error:
@@ -55,7 +59,8 @@ except ModuleNotFoundError as error:
 
 API_VERSION = 2
 
-KEYS = ("size", "backing", "limit", "pools", "tmemd", "map", "lost", "flush", "clients", "reserve", "headroom")
+KEYS = ("size", "backing", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve", "watermark")
+OLD_KEYS = {"map": "bitmap", "headroom": "watermark"}
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
 # Seconds a thread waits for the GIL before it urges the holder, who lets go in microseconds anyhow. With 100 clients of
 # 16 threads each, Python's own 5 ms cost 180 to 730 us of CPU per 4 KiB request, 50 ms 54 to 61, 1 s 60 to 94.
@@ -117,15 +122,19 @@ def config(key: str, value: str) -> None:
             _stop(f"name={value}: two devices have this name")
         _given.append({"name": value})
         return
-    if key not in KEYS:
+    new = OLD_KEYS.get(key, key)
+    if new not in KEYS:
         _stop(f"unknown key {key}=; known are name, {', '.join(KEYS)}")
     if not _given:
         _stop(f"{key}={value}: no name= before it says whose it is")
+    device = _given[-1]
     if not value:
-        _stop(f"{_given[-1]['name']}: {key}= is empty")
-    if key in _given[-1]:
-        _stop(f"{_given[-1]['name']}: {key}= is given twice")
-    _given[-1][key] = value
+        _stop(f"{device['name']}: {key}= is empty")
+    if new in device:
+        _stop(f"{device['name']}: {new}= is given twice")
+    if new != key:
+        print(f"nbdkit: tmem: {key}= is called {new}= now", file=sys.stderr, flush=True)
+    device[new] = value
 
 
 def _size(device: dict[str, str], key: str) -> int | None:
@@ -168,12 +177,12 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         limit=_size(device, "limit"),
         pools=_path(device, "pools"),
         tmemd=_path(device, "tmemd"),
-        map=_path(device, "map"),
+        bitmap=_path(device, "bitmap"),
         lost_zero=_choice(device, "lost", "error", "zero"),
         durable=_choice(device, "flush", "none", "durable"),
         shared=_choice(device, "clients", "one", "any"),
         reserve=not _choice(device, "reserve", "yes", "no"),
-        headroom=_percent(device, "headroom", HEADROOM_PERCENT),
+        watermark=_percent(device, "watermark", watermark.DEFAULT_PERCENT),
     )
 
 
@@ -206,7 +215,7 @@ def get_ready() -> None:
     """Open every device while an error can still be an exit status; locks and shared mappings survive nbdkit's fork."""
     _raise_file_limit()
     try:
-        for served in open_devices(_configs):
+        for served in open_devices(_configs, debug=nbdkit.debug):
             _served[served.config.name] = served
     except (ConfigError, *DeviceErrors) as error:
         _stop(error)
@@ -283,44 +292,19 @@ def is_rotational(h: _core.Device) -> bool:  # noqa: ARG001
     return False
 
 
-def can_multi_conn(h: _core.Device) -> bool:  # noqa: ARG001
-    """All connections see the same pages, and a flush on one covers all."""
+def _yes(h: _core.Device) -> bool:  # noqa: ARG001
     return True
 
 
-def can_write(h: _core.Device) -> bool:  # noqa: ARG001
-    """Always."""
-    return True
-
-
-def can_flush(h: _core.Device) -> bool:  # noqa: ARG001
-    """Always; flush= says what it means."""
-    return True
-
-
-def can_trim(h: _core.Device) -> bool:  # noqa: ARG001
-    """Always: that is how freed pages come back."""
-    return True
-
-
-def can_zero(h: _core.Device) -> bool:  # noqa: ARG001
-    """Always."""
-    return True
-
-
-def can_fast_zero(h: _core.Device) -> bool:  # noqa: ARG001
-    """Zeroing is a change of the index, so it is always fast."""
-    return True
+can_write = can_flush = can_trim = can_zero = _yes
+can_fast_zero = _yes  # zeroing is a change of the index
+can_multi_conn = _yes  # all connections see the same pages, and a flush on one covers all
+can_extents = _yes  # the index knows what is zeros
 
 
 def can_fua(h: _core.Device) -> int:  # noqa: ARG001
     """As flush: the page path knows what it means."""
     return int(nbdkit.FUA_NATIVE)
-
-
-def can_extents(h: _core.Device) -> bool:  # noqa: ARG001
-    """The index knows what is zeros."""
-    return True
 
 
 def can_cache(h: _core.Device) -> int:  # noqa: ARG001

@@ -19,7 +19,8 @@ from tests.crash.history import PAGES, SIZE, Act, Step
 from tests.support.content import PAGE
 from tests.support.harness import MIB, Control
 from tmemd.binding import _core
-from tmemd.device.served import DeviceConfig, DeviceErrors, ServedDevice, open_device
+from tmemd.device.config import DeviceConfig
+from tmemd.device.serve import DeviceErrors, ServedDevice, open_device
 
 FAILED_TO_OPEN = 3
 FUA = 2  # nbdkit's flag

@@ -74,7 +74,7 @@ _CLIENTS: Final = "tests/nbd/test_requests.py"
 # Badly broken: no process can load these. The tests run them in another process.
 _CANARIES: Final = (
     ("tmemd/core/codec.c", b"\n__attribute__((constructor)) static void die(void) { __builtin_trap(); }\n", _CLIENTS),
-    ("tmemd/device/served.py", b"\nraise SystemExit(3)\n", _CLIENTS),
+    ("tmemd/device/serve.py", b"\nraise SystemExit(3)\n", _CLIENTS),
     ("tmemd/daemon/start.py", b"\nraise SystemExit(3)\n", "tests/nbd/test_daemon.py"),
 )  # fmt: skip
 

@@ -71,9 +71,9 @@ def stage(tmp_path: Path) -> Path:
         ({"limit": "-1"}, "limit"),
         ({"limit": "lots"}, "limit"),
         ({"limit": None}, "limit"),
-        ({"headroom": "51%"}, "headroom"),
-        ({"headroom": "-1"}, "headroom"),
-        ({"headroom": "some"}, "headroom"),
+        ({"watermark": "51%"}, "watermark"),
+        ({"watermark": "-1"}, "watermark"),
+        ({"watermark": "some"}, "watermark"),
         ({"backing": None}, "backing"),
         ({"backing": ""}, "backing"),
         ({"backing": "/nonexistent/directory/file"}, "/nonexistent/directory"),
@@ -87,8 +87,8 @@ def stage(tmp_path: Path) -> Path:
         ({"flush": "sometimes"}, "flush"),
         ({"colour": "blue"}, "colour"),
         ({"pools": "/nonexistent/pools"}, "error: /nonexistent/pools: No such file or directory"),
-        ({"map": "/nonexistent/directory/map"}, "/nonexistent/directory"),
-        ({"backing": "/nonexistent/a", "map": "/nonexistent/a"}, "the same file"),
+        ({"bitmap": "/nonexistent/directory/map"}, "/nonexistent/directory"),
+        ({"backing": "/nonexistent/a", "bitmap": "/nonexistent/a"}, "the same file"),
     ],
 )
 def test_a_bad_value_is_refused(pools: Path, stage: Path, keys: dict[str, str | None], hint: str) -> None:
@@ -145,18 +145,27 @@ def loop_device(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_size_beyond_the_block_device_is_refused(pools: Path, stage: Path, loop_device: Path) -> None:
     before = loop_device.read_bytes()
-    parameters = device("bad", pools, "4M", loop_device, "8M", map=stage / "map")
+    parameters = device("bad", pools, "4M", loop_device, "8M", bitmap=stage / "map")
     assert str(loop_device) in refused(parameters, pools, stage)
     assert loop_device.read_bytes() == before
 
 
 def test_a_block_device_can_be_the_backing(serve: Serve, pools: Path, stage: Path, loop_device: Path) -> None:
-    server = serve(device("block", pools, "2M", loop_device, "1M", map=stage / "map"))
+    server = serve(device("block", pools, "2M", loop_device, "1M", bitmap=stage / "map"))
     with server.client() as client:
         for page in range(512):
             client.pwrite(content(page, 1), page * PAGE)
         assert [n for n in range(512) if client.pread(PAGE, n * PAGE) != content(n, 1)] == []
     assert server.stop() == 0
+
+
+def test_old_names_of_keys_are_taken_with_a_note(serve: Serve, pools: Path, stage: Path) -> None:
+    server = serve(device("old", pools, "2M", stage / "file", "1M", map=stage / "bits", headroom="10%"))
+    assert (stage / "bits").exists()
+    for old, new in (("map", "bitmap"), ("headroom", "watermark")):
+        assert f"{old}= is called {new}= now" in server.log()
+    assert server.stop() == 0
+    assert "twice" in refused([*device("bad", pools, "2M", stage / "file", "1M"), "bitmap=/a", "map=/a"])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.content import PAGE, content
-from tests.support.harness import MIB, Control, Serve, Server, counters, device, wait_until
+from tests.support.harness import MIB, Control, Serve, Server, counters, device, wait_until, waiting
 from tests.support.leftovers import dying_with_us
 from tests.support.writers import Ledger, Writers
 from tmemd.store import requests
@@ -89,7 +89,7 @@ def test_every_request_of_one_moment_is_done(serve: Serve, pools: Path, disk: Pa
             server.start()
         else:
             os.kill(server.pid, signal.SIGCONT)
-        wait_until(lambda: not requests.waiting(file.fileno()), "all requests to be done")
+        wait_until(lambda: not waiting(file.fileno()), "all requests to be done")
         assert [requests.answer_to(file.fileno(), number) for number in asked] == [0, 0, 0]
     assert counters(pool).pages_in_tmem == 0
     with server.client() as client:
@@ -112,7 +112,7 @@ def test_two_who_wait_at_once_each_hear_their_own_answer(serve: Serve, pools: Pa
             ctl = [sys.executable, "-m", "tmemd.cli", command, "queue", f"--pools={pools}"]
             waiters.append(subprocess.Popen(dying_with_us(ctl), stdout=subprocess.PIPE, text=True))
             stack.callback(waiters[-1].kill)
-            wait_until(lambda number=number: len(requests.waiting(file.fileno())) == number, command)  # type: ignore[misc]
+            wait_until(lambda number=number: len(waiting(file.fileno())) == number, command)  # type: ignore[misc]
         os.kill(server.pid, signal.SIGCONT)
         said = [waiter.communicate()[0] for waiter in waiters]
     assert [waiter.returncode for waiter in waiters] == [0, 0]

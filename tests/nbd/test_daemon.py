@@ -330,19 +330,19 @@ def test_an_idle_pool_is_drained_into_its_file(serve: Serve, pools: Path, disk: 
     assert wrong(server) == []
 
 
-def test_a_drain_that_finds_no_map_says_so_and_keeps_the_pages(
+def test_a_drain_that_finds_no_bitmap_says_so_and_keeps_the_pages(
     serve: Serve, pools: Path, disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = serve(device("web", pools, PAGES * PAGE, disk, "16M"))
     fill(server)
     server.kill()
-    map_path = Path(f"{disk}.map")
-    map_path.rename(disk.with_name("aside"))
+    bitmap_path = Path(f"{disk}.map")
+    bitmap_path.rename(disk.with_name("aside"))
     assert main(["drain", "web", f"--pools={pools}"]) == 1
     complaint = capsys.readouterr().err
     assert complaint.startswith("tmemctl: ")
-    assert f"has no map ({map_path})" in complaint
-    disk.with_name("aside").rename(map_path)
+    assert f"has no bitmap ({bitmap_path})" in complaint
+    disk.with_name("aside").rename(bitmap_path)
     server.start()
     assert wrong(server) == []
 

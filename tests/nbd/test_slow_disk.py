@@ -96,7 +96,7 @@ class Stuck:
 
     def __init__(self, serve: Serve, pools: Path, disk: Path, tmp_path: Path, **keys: str) -> None:
         self.gate = Gate(tmp_path, disk)
-        parameters = device("slow", pools, SIZE, disk, 32 * MIB, headroom=0, **keys)
+        parameters = device("slow", pools, SIZE, disk, 32 * MIB, watermark=0, **keys)
         self.server = serve(parameters, options=("--threads", "32"), wrapper=self.gate.wrapper)
         self.pool = pools / "slow.pool"
         self.expected: dict[int, bytes] = {}

@@ -34,7 +34,7 @@ BUDGET: Final = 20 * MIB
 CONFIG: Final = f'[budget]\nminimum = {BUDGET}\nmaximum = {BUDGET}\nreserve = "0%"\n'
 KINDS: Final[dict[str, dict[str, str]]] = {
     "swap": {},
-    "refusing": {"headroom": "0"},  # puts are refused when it is full
+    "refusing": {"watermark": "0"},  # puts are refused when it is full
     "durable": {"flush": "durable"},
     "ram": {"backing": "none", "limit": str(4 * LIMIT)},
 }

@@ -14,7 +14,7 @@ import nbd
 
 from tests.support.leftovers import dying_with_us
 from tmemd.store import poolfile, requests
-from tmemd.store.requests import ANY_PAGE, Choice, Request
+from tmemd.store.requests import ANY_PAGE, Choice, Queued, Request
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "plugin" / "tmem.py"
@@ -141,6 +141,11 @@ def counters(pool: Path) -> poolfile.Counters:
 def taken(path: Path) -> int:
     """Bytes the file system took for *path*: on tmpfs, RAM."""
     return path.stat().st_blocks * 512
+
+
+def waiting(fd: int) -> list[Queued]:
+    """What a pool's plugin was asked for, and is still to do."""
+    return requests.waiting(poolfile.Snapshot().take(fd, "pool"))
 
 
 class Control:

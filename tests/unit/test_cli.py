@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support import fakes
-from tests.support.harness import DEADLINE, wait_until
+from tests.support.harness import DEADLINE, wait_until, waiting
 from tmemd import protocol, version
 from tmemd.cli import main, work
 from tmemd.cli.commands import COMMANDS
@@ -179,7 +179,7 @@ class Plugin(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.01) and (self._error is not None or not self.asked):
-            for request in requests.waiting(self._fd):
+            for request in waiting(self._fd):
                 self.asked.append(request)
                 if self._error is None:
                     break
@@ -261,12 +261,12 @@ def test_waiting_goes_on_while_the_plugin_is_restarted(directory: Path) -> None:
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web") as fd:
         with Plugin(directory, "web", None) as first, ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(work.do, client, "web", "settle")
+            done = pool.submit(work.do, client, "web", "settle")
             first.join()
             with Plugin(directory, "web", 0) as second:
-                assert waiting.result().answer == 0
+                assert done.result().answer == 0
         assert second.asked == first.asked
-        assert requests.waiting(fd) == []
+        assert waiting(fd) == []
 
 
 def test_ctrl_c_ends_only_the_waiting(directory: Path) -> None:
@@ -275,12 +275,12 @@ def test_ctrl_c_ends_only_the_waiting(directory: Path) -> None:
         command = [sys.executable, "-m", "tmemd.cli", "drain", "web", f"--pools={directory}"]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             try:
-                wait_until(lambda: requests.waiting(fd) != [], "the request")
+                wait_until(lambda: waiting(fd) != [], "the request")
                 process.send_signal(signal.SIGINT)
                 assert process.wait(DEADLINE) == 130
                 assert process.stderr
                 assert process.stderr.read() == ""
-                assert [request.op for request in requests.waiting(fd)] == [Request.DRAIN]
+                assert [request.op for request in waiting(fd)] == [Request.DRAIN]
             finally:
                 process.kill()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import fakes
+from tests.support.harness import waiting
 from tmemd import protocol
 from tmemd.client import Client
 from tmemd.store import poolfile, requests
@@ -149,11 +150,11 @@ def test_work_is_asked_of_who_serves_the_pool(directory: Path) -> None:
             client.ask("web", "drain")
         with pytest.raises(PoolError, match="no backing file"):
             client.ask("ram", "demote", 4096)
-        assert requests.waiting(fd) == []
+        assert waiting(fd) == []
         assert poolfile.lock(fd)
         assert client.ask("web", "demote", 4096, Choice(3, True)) == 1
         assert client.ask("web", "drain") == 2
-        demote, drain = requests.waiting(fd)
+        demote, drain = waiting(fd)
         assert demote == Queued(1, Request.DEMOTE, 4096, Choice(3, True))
         assert (drain.number, drain.op) == (2, Request.DRAIN)
 
@@ -177,7 +178,7 @@ def test_a_queue_that_is_full_says_so_and_keeps_what_it_has(directory: Path) -> 
         numbers = [client.ask("web", "settle") for _ in range(requests.SLOTS)]
         with pytest.raises(PoolError, match=f"pool web: {requests.SLOTS} requests are waiting"):
             client.ask("web", "drain")
-        assert [queued.number for queued in requests.waiting(fd)] == numbers
+        assert [queued.number for queued in waiting(fd)] == numbers
         requests.answer(fd, numbers[0], 0)
         assert client.ask("web", "drain") == numbers[-1] + 1
 
@@ -201,9 +202,9 @@ def test_a_request_torn_in_any_word_was_never_made(directory: Path, word: int) -
         for _ in range(2):
             requests.ask(fd, Request.DEMOTE, 4096)
         os.pwrite(fd, b"\7", slot + word * 8)
-        assert [queued.number for queued in requests.waiting(fd)] == [1]
+        assert [queued.number for queued in waiting(fd)] == [1]
         assert requests.ask(fd, Request.DRAIN) == 2
-        assert [queued.op for queued in requests.waiting(fd)] == [Request.DEMOTE, Request.DRAIN]
+        assert [queued.op for queued in waiting(fd)] == [Request.DEMOTE, Request.DRAIN]
 
 
 def test_a_number_that_was_answered_is_not_given_again(directory: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_number_that_was_answered_is_not_given_again(directory: Path) -> None:
         requests.answer(fd, requests.ask(fd, Request.COMPACT), 0)
         os.pwrite(fd, bytes(poolfile.PAGE), poolfile.CONTROL_OFFSET)
         assert requests.ask(fd, Request.DRAIN) == 2
-        assert [queued.op for queued in requests.waiting(fd)] == [Request.DRAIN]
+        assert [queued.op for queued in waiting(fd)] == [Request.DRAIN]
 
 
 def test_numbers_that_cannot_grow_are_ignored(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The backing file or block device of a device, and its map: found, checked and opened, or created."""
+"""The backing file or block device of a device, and its write-intent bitmap: found, checked and opened, or created."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd.store import mapfile
-from tmemd.store.mapfile import MapError, MapHeader
+from tmemd.store import bitmapfile
+from tmemd.store.bitmapfile import BitmapError, BitmapHeader
 from tmemd.store.poolfile import PAGE
 from tmemd.system import locks
 from tmemd.system.tmpfs import is_tmpfs
@@ -30,15 +30,15 @@ class BackingError(Exception):
 
 @dataclass
 class Backing:
-    """An open and locked backing file with its map. `header` is None until `create` for one that is new."""
+    """An open and locked backing file with its bitmap. `header` is None until `create` for one that is new."""
 
     path: Path
-    map_path: Path
+    bitmap_path: Path
     size: int  # of the device, in bytes
     is_block: bool
     fd: int
-    map_fd: int = -1
-    header: MapHeader | None = None
+    bitmap_fd: int = -1
+    header: BitmapHeader | None = None
     direct: bool = False
 
     @property
@@ -49,43 +49,45 @@ class Backing:
 
     def close(self) -> None:
         """Close both files, which unlocks them."""
-        for fd in (self.fd, self.map_fd):
+        for fd in (self.fd, self.bitmap_fd):
             if fd >= 0:
                 os.close(fd)
-        self.fd = self.map_fd = -1
+        self.fd = self.bitmap_fd = -1
 
 
-def find(path: Path, map_path: Path | None, size: int) -> Backing:
+def find(path: Path, bitmap_path: Path | None, size: int) -> Backing:
     """Check what is there and lock it, changing nothing; a file that does not exist yet is left to `create`.
 
-    Raises BackingError or MapError.
+    Raises BackingError or BitmapError.
     """
     is_block = path.is_block_device()
-    if is_block and map_path is None:
-        raise BackingError(f"{path} is a block device: say with map=FILE where its map shall be, on a file system")
-    backing = Backing(path, map_path or Path(f"{path}.map"), size, is_block, -1)
+    if is_block and bitmap_path is None:
+        raise BackingError(
+            f"{path} is a block device: say with bitmap=FILE where its write-intent bitmap goes, on a file system"
+        )
+    backing = Backing(path, bitmap_path or Path(f"{path}.map"), size, is_block, -1)
     with ExitStack() as on_error:
         on_error.callback(backing.close)
-        for parent in (path.parent, backing.map_path.parent):
+        for parent in (path.parent, backing.bitmap_path.parent):
             if not parent.is_dir():
                 raise BackingError(f"{parent}: no such directory")
         if path.exists():
             _open(backing)
-        if backing.map_path.exists():
-            _open_map(backing)
+        if backing.bitmap_path.exists():
+            _open_bitmap(backing)
         elif backing.fd >= 0 and not _is_empty(backing):
             raise BackingError(
-                f"{path} is not empty and has no map ({backing.map_path}): its content is not tmem's; "
+                f"{path} is not empty and has no bitmap ({backing.bitmap_path}): its content is not tmem's; "
                 f"{'wipe it' if is_block else 'move it away'} if it is not needed"
             )
         on_error.pop_all()
     return backing
 
 
-def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> MapHeader:
-    """Create what `find` did not find: file, its blocks (unless *reserve* is false), and map. *undo* takes it back.
+def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> BitmapHeader:
+    """Create what `find` did not find: file, its blocks (unless *reserve* is false), and bitmap. *undo* takes it back.
 
-    Returns the new map's header. Raises BackingError.
+    Returns the new bitmap's header. Raises BackingError.
     """
     try:
         if backing.fd < 0:
@@ -96,7 +98,7 @@ def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> MapHeader:
         if not backing.is_block:
             undo.callback(os.truncate, backing.path, os.fstat(backing.fd).st_size)
             _extend(backing, reserve=reserve)
-        return _create_map(backing, undo)
+        return _create_bitmap(backing, undo)
     except OSError as error:
         raise BackingError(_explain(backing, error, reserve=reserve)) from None
 
@@ -118,19 +120,19 @@ def _extend(backing: Backing, *, reserve: bool) -> None:
     os.fsync(backing.fd)
 
 
-def _create_map(backing: Backing, undo: ExitStack) -> MapHeader:
+def _create_bitmap(backing: Backing, undo: ExitStack) -> BitmapHeader:
     """It has its name only when it is whole: what a process that is killed here leaves behind is overwritten."""
-    new = Path(f"{backing.map_path}.new")
+    new = Path(f"{backing.bitmap_path}.new")
     new.unlink(missing_ok=True)
-    backing.map_fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    backing.bitmap_fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     undo.callback(new.unlink, missing_ok=True)
-    header = MapHeader(backing.size, mapfile.GRANULE, uuid.uuid4(), uuid.UUID(int=0), 0)
+    header = BitmapHeader(backing.size, bitmapfile.REGION, uuid.uuid4(), uuid.UUID(int=0), 0)
     # Only the ends of a block device were looked at: what lies between is no zeros to rely on.
-    mapfile.create_bits(backing.map_fd, header, trusted=not backing.is_block)
-    mapfile.write_header(backing.map_fd, header)
-    new.rename(backing.map_path)
-    undo.callback(backing.map_path.unlink)
-    for directory in {backing.map_path.parent, backing.path.parent}:
+    bitmapfile.create_bits(backing.bitmap_fd, header, trusted=not backing.is_block)
+    bitmapfile.write_header(backing.bitmap_fd, header)
+    new.rename(backing.bitmap_path)
+    undo.callback(backing.bitmap_path.unlink)
+    for directory in {backing.bitmap_path.parent, backing.path.parent}:
         _sync_directory(directory)
     return header
 
@@ -160,19 +162,23 @@ def _open(backing: Backing) -> None:
         raise BackingError(f"{path} has {length} bytes, less than size={backing.size}")
 
 
-def _open_map(backing: Backing) -> None:
-    path, map_path = backing.path, backing.map_path
-    with _named_errors(map_path):
-        backing.map_fd = os.open(map_path, os.O_RDWR | os.O_CLOEXEC)
-    _check_private(backing.map_fd, map_path)
-    _lock(backing.map_fd, map_path)
-    header = mapfile.read_header(backing.map_fd, map_path)
+def _open_bitmap(backing: Backing) -> None:
+    path, bitmap_path = backing.path, backing.bitmap_path
+    with _named_errors(bitmap_path):
+        backing.bitmap_fd = os.open(bitmap_path, os.O_RDWR | os.O_CLOEXEC)
+    _check_private(backing.bitmap_fd, bitmap_path)
+    _lock(backing.bitmap_fd, bitmap_path)
+    header = bitmapfile.read_header(backing.bitmap_fd, bitmap_path)
     if header.size != backing.size:
-        raise MapError(f"{map_path}: the map is of a device of {header.size} bytes, not of size={backing.size}")
+        raise BitmapError(
+            f"{bitmap_path}: the bitmap is of a device of {header.size} bytes, not of size={backing.size}"
+        )
     length = _length(backing.fd) if backing.fd >= 0 else 0
     if length < backing.size:
         state = f"has only {length} of its {backing.size} bytes" if length else "is missing or empty"
-        raise MapError(f"{path} {state}, but its map {map_path} says it is in use: restore it, or remove the map")
+        raise BitmapError(
+            f"{path} {state}, but its bitmap {bitmap_path} says it is in use: restore it, or remove the bitmap"
+        )
     backing.header = header
 
 
@@ -213,7 +219,7 @@ def _length(fd: int) -> int:
 
 
 def _check_private(fd: int, path: Path) -> None:
-    """What a guest swaps out is for nobody else to read; who may write to the map could have old pages returned."""
+    """What a guest swaps out is for nobody else to read; who may write to the bitmap could have old pages returned."""
     status = os.fstat(fd)
     if status.st_uid not in (0, os.geteuid()):
         raise BackingError(f"{path} belongs to user {status.st_uid}, who could read the guest's memory: chown it")

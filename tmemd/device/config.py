@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from tmemd.binding import _core
+from tmemd.device.watermark import DEFAULT_PERCENT, MAX_PERCENT
 from tmemd.sizes import format_size
 from tmemd.store import poolfile
 
 SECTOR: Final = 512
-HEADROOM_PERCENT: Final = 5  # measured in docs/decisions/0004-cold-pages-make-room.md
-MAX_HEADROOM_PERCENT: Final = 50
+Debug: TypeAlias = Callable[[str], None]  # where lines for who looks for a fault go
 
 
 class ConfigError(Exception):
@@ -30,12 +31,12 @@ class DeviceConfig:
     limit: int | None = None  # None: whatever tmemd's target says
     pools: Path | None = None
     tmemd: Path | None = None  # its socket; None: work alone
-    map: Path | None = None  # None: beside the backing file
+    bitmap: Path | None = None  # None: beside the backing file
     lost_zero: bool = False
     durable: bool = False
     reserve: bool = True
     shared: bool = False  # any number of clients at a time
-    headroom: int = HEADROOM_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
+    watermark: int = DEFAULT_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
 
     def check(self) -> _core.Layout:
         """The layout of its pool. Raises ConfigError."""
@@ -55,12 +56,12 @@ class DeviceConfig:
                 f"{self.name}: limit={self.limit} is below the {least} bytes ({format_size(least)}) that a device of"
                 " this size needs (2 MiB for each GiB)"
             )
-        if self.backing is None and (self.map or self.durable):
-            raise ConfigError(f"{self.name}: map= and flush=durable need a backing file")
-        if not 0 <= self.headroom <= MAX_HEADROOM_PERCENT:
-            raise ConfigError(f"{self.name}: headroom={self.headroom}% is not 0% to {MAX_HEADROOM_PERCENT}%")
-        if self.map and self.map == self.backing:
-            raise ConfigError(f"{self.name}: map= and backing= name the same file")
+        if self.backing is None and (self.bitmap or self.durable):
+            raise ConfigError(f"{self.name}: bitmap= and flush=durable need a backing file")
+        if not 0 <= self.watermark <= MAX_PERCENT:
+            raise ConfigError(f"{self.name}: watermark={self.watermark}% is not 0% to {MAX_PERCENT}%")
+        if self.bitmap and self.bitmap == self.backing:
+            raise ConfigError(f"{self.name}: bitmap= and backing= name the same file")
         return layout
 
 

@@ -1,7 +1,7 @@
 """What a pool would do under a target: a model of the store, in pages by age, for `tmemd.simulation.simulate`.
 
-It follows the device's own rules (tmemd/device/served.py; demote.c and read.c in tmemd/core) in expected values: pages
-of the same age are alike, so that a read of one meets RAM as often as pages of that age are there.
+It follows the device's own rules (tmemd/device/maintenance.py; demote.c and read.c in tmemd/core) in expected values:
+pages of the same age are alike, so that a read of one meets RAM as often as pages of that age are there.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import Final
 
 import msgspec
 
-from tmemd.device.config import HEADROOM_PERCENT
-from tmemd.device.headroom import Headroom
+from tmemd.device.watermark import DEFAULT_PERCENT, MIN_AGE, FreeWatermark
 from tmemd.store.poolfile import GENERATIONS, Counters
 
 # Pages a second that one pool moves: the most seen while the requests of three guests went to the same virtual disk.
@@ -22,8 +21,6 @@ DEMOTIONS_PER_SECOND: Final = 8000
 # As in read.c and budget.c: older pages are not put again when they are read, nor any while less of the target is free.
 PROMOTE_AGE: Final = 6
 PROMOTE_ROOM: Final = 1 / 32
-# As in served.py: room for pages to come is made of pages that are not of the youngest generations.
-HEADROOM_AGE: Final = 2
 
 _DIRTY, _CLEAN, _FILE = range(3)
 
@@ -91,7 +88,7 @@ class Store:
     pages: list[list[float]] = field(default_factory=_nothing)
     counts: Counts = field(default_factory=Counts)
     back: float = 0  # pages that were read from the file so soon that they belong in RAM
-    headroom: Headroom = field(default_factory=lambda: Headroom(HEADROOM_PERCENT))
+    watermark: FreeWatermark = field(default_factory=lambda: FreeWatermark(DEFAULT_PERCENT))
 
     @property
     def in_ram(self) -> float:
@@ -143,12 +140,12 @@ class Store:
             puts=int(counts.puts),
             puts_refused=int(counts.spills),
             invalidates=int(counts.invalidates),
-            used_bytes=int(space.index + self.in_ram * space.page),
+            used_bytes=math.ceil(space.index + self.in_ram * space.page),
             pages_in_tmem=int(self.in_ram),
         )
-        missing = self.headroom.missing(counters, int(self.back), int(-over * space.page), space.target)
+        missing = self.watermark.missing(counters, int(self.back), space.target)
         if missing and not space.frozen:
-            self.demote(min(missing / space.page, most), HEADROOM_AGE)
+            self.demote(min(missing / space.page, most), MIN_AGE)
 
     def demote(self, n: float, min_age: int = 0) -> None:
         """Move the *n* oldest pages to the file; those it has already are not written again."""

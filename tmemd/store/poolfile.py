@@ -73,10 +73,10 @@ class Identity:
     data_bytes: int
     uuid: UUID
     boot_id: UUID
-    generation: int
+    epoch: int  # how often a pool was made for this device
     has_file: bool
-    backing: str = ""  # paths of the backing file and its map when the pool was last opened; '' for none
-    map: str = ""
+    backing: str = ""  # paths of the backing file and its bitmap when the pool was last opened; '' for none
+    bitmap: str = ""
 
     @cached_property
     def pages(self) -> int:
@@ -92,8 +92,8 @@ class Identity:
         """The identity page, 4096 bytes, checksum included."""
         body = _IDENTITY.pack(
             MAGIC, VERSION, int(self.has_file), self.size, self.pages, STATES_OFFSET, self.index_offset,
-            self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.generation,
-            self.name.encode(), self.backing.encode(), self.map.encode(),
+            self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.epoch,
+            self.name.encode(), self.backing.encode(), self.bitmap.encode(),
         )  # fmt: skip
         return (body + _CRC.pack(google_crc32c.value(body))).ljust(PAGE, b"\0")
 
@@ -107,17 +107,17 @@ class Identity:
         if len(page) < PAGE:
             raise PoolError(f"{where}: the pool file is truncated: it ends inside its identity page")
         body = page[: _IDENTITY.size]
-        _, version, flags, size, pages, states, index, data, data_bytes, uid, boot, generation, *texts = (
-            _IDENTITY.unpack(body)
+        _, version, flags, size, pages, states, index, data, data_bytes, uid, boot, epoch, *texts = _IDENTITY.unpack(
+            body
         )
         if version != VERSION:
             raise PoolError(f"{where}: pool format version {version}, this tmemd reads version {VERSION}")
         if _CRC.unpack_from(page, _IDENTITY.size)[0] != google_crc32c.value(body):
             raise PoolError(f"{where}: the pool's identity page is damaged (checksum mismatch)")
-        name, backing, map_path = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
+        name, backing, bitmap = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
         identity = cls(
             name, size, index, data, data_bytes, UUID(bytes=uid),
-            UUID(bytes=boot), generation, bool(flags & 1), backing, map_path,
+            UUID(bytes=boot), epoch, bool(flags & 1), backing, bitmap,
         )  # fmt: skip
         if identity.pages != pages or states != STATES_OFFSET or not states < index < data:
             raise PoolError(f"{where}: the pool's identity page contradicts itself")
@@ -269,6 +269,14 @@ class Snapshot:
         if os.preadv(fd, self._buffers, COUNTERS_OFFSET) < _SNAPSHOT_BYTES:
             raise PoolError(f"{where}: the pool file is truncated ({os.fstat(fd).st_size} bytes)")
         return self
+
+    def part(self, offset: int, size: int) -> bytearray:
+        """So many bytes of the file."""
+        return self._data[offset - COUNTERS_OFFSET :][:size]
+
+    def activity(self) -> bytearray:
+        """The counters and control pages: the same again where nothing has happened."""
+        return self.part(COUNTERS_OFFSET, STATISTICS_OFFSET - COUNTERS_OFFSET)
 
     def counters(self) -> Counters:
         """The counters; each is consistent by itself, not with the others."""

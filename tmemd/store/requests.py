@@ -15,7 +15,7 @@ from typing import Final
 
 import google_crc32c
 
-from tmemd.store.poolfile import CONTROL_BYTES, CONTROL_OFFSET, COUNTERS_OFFSET, GENERATIONS, PAGE, PoolError
+from tmemd.store.poolfile import CONTROL_BYTES, CONTROL_OFFSET, COUNTERS_OFFSET, GENERATIONS, PAGE, PoolError, Snapshot
 
 SLOTS: Final = 16
 _BOUND: Final = 1 << 63  # of numbers
@@ -70,18 +70,20 @@ class _Ring:
         self._offset = offset
         self._body = struct.Struct(f"<{words}Q")
         self._slot = self._body.size + 8
-
-    @property
-    def end(self) -> int:
-        """Where in the file it ends."""
-        return self._offset + SLOTS * self._slot
+        self._size = SLOTS * self._slot
 
     def read(self, fd: int) -> dict[int, tuple[int, ...]]:
         """What the slots hold, by number."""
-        data = os.pread(fd, SLOTS * self._slot, self._offset).ljust(SLOTS * self._slot, b"\0")
+        return self._unpack(os.pread(fd, self._size, self._offset).ljust(self._size, b"\0"))
+
+    def of(self, pool: Snapshot) -> dict[int, tuple[int, ...]]:
+        """The same, as it was when the snapshot was taken."""
+        return self._unpack(pool.part(self._offset, self._size))
+
+    def _unpack(self, data: bytes | bytearray) -> dict[int, tuple[int, ...]]:
         found = {}
-        for slot in range(SLOTS):
-            body, crc = data[slot * self._slot :][: self._body.size], data[(slot + 1) * self._slot - 8 :][:8]
+        for start in range(0, self._size, self._slot):
+            body, crc = bytes(data[start:][: self._body.size]), data[start + self._body.size :][:8]
             number, *words = self._body.unpack(body)
             # The pool's owner can write what he likes: the next number must fit as well.
             if number < _BOUND and int.from_bytes(crc, "little") == google_crc32c.value(body):
@@ -99,11 +101,6 @@ _requests: Final = _Ring(CONTROL_OFFSET + CONTROL_BYTES, 4)
 _answers: Final = _Ring(COUNTERS_OFFSET + PAGE // 2, 2)
 
 
-def read_counters_and_control(fd: int) -> bytes:
-    """Counters, control words and requests as they are now: they are the same again where nothing has happened."""
-    return os.pread(fd, _requests.end - COUNTERS_OFFSET, COUNTERS_OFFSET)
-
-
 def ask(fd: int, request: Request, argument: int = 0, choice: Choice = ANY_PAGE) -> int:
     """Ask the serving plugin for something; returns the number that its answer will have.
 
@@ -119,13 +116,12 @@ def ask(fd: int, request: Request, argument: int = 0, choice: Choice = ANY_PAGE)
     return number
 
 
-def waiting(fd: int) -> list[Queued]:
-    """The requests that are still to be done, in the order in which they were made."""
-    answered = max(_answers.read(fd), default=0)
-    found = sorted(_requests.read(fd).items())
+def waiting(pool: Snapshot) -> list[Queued]:
+    """The requests that were still to be done, in the order in which they were made."""
+    answered = max(_answers.of(pool), default=0)
     return [
         Queued(number, op, argument, Choice.unpack(choice))
-        for number, (op, argument, choice) in found
+        for number, (op, argument, choice) in sorted(_requests.of(pool).items())
         if number > answered
     ]
 

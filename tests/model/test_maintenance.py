@@ -1,4 +1,4 @@
-"""A served device's upkeep makes room for pages to come; each round is made by hand, and so is each generation."""
+"""A served device's maintenance makes room for pages to come; each tick is made by hand, and so is each generation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.content import PAGE, compressible
-from tests.support.harness import MIB, taken, wait_until
+from tests.support.harness import MIB, taken, wait_until, waiting
 from tests.support.index import Kind, kinds
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
-from tmemd.device.served import REST_AFTER, ServedDevice, open_device
+from tmemd.device.maintenance import IDLE_AFTER, TICK_WHILE_IDLE
+from tmemd.device.serve import ServedDevice, open_device
 from tmemd.store import poolfile, requests
 from tmemd.store.requests import Choice, Request
 
@@ -28,12 +29,12 @@ Open = Callable[..., ServedDevice]
 
 @pytest.fixture
 def opened(pools: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
-    """Opens devices whose upkeep the test does: opened(headroom=..., backing=...). They do not age by themselves."""
-    monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", math.inf)
+    """Opens devices whose maintenance the test does: opened(watermark=..., backing=...). They do not age alone."""
+    monkeypatch.setattr("tmemd.device.maintenance.GENERATION_SECONDS", math.inf)
     with ExitStack() as stack:
 
-        def opened(backing: Path | None = disk, headroom: int = 10) -> ServedDevice:
-            config = DeviceConfig("x", 8192 * PAGE, backing, LIMIT, pools, headroom=headroom)
+        def opened(backing: Path | None = disk, watermark: int = 10) -> ServedDevice:
+            config = DeviceConfig("x", 8192 * PAGE, backing, LIMIT, pools, watermark=watermark)
             served = open_device(config)
             stack.callback(served.close)
             return served
@@ -42,7 +43,7 @@ def opened(pools: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 def write(served: ServedDevice, pages: range) -> None:
-    """Write pages, each of about a third of its size when compressed, with a round of upkeep now and then."""
+    """Write pages, each of about a third of its size when compressed, with a round of maintenance now and then."""
     for page in pages:
         _core.pwrite(served.core, compressible(page, 1), page * PAGE, 0)
         if page % 20 == 0:
@@ -50,10 +51,10 @@ def write(served: ServedDevice, pages: range) -> None:
     rounds(served, 1)
 
 
-def rounds(served: ServedDevice, n: int) -> None:
-    """Let the upkeep do what it has to do."""
+def rounds(served: ServedDevice, n: int, now: float | None = None) -> None:
+    """Let the maintenance do what it has to do."""
     for _ in range(n):
-        while served.tick() == 0:
+        while served.maintenance.tick(time.monotonic() if now is None else now) == 0:
             pass
 
 
@@ -90,8 +91,8 @@ def test_cold_pages_make_room_for_hot_ones(opened: Open) -> None:
         assert buffer == compressible(page, 1)
 
 
-def test_without_headroom_what_came_first_stays(opened: Open) -> None:
-    served = opened(headroom=0)
+def test_without_a_watermark_what_came_first_stays(opened: Open) -> None:
+    served = opened(watermark=0)
     fill(served)
     grow_old(served)
     write(served, HOT)
@@ -200,22 +201,22 @@ def test_a_request_says_which_pages_go(opened: Open) -> None:
     assert (in_tmem(served, range(1100, 1300)), in_tmem(served, range(1300, 1500))) == (0, 200)
 
 
-def test_the_index_is_surveyed_when_something_changed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tmemd.device.served.SURVEY_EVERY", 0.0)
+def test_ages_are_published_when_something_changed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tmemd.device.maintenance.PUBLISH_EVERY", 0.0)
     served = opened()
 
-    def surveys() -> int:
+    def published() -> int:
         with served.pool_path.open("rb") as pool:
             return poolfile.Snapshot().take(pool.fileno(), served.pool_path).ages().surveys
 
     rounds(served, 1)
     write(served, range(1100, 1200))
-    before = surveys()
+    before = published()
     rounds(served, 5)
-    assert surveys() == before
+    assert published() == before
     _core.pread(served.core, bytearray(PAGE), 1100 * PAGE, 0)
     rounds(served, 5)
-    assert surveys() == before + 1
+    assert published() == before + 1
 
 
 def test_a_generation_lasts_its_time_however_many_rounds_there_are(
@@ -229,53 +230,57 @@ def test_a_generation_lasts_its_time_however_many_rounds_there_are(
 
     grow_old(served, 1)
     before = generation()
-    monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", 3600.0)
+    monkeypatch.setattr("tmemd.device.maintenance.GENERATION_SECONDS", 3600.0)
     rounds(served, 200)
     assert generation() == before
-    monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", 0.0)
+    monkeypatch.setattr("tmemd.device.maintenance.GENERATION_SECONDS", 0.0)
     rounds(served, 1)
     assert generation() == before + 1
 
 
-def test_the_upkeep_survives_what_goes_wrong_in_it(
+def test_maintenance_survives_what_goes_wrong_in_it(
     opened: Open, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tmemd.device.served.TICK_AFTER_FAILURE", 0.01)
+    monkeypatch.setattr("tmemd.device.maintenance.TICK_AFTER_FAILURE", 0.01)
     served = opened()
     ticks, failing = 0, True
-    tick = served.tick
+    tick = served.maintenance.tick
 
-    def faulty() -> float:
+    def faulty(now: float) -> float:
         nonlocal ticks
         ticks += 1
         if failing:
             raise RuntimeError("no luck")
-        return tick()
+        return tick(now)
 
     write(served, range(1100, 1500))
-    monkeypatch.setattr(served, "tick", faulty)
+    monkeypatch.setattr(served.maintenance, "tick", faulty)
     served.start()
     wait_until(lambda: ticks > 3, "rounds after one that failed")
     failing = False
     with served.pool_path.open("r+b") as pool:
         requests.ask(pool.fileno(), Request.DEMOTE, LIMIT)
     wait_until(lambda: in_tmem(served, range(1100, 1500)) == 0, "a demotion")
-    assert capsys.readouterr().err.count("tmem: x: upkeep failed: RuntimeError('no luck')") == 1
+    assert capsys.readouterr().err.count("tmem: x: maintenance failed: RuntimeError('no luck')") == 1
 
 
-def test_the_upkeep_rests_only_while_nothing_happens(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maintenance_idles_only_while_nothing_happens(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     served = opened()
     now = time.monotonic()
 
-    def rests_again() -> bool:
-        """Whether it looks at what is new, and rests when that is over."""
-        busy = not served.is_resting(now)
-        return busy and served.is_resting(now + REST_AFTER)
+    def idles_again() -> bool:
+        """Whether it looks at what is new, and idles when that is over."""
+        busy = served.maintenance.tick(now) != TICK_WHILE_IDLE
+        rounds(served, 3, now)
+        return busy and idles()
 
-    assert rests_again()
-    assert served.is_resting(now + REST_AFTER)
-    write(served, range(1100, 1103))
-    assert rests_again()
+    def idles() -> bool:
+        return served.maintenance.tick(now + IDLE_AFTER) == TICK_WHILE_IDLE
+
+    assert idles_again()
+    assert idles()
+    _core.pwrite(served.core, compressible(1100, 1), 1100 * PAGE, 0)
+    assert idles_again()
     with served.pool_path.open("r+b") as pool:
         for change in (
             lambda fd: poolfile.write_target(fd, LIMIT // 2),
@@ -285,9 +290,9 @@ def test_the_upkeep_rests_only_while_nothing_happens(opened: Open, monkeypatch: 
             lambda fd: requests.ask(fd, Request.COMPACT),
         ):
             change(pool.fileno())
-            assert rests_again()
-    monkeypatch.setattr("tmemd.device.served.GENERATION_SECONDS", 0.0)
-    assert not served.is_resting(now + REST_AFTER), "a generation has ended"
+            assert idles_again()
+    monkeypatch.setattr("tmemd.device.maintenance.GENERATION_SECONDS", 0.0)
+    assert not idles(), "a generation has ended"
 
 
 def test_a_pool_that_is_made_anew_keeps_its_target_and_no_requests(opened: Open, pools: Path) -> None:
@@ -297,5 +302,5 @@ def test_a_pool_that_is_made_anew_keeps_its_target_and_no_requests(opened: Open,
         poolfile.write_target(pool.fileno(), LIMIT // 2)
         requests.ask(pool.fileno(), Request.DRAIN)
         opened()
-        assert requests.waiting(pool.fileno()) == []
+        assert waiting(pool.fileno()) == []
         assert poolfile.read_control(pool.fileno()).target == LIMIT // 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.support import fakes
-from tmemd.device.headroom import Headroom
+from tmemd.device.watermark import FreeWatermark
 from tmemd.store.poolfile import Counters
 
 MIB = 1 << 20
@@ -15,22 +15,22 @@ def counters(**values: int) -> Counters:
     return fakes.counters(**({"used_bytes": TARGET, "pages_in_tmem": TARGET >> 10} | values))
 
 
-def missing(headroom: Headroom, room: int, back: int = 0, **values: int) -> int:
-    """A tick later."""
-    return headroom.missing(counters(**values), back, room, TARGET)
+def missing(watermark: FreeWatermark, room: int, back: int = 0, **values: int) -> int:
+    """A tick later, with so much room."""
+    return watermark.missing(counters(used_bytes=TARGET - room, **values), back, TARGET)
 
 
-def watching(percent: int = 10) -> Headroom:
-    """A headroom that has seen the pool once."""
-    headroom = Headroom(percent)
-    assert missing(headroom, 0) == 0
-    return headroom
+def watching(percent: int = 10) -> FreeWatermark:
+    """One that has seen the pool once."""
+    watermark = FreeWatermark(percent)
+    assert missing(watermark, 0) == 0
+    return watermark
 
 
 def test_nothing_is_demoted_while_nothing_comes_in() -> None:
-    headroom = watching()
-    assert missing(headroom, 0, gets=1000, file_reads=1000) == 0
-    assert missing(headroom, 0, gets=2000, file_reads=1000) == 0
+    watermark = watching()
+    assert missing(watermark, 0, gets=1000, file_reads=1000) == 0
+    assert missing(watermark, 0, gets=2000, file_reads=1000) == 0
 
 
 def test_pages_of_zeros_and_overwritten_ones_need_no_room() -> None:

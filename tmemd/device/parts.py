@@ -1,4 +1,4 @@
-"""Everything a device is made of, opened and held against each other, or created: pool, backing file, map."""
+"""Everything a device is made of, opened and held against each other, or created: pool, backing file, bitmap."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 from tmemd.binding import _core
 from tmemd.device import backing as backings
 from tmemd.device.backing import Backing
-from tmemd.device.config import DeviceConfig, default_pools
-from tmemd.store import mapfile, poolfile
-from tmemd.store.mapfile import MapHeader
+from tmemd.device.config import Debug, DeviceConfig, default_pools
+from tmemd.store import bitmapfile, poolfile
+from tmemd.store.bitmapfile import BitmapHeader
 from tmemd.store.poolfile import Identity, PoolError
 from tmemd.store.poolindex import BLOCK_BYTES, State, block_count
 from tmemd.system import cgroup
@@ -21,7 +21,7 @@ from tmemd.system.tmpfs import is_tmpfs
 
 
 @dataclass(frozen=True)
-class Opening:
+class Parts:
     """A device's parts, open and locked."""
 
     config: DeviceConfig
@@ -30,23 +30,27 @@ class Opening:
     backing: Backing | None
     pool_path: Path
     pool_fd: int
+    debug: Debug
 
-    def attach(self) -> bool:
+    def adopt_pool(self) -> bool:
         """Whether the pool holds this device's pages. False when there is none, or it is from before the host died.
 
         Raises PoolError when it is another device's, or not whole.
         """
         identity = poolfile.read_identity(self.pool_fd, self.pool_path)
         if identity is None:
+            self.debug(f"{self.pool_path}: a new pool")
             return False
         self._check_identity(identity)
         header = self.backing.header if self.backing else None
-        if identity.boot_id != self.boot_id or (header and header.generation != identity.generation):
+        if identity.boot_id != self.boot_id or (header and header.epoch != identity.epoch):
+            self.debug(f"{self.pool_path}: a pool of epoch {identity.epoch} that no longer counts")
             return False
-        backing, map_path = self._paths()
-        now = replace(identity, backing=backing, map=map_path)
+        now = replace(identity, backing=self._backing_name, bitmap=self._bitmap_name)
         if now != identity:
             os.pwrite(self.pool_fd, now.pack(), 0)
+        pages = poolfile.read_counters(self.pool_fd, self.pool_path).pages_in_tmem
+        self.debug(f"{self.pool_path}: adopted the pool of epoch {identity.epoch} with {pages} pages in tmem")
         return True
 
     def _check_identity(self, identity: Identity) -> None:
@@ -61,31 +65,40 @@ class Opening:
         if found != whole:
             raise PoolError(f"{path}: the pool file is truncated: it has {found} of {whole} bytes")
 
-    def _paths(self) -> tuple[str, str]:
-        return (str(self.backing.path), str(self.backing.map_path)) if self.backing else ("", "")
+    @property
+    def _backing_name(self) -> str:
+        return str(self.backing.path) if self.backing else ""
 
-    def create(self, undo: ExitStack) -> None:
-        """Make a new pool in the open file, and note in the map first that no older one counts any more."""
-        header = MapHeader(self.config.size, mapfile.GRANULE, uuid.uuid4(), self.boot_id, 1)
+    @property
+    def _bitmap_name(self) -> str:
+        return str(self.backing.bitmap_path) if self.backing else ""
+
+    def make_pool(self, undo: ExitStack) -> None:
+        """Make a new pool in the open file, and note in the bitmap first that no older one counts any more."""
+        header = BitmapHeader(self.config.size, bitmapfile.REGION, uuid.uuid4(), self.boot_id, 1)
         states = bytes([State.INDEX]) * block_count(header.size)
         if self.backing:
             is_new = self.backing.header is None
             found = self.backing.header or backings.create(self.backing, undo, reserve=self.config.reserve)
-            header = replace(found, boot_id=self.boot_id, generation=found.generation + 1)
-            states = _new_states(self.backing, header) if is_new else _mapped_states(self.backing, header)
-            mapfile.write_header(self.backing.map_fd, header)
+            header = replace(found, boot_id=self.boot_id, epoch=found.epoch + 1)
+            states = _new_states(self.backing, header) if is_new else _states_by_bitmap(self.backing, header)
+            bitmapfile.write_header(self.backing.bitmap_fd, header)
             self.backing.header = header
-        backing, map_path = self._paths()
         layout = self.layout
         identity = Identity(
             name=self.config.name, size=header.size, index_offset=layout.index_offset, data_offset=layout.data_offset,
-            data_bytes=layout.data_bytes, uuid=header.uuid, boot_id=self.boot_id, generation=header.generation,
-            has_file=self.backing is not None, backing=backing, map=map_path,
+            data_bytes=layout.data_bytes, uuid=header.uuid, boot_id=self.boot_id, epoch=header.epoch,
+            has_file=self.backing is not None, backing=self._backing_name, bitmap=self._bitmap_name,
         )  # fmt: skip
         try:
             _format(self.pool_fd, identity, states)
         except OSError as error:
             raise PoolError(f"{self.pool_path}: {error.strerror}") from None
+        in_file, lost = states.count(State.FILE), states.count(State.LOST)
+        self.debug(
+            f"{self.pool_path}: made a pool of epoch {header.epoch}: of {len(states)} blocks of {BLOCK_BYTES} bytes"
+            f" {in_file} are in the file, {lost} lost"
+        )
 
     def open_core(self, cgroups: list[tuple[int, int]]) -> _core.Device:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
@@ -94,8 +107,8 @@ class Opening:
         limit = config.limit or self.layout.data_offset + self.layout.data_bytes
         try:
             return _core.Device(
-                self.pool_fd, backing.fd if backing else -1, backing.map_fd if backing else -1, name=config.name,
-                size=config.size, limit=limit, region=header.granule if header else mapfile.GRANULE,
+                self.pool_fd, backing.fd if backing else -1, backing.bitmap_fd if backing else -1, name=config.name,
+                size=config.size, limit=limit, region=header.region if header else bitmapfile.REGION,
                 file_bytes=backing.file_bytes if backing else 0, direct=bool(backing and backing.direct),
                 lost_zero=config.lost_zero, durable=config.durable, cgroup=cgroups,
             )  # fmt: skip
@@ -103,26 +116,30 @@ class Opening:
             raise PoolError(f"{self.pool_path}: {error} ('tmemctl check' tells more)") from None
 
 
-def open_parts(config: DeviceConfig, root: Path, undo: ExitStack) -> tuple[Opening, _core.Device, ExitStack]:
+def open_parts(
+    config: DeviceConfig, root: Path, undo: ExitStack, debug: Debug
+) -> tuple[Parts, _core.Device, ExitStack]:
     """Open what *config* names, creating what is not there yet; *undo* takes back what was created.
 
-    The stack returned closes what is open. *root* stands in for / where /proc and /sys are read. Raises ConfigError, or
-    one of device.DeviceErrors.
+    The stack returned closes what is open. *root* stands in for / where /proc and /sys are read; *debug* is told what
+    was found. Raises ConfigError, or one of serve.DeviceErrors.
     """
     layout = config.check()
     boot_id = uuid.UUID((root / "proc/sys/kernel/random/boot_id").read_text().strip())
     with ExitStack() as owned:
-        backing = backings.find(config.backing, config.map, config.size) if config.backing else None
+        backing = backings.find(config.backing, config.bitmap, config.size) if config.backing else None
         if backing:
             owned.callback(backing.close)
+            found = f"with bitmap {backing.bitmap_path} of epoch {backing.header.epoch}" if backing.header else "new"
+            debug(f"{backing.path}: {found}, {'O_DIRECT' if backing.direct else 'through the page cache'}")
         pool_fd, pool_path = _open_pool(config, undo)
         owned.callback(os.close, pool_fd)
         _claim(pool_fd, pool_path)
-        opening = Opening(config, layout, boot_id, backing, pool_path, pool_fd)
-        if not opening.attach():
-            opening.create(undo)
-        core = opening.open_core(_cgroup_files(root, owned))
-        return opening, core, owned.pop_all()
+        parts = Parts(config, layout, boot_id, backing, pool_path, pool_fd, debug)
+        if not parts.adopt_pool():
+            parts.make_pool(undo)
+        core = parts.open_core(_cgroup_files(root, owned))
+        return parts, core, owned.pop_all()
 
 
 def _claim(fd: int, path: Path) -> None:
@@ -143,7 +160,7 @@ def _open_pool(config: DeviceConfig, undo: ExitStack) -> tuple[int, Path]:
     directory = config.pools or default_pools()
     path = directory / f"{config.name}{poolfile.SUFFIX}"
     if config.tmemd:
-        return _ask_tmemd(config.tmemd, config, path)
+        return _attach_by_tmemd(config.tmemd, config, path)
     with suppress(FileExistsError):
         directory.mkdir(mode=0o700)
         undo.callback(_remove_empty, directory)
@@ -165,7 +182,7 @@ def _open_existing(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
-def _ask_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[int, Path]:
+def _attach_by_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[int, Path]:
     from tmemd import client, protocol  # noqa: PLC0415 - a device that works alone needs neither
 
     request = protocol.Attach(config.name, config.size, config.backing is not None, config.limit)
@@ -190,17 +207,17 @@ def _format(fd: int, identity: Identity, states: bytes) -> None:
     os.pwrite(fd, identity.pack(), 0)
 
 
-def _new_states(backing: Backing, header: MapHeader) -> bytes:
+def _new_states(backing: Backing, header: BitmapHeader) -> bytes:
     return bytes([State.ZERO if backing.is_block else State.INDEX]) * block_count(header.size)
 
 
-def _mapped_states(backing: Backing, header: MapHeader) -> bytes:
-    """Without the pool that was in use with it, what the map says: in the file, or lost."""
-    bits = mapfile.read_bits(backing.map_fd, header)
+def _states_by_bitmap(backing: Backing, header: BitmapHeader) -> bytes:
+    """Without the pool that was in use with it, what the bitmap says: in the file, or lost."""
+    bits = bitmapfile.read_bits(backing.bitmap_fd, header)
     states = bytearray()
     for start in range(0, header.size, BLOCK_BYTES):
         last = min(start + BLOCK_BYTES, header.size) - 1
-        is_set = any(bits[start // header.granule : last // header.granule + 1])
+        is_set = any(bits[start // header.region : last // header.region + 1])
         states.append(State.LOST if is_set else State.FILE)
     return bytes(states)
 

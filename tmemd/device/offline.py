@@ -1,0 +1,29 @@
+"""What is done to a device that nobody serves: draining it."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from tmemd.device.config import DeviceConfig
+from tmemd.device.serve import open_device
+from tmemd.store import poolfile
+from tmemd.store.poolfile import PoolError
+
+
+def drain(pool_path: Path) -> None:
+    """Drain a pool into the backing file it was last opened with. Raises ConfigError, or one of DeviceErrors."""
+    with open(pool_path, "rb") as pool:
+        identity = poolfile.read_identity(pool.fileno(), pool_path)
+        if identity is None:
+            return
+        limit = poolfile.read_counters(pool.fileno(), pool_path).limit_bytes
+    if not identity.has_file:
+        raise PoolError(f"{pool_path}: the pool has no backing file to drain to")
+    if not Path(identity.backing).exists():
+        raise PoolError(f"{pool_path}: its backing file {identity.backing} is not there")
+    config = DeviceConfig(
+        identity.name, identity.size, Path(identity.backing), limit, pool_path.parent, bitmap=Path(identity.bitmap)
+    )
+    with closing(open_device(config)) as served:
+        served.core.drain()

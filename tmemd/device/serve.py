@@ -1,0 +1,92 @@
+"""The life cycle of devices that are served: opened together, started after nbdkit's fork, closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from tmemd.binding import _core
+from tmemd.device.backing import BackingError
+from tmemd.device.clients import Clients
+from tmemd.device.config import ConfigError, Debug, DeviceConfig
+from tmemd.device.maintenance import Maintenance
+from tmemd.device.parts import Parts, open_parts
+from tmemd.store import poolfile
+from tmemd.store.bitmapfile import BitmapError
+from tmemd.store.poolfile import Counters, PoolError
+
+DeviceErrors: Final = (BackingError, BitmapError, PoolError, OSError)
+
+
+class ServedDevice:
+    """An open device: its page path in `core`, and its `maintenance`, which goes on once `start` was called."""
+
+    def __init__(self, parts: Parts, core: _core.Device, owned: ExitStack, debug: Debug) -> None:
+        self.config = parts.config
+        self.pool_path = parts.pool_path
+        self.core = core
+        self.clients = Clients()
+        self.maintenance = Maintenance(core, parts.config, parts.pool_fd, parts.pool_path, debug)
+        self._pool_fd = parts.pool_fd
+        self._owned = owned
+
+    def start(self) -> None:
+        """Serve it from this process on, with its maintenance in a thread (call it after any fork)."""
+        self.core.serve()
+        self.maintenance.start()
+
+    def close(self) -> None:
+        """End the maintenance, unmap, unlock and close everything. The pool stays, for whoever attaches next."""
+        self.maintenance.stop()
+        self.core.close()
+        self._owned.close()
+
+    def counters(self) -> Counters:
+        """A snapshot of the device's counters."""
+        return poolfile.read_counters(self._pool_fd, self.pool_path)
+
+
+def check_together(configs: Sequence[DeviceConfig]) -> None:
+    """Check devices that are to be opened together. Raises ConfigError."""
+    owners: dict[Path, str] = {}
+    for config in configs:
+        config.check()
+        for path in (config.backing, config.bitmap):
+            if path and owners.setdefault(path, config.name) != config.name:
+                raise ConfigError(f"{config.name}: {path} is already device {owners[path]}'s")
+
+
+def open_devices(
+    configs: Sequence[DeviceConfig], *, root: Path = Path("/"), debug: Debug = lambda _: None
+) -> list[ServedDevice]:
+    """Open what *configs* name, creating what is not there yet; nothing on disk changes when one of them fails.
+
+    *root* stands in for / where /proc and /sys are read; *debug* is told what was found and what is done. Raises
+    ConfigError, or one of DeviceErrors.
+    """
+    check_together(configs)
+    with ExitStack() as undo:
+        served = []
+        for config in configs:
+            device = _open(config, root, undo, debug)
+            undo.callback(device.close)
+            served.append(device)
+        undo.pop_all()
+    return served
+
+
+def _open(config: DeviceConfig, root: Path, undo: ExitStack, debug: Debug) -> ServedDevice:
+    def named_debug(message: str) -> None:
+        debug(f"{config.name}: {message}")
+
+    try:
+        return ServedDevice(*open_parts(config, root, undo, named_debug), named_debug)
+    except OSError as error:
+        raise PoolError(f"{error.filename or config.name}: {error.strerror or error}") from None
+
+
+def open_device(config: DeviceConfig, *, root: Path = Path("/")) -> ServedDevice:
+    """Open one device, as `open_devices` does."""
+    return open_devices([config], root=root)[0]
