@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.harness import ROOT
+from tmemd.binding import _core
 
 CORE = ROOT / "tmemd" / "core"
 MODULES = sorted({path.stem for path in CORE.glob("*.[ch]")})
@@ -87,3 +88,28 @@ def test_an_arrow_upwards_is_seen() -> None:
     assert upward("low", ["low", "high", "same", "lower"], {"low": 1, "same": 1, "high": 2, "lower": 0}) == [
         "high", "same",
     ]  # fmt: skip
+
+
+def is_defined(function: str, module: str) -> bool:
+    """Whether a module of the core has that function, inline ones included."""
+    text = "".join(path.read_text() for path in CORE.glob(f"{module}.[ch]"))
+    return re.search(rf"^(static inline )?\w[\w *]*\b{function}\([^;]*?\)\n?\s?{{", text, re.MULTILINE) is not None
+
+
+def test_the_paths_name_functions_of_their_modules_and_return_to_none() -> None:
+    section = (ROOT / "docs/architecture.md").read_text().partition("\n## Paths\n")[2].partition("\n## ")[0]
+    paths = [re.findall(r"`(\w+)` \((\w+)", row) for row in section.splitlines() if "→" in row]
+    assert len(paths) >= 5
+    for path in paths:
+        assert [function for function, module in path if not is_defined(function, module)] == []
+        modules = [module for _, module in path]
+        assert len(modules) == len(set(modules)) <= 8
+
+
+def test_the_binding_carries_the_probes_that_are_documented() -> None:
+    section = (ROOT / "docs/architecture.md").read_text().partition("\n## Looking inside\n")[2].partition("\n## ")[0]
+    documented = re.search(r"`tmem:(\w+)`((?:, `\w+`)*) and `(\w+)`", section)
+    assert documented
+    names = {documented[1], *re.findall(r"\w+", documented[2]), documented[3]}
+    notes = subprocess.check_output(["readelf", "--notes", "--wide", _core.__file__], text=True)
+    assert set(re.findall(r"Provider: tmem\s+Name: (\w+)", notes)) == names
