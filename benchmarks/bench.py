@@ -44,6 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pages", type=int, default=65536, help="real pages to capture (default: %(default)s)")
     parser.add_argument("--corpus", type=Path, help="use pages captured before by benchmarks/pages.py")
     parser.add_argument("--only", choices=("speed", "density"), help="measure only this")
+    parser.add_argument("--against", type=Path, metavar="TREE", help="measure another, built checkout, too")
     parser.add_argument("--json", action="store_true", help="print the results as JSON, not as tables")
     parser.add_argument("--output", type=Path, help="where to keep the JSON (default: benchmarks/results/DATE.json)")
     args = parser.parse_args()
@@ -138,7 +139,7 @@ def measure_speed(args: argparse.Namespace, place: peers.Place) -> dict[str, Any
     """All rounds on all peers."""
     with contextlib.ExitStack() as stack:
         running: Running = {}
-        for peer in peers.all_peers(place, args.size):
+        for peer in peers.all_peers(place, args.size, args.against):
             server = stack.enter_context(peers.serving(peer, place))
             running[peer.name] = peer, server, stack.enter_context(peers.loading(server, place))
         warm_up(running)

@@ -20,6 +20,7 @@ THREADS: Final = 16
 PATIENCE: Final = 30.0  # seconds for a server to listen
 OURS: Final = "tmem"
 BASE: Final = "null"
+BEFORE: Final = "tmem before"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Peer:
     name: str
     plugin: list[str]
     keeps: bool = True
+    bin: Path = Path(sys.executable).parent  # of the environment that its Python plugin is installed in
 
 
 @dataclass(frozen=True)
@@ -41,22 +43,24 @@ class Place:
     pools: Path
 
 
-def ours(place: Place, size: int) -> Peer:
-    """Our device of *size* bytes, with room for every page."""
-    backing = place.disk / "tmem.backing"
-    plugin = [str(ROOT / "plugin" / "tmem.py"), "name=bench", f"size={size}", f"backing={backing}"]
+def ours(place: Place, size: int, tree: Path = ROOT, name: str = OURS) -> Peer:
+    """The device of a checkout of tmemd, of *size* bytes, with room for every page."""
+    backing = place.disk / f"{name}.backing"
+    plugin = [str(tree / "plugin" / "tmem.py"), f"name={name.replace(' ', '-')}", f"size={size}", f"backing={backing}"]
     # A loader stays connected while fio has its turn.
-    return Peer(OURS, ["python", *plugin, f"limit={2 * size}", f"pools={place.pools}", "clients=any"])
+    command = ["python", *plugin, f"limit={2 * size}", f"pools={place.pools}", "clients=any"]
+    return Peer(name, command, bin=Path(sys.executable).parent if tree == ROOT else tree / ".venv" / "bin")
 
 
-def all_peers(place: Place, size: int) -> list[Peer]:
-    """Our device and nbdkit's own plugins, all of *size* bytes."""
+def all_peers(place: Place, size: int, against: Path | None = None) -> list[Peer]:
+    """Our device, that of another checkout, and nbdkit's own plugins, all of *size* bytes."""
     plain = place.disk / "file"
     with plain.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, size)
     return [
         Peer(BASE, ["null", str(size)], keeps=False),
         ours(place, size),
+        *([ours(place, size, against, BEFORE)] if against else []),
         Peer("memory", ["memory", str(size)]),
         Peer("memory zstd", ["memory", str(size), "allocator=zstd"]),
         Peer("file", ["file", str(plain)]),
@@ -82,7 +86,7 @@ def serving(peer: Peer, place: Place) -> Iterator[Server]:
     """Run nbdkit for a peer; it ends with the context, or with this process."""
     socket = place.disk / f"{peer.name.replace(' ', '-')}.sock"
     command = ["nbdkit", "--exit-with-parent", "--threads", str(THREADS), "-U", str(socket), *peer.plugin]
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = os.environ | {"PATH": f"{peer.bin}:{os.environ['PATH']}"}
     with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         try:
             wait_for(socket, process)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.peers import BASE, OURS
+from benchmarks.peers import BASE, BEFORE, OURS
 
 READS: Final = ("read 1", "read 32")
 WRITES: Final = ("write 1", "write 32")
@@ -138,6 +138,19 @@ def speed_table(rounds: list[Round]) -> str:
     return table(["4 KiB random", *PHASES, "CPU/read 32", "CPU/write 32"], rows)
 
 
+def before_table(rounds: list[Round]) -> str:
+    """Our requests a second and CPU for each request, as a multiple of another's."""
+
+    def cpu_of(phase: str) -> Callable[[Round], float]:
+        return lambda round_: round_[phase][OURS]["cpu_us"] / round_[phase][BEFORE]["cpu_us"]
+
+    rows = [
+        ["requests/s", *(str(over_rounds(rounds, speed_ratio(phase, OURS, BEFORE))) for phase in PHASES)],
+        ["CPU", *(str(over_rounds(rounds, cpu_of(phase))) for phase in PHASES)],
+    ]
+    return table([f"{OURS} by {BEFORE}", *PHASES], rows)
+
+
 def fio_table(rounds: list[Round]) -> str:
     """Requests a second as fio sees them: reads of real pages, writes of its own synthetic ones."""
     return table(["fio", *PHASES], [[peer, *speeds(rounds, peer)] for peer in rounds[0][PHASES[0]]])
@@ -172,6 +185,8 @@ def render(results: dict[str, Any]) -> str:
     parts, goals = [], []
     if results["rounds"]:
         parts += [speed_table(results["rounds"]), fio_table(results["fio"])]
+        if BEFORE in results["rounds"][0][PHASES[0]]:
+            parts.append(before_table(results["rounds"]))
         goals += speed_goals(results["rounds"]) + fio_goals(results["fio"])
     if results["density"]:
         parts.append(density_table(results["density"]))
