@@ -18,6 +18,7 @@ from tmemd.store.requests import Choice
 _REQUESTS: Final[dict[protocol.Work, requests.Request]] = {
     "drain": requests.Request.DRAIN,
     "demote": requests.Request.DEMOTE,
+    "compact": requests.Request.COMPACT,
     "settle": requests.Request.COMPACT,
 }
 _NO_COUNTERS: Final = Counters(*(0 for _ in Counters.__struct_fields__))

@@ -27,7 +27,7 @@ Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Weight: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_WEIGHT)]
 Configurable: TypeAlias = Literal["weight", "cap", "minimum", "compression"]
-Work: TypeAlias = Literal["drain", "demote", "settle"]
+Work: TypeAlias = Literal["drain", "demote", "compact", "settle"]  # settle: what compact was called in 0.1
 
 
 # 64 MiB put without a single trim: a guest that trims does so as soon as a process that was swapped out ends.

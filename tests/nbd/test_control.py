@@ -72,7 +72,7 @@ def test_no_wrong_page_under_a_verifying_loader(serve: Serve, pools: Path, disk:
 
 @pytest.mark.parametrize("killed", [False, True], ids=["running", "killed"])
 def test_every_request_of_one_moment_is_done(serve: Serve, pools: Path, disk: Path, killed: bool) -> None:
-    """The settle does not take the drain's place, and SIGKILL before any of them was looked at loses none."""
+    """The compaction does not take the drain's place, and SIGKILL before any of them was looked at loses none."""
     server = serve(device("queue", pools, 1024 * PAGE, disk, LIMIT))
     pool = pools / "queue.pool"
     with server.client() as client:
@@ -108,7 +108,7 @@ def test_two_who_wait_at_once_each_hear_their_own_answer(serve: Serve, pools: Pa
     os.kill(server.pid, signal.SIGSTOP)
     with pool.open("rb") as file, ExitStack() as stack:
         waiters = []
-        for number, command in enumerate(("drain", "settle"), 1):
+        for number, command in enumerate(("drain", "compact"), 1):
             ctl = [sys.executable, "-m", "tmemd.cli", command, "queue", f"--pools={pools}"]
             waiters.append(subprocess.Popen(dying_with_us(ctl), stdout=subprocess.PIPE, text=True))
             stack.callback(waiters[-1].kill)

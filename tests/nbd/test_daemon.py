@@ -115,15 +115,15 @@ def test_everything_tmemctl_does_to_a_live_device(serve: Serve, pools: Path, dis
 
     used = ctl(pools, "show", "web")["used_bytes"]
     assert ctl(pools, "demote", "web", "1M")["used_bytes"] <= used - MIB
-    wait_until(lambda: ctl(pools, "freeable", "web")["pools"][0]["incompressible_bytes"] > 0, "a survey")
+    wait_until(lambda: ctl(pools, "freeable", "web")["pools"][0]["incompressible_bytes"] > 0, "age statistics")
     assert ctl(pools, "demote", "web", "--incompressible")["used_bytes"] > 0
-    wait_until(lambda: ctl(pools, "freeable", "web")["pools"][0]["incompressible_bytes"] == 0, "another survey")
+    wait_until(lambda: ctl(pools, "freeable", "web")["pools"][0]["incompressible_bytes"] == 0, "newer age statistics")
     (long,) = ctl(pools, "list", "--long")
     assert sum(age["stored_bytes"] for age in long["stored_by_age"]) > 0
     assert 0 < long["put_seconds"]["median"] <= long["put_seconds"]["p99"]
     assert long["compression_ratio"] > 1
     assert ctl(pools, "host")["used_bytes"] > 0
-    assert ctl(pools, "settle", "web")["used_bytes"] <= used
+    assert ctl(pools, "compact", "web")["used_bytes"] <= used
     counts = ctl(pools, "map", "web")["counts"]
     assert counts["tmem"] > 0 < counts["file"]
     assert sum(counts.values()) == PAGES

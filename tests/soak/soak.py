@@ -181,7 +181,7 @@ class Soak:
             case 3:
                 client.ask(name, "drain")
             case 4:
-                client.ask(name, "settle")
+                client.ask(name, "compact")
             case _:
                 client.ask(name, "demote", rng.randrange(MIB))
 

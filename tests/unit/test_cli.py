@@ -123,7 +123,7 @@ def test_targets_that_are_no_sizes_are_usage_errors(directory: Path, target: str
 
 
 @pytest.mark.parametrize("name", ["../web", "/etc/passwd", "", ".", "web\n", "nothing"])
-@pytest.mark.parametrize("command", ["show", "map", "freeze", "drain", "settle", "destroy"])
+@pytest.mark.parametrize("command", ["show", "map", "freeze", "drain", "compact", "destroy"])
 def test_bad_names_are_one_clear_line(directory: Path, command: str, name: str, capsys: Output) -> None:
     assert ctl(directory, command, name) == 1
     errors = capsys.readouterr().err.splitlines()
@@ -221,10 +221,20 @@ def test_a_waiter_hears_its_own_answer_not_that_of_one_who_left(directory: Path,
     with fakes.pool(directory, "web") as fd:
         left = requests.ask(fd, Request.DRAIN)  # by somebody who does not wait for it
         with Plugin(directory, "web", 0) as plugin:
-            assert ctl(directory, "settle", "web") == 0
+            assert ctl(directory, "compact", "web") == 0
         assert [(request.number, request.op) for request in plugin.asked] == [(1, Request.DRAIN), (2, Request.COMPACT)]
         assert requests.answer_to(fd, left) == 0
     assert "given back" in capsys.readouterr().out
+
+
+def test_the_old_name_of_compact_still_works(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web"), Plugin(directory, "web", 0) as plugin:
+        assert ctl(directory, "settle", "web", "--json") == 0
+        assert Client.of_directory(directory).ask("web", "settle") == 2, "as a tmemctl of the last release asks"
+    assert plugin.asked == [Queued(1, Request.COMPACT, 0, ANY_PAGE)]
+    output = capsys.readouterr()
+    assert json.loads(output.out)["name"] == "web"
+    assert output.err == "tmemctl: settle is called compact now; the old name goes with the next release\n"
 
 
 def test_demote_hands_on_its_size_and_the_plugins_error(directory: Path, capsys: Output) -> None:
@@ -244,7 +254,7 @@ def test_waiting_goes_on_while_tmemd_is_away(directory: Path) -> None:
         return perform(pools, request)
 
     with fakes.pool(directory, "web"), Plugin(directory, "web", 0):
-        assert work.do(Client(transport), "web", "settle").answer == 0
+        assert work.do(Client(transport), "web", "compact").answer == 0
     assert len(asked) >= 4
 
 
@@ -253,15 +263,15 @@ def test_a_plugin_that_stays_away_ends_the_waiting(
 ) -> None:
     monkeypatch.setattr(work, "_PATIENCE", 0.0)
     with fakes.pool(directory, "web"), Plugin(directory, "web", None):
-        assert ctl(directory, "settle", "web") == 1
-    assert "went away before it could settle it: the next one will" in capsys.readouterr().err
+        assert ctl(directory, "compact", "web") == 1
+    assert "went away before it could compact it: the next one will" in capsys.readouterr().err
 
 
 def test_waiting_goes_on_while_the_plugin_is_restarted(directory: Path) -> None:
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web") as fd:
         with Plugin(directory, "web", None) as first, ThreadPoolExecutor(1) as pool:
-            done = pool.submit(work.do, client, "web", "settle")
+            done = pool.submit(work.do, client, "web", "compact")
             first.join()
             with Plugin(directory, "web", 0) as second:
                 assert done.result().answer == 0

@@ -163,11 +163,11 @@ def test_every_request_has_its_own_answer(directory: Path) -> None:
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web") as fd:
         assert poolfile.lock(fd)
-        drain, settle = client.ask("web", "drain"), client.ask("web", "settle")
+        drain, compact = client.ask("web", "drain"), client.ask("web", "compact")
         requests.answer(fd, drain, errno.ENOSPC)
-        assert [client.pool("web", request=number).answer for number in (drain, settle)] == [errno.ENOSPC, None]
-        requests.answer(fd, settle, 0)
-        assert [client.pool("web", request=number).answer for number in (drain, settle)] == [errno.ENOSPC, 0]
+        assert [client.pool("web", request=number).answer for number in (drain, compact)] == [errno.ENOSPC, None]
+        requests.answer(fd, compact, 0)
+        assert [client.pool("web", request=number).answer for number in (drain, compact)] == [errno.ENOSPC, 0]
         assert client.pool("web").answer is None
 
 
@@ -175,7 +175,7 @@ def test_a_queue_that_is_full_says_so_and_keeps_what_it_has(directory: Path) -> 
     client = Client.of_directory(directory)
     with fakes.pool(directory, "web") as fd:
         assert poolfile.lock(fd)
-        numbers = [client.ask("web", "settle") for _ in range(requests.SLOTS)]
+        numbers = [client.ask("web", "compact") for _ in range(requests.SLOTS)]
         with pytest.raises(PoolError, match=f"pool web: {requests.SLOTS} requests are waiting"):
             client.ask("web", "drain")
         assert [queued.number for queued in waiting(fd)] == numbers
@@ -190,7 +190,7 @@ def test_an_answer_that_later_ones_have_replaced_is_known_to_be_gone(directory: 
         first = client.ask("web", "drain")
         requests.answer(fd, first, errno.EIO)
         for _ in range(requests.SLOTS):
-            requests.answer(fd, client.ask("web", "settle"), 0)
+            requests.answer(fd, client.ask("web", "compact"), 0)
         with pytest.raises(PoolError, match=r"pool web: request 1 was carried out.* ask again"):
             client.pool("web", request=first)
 

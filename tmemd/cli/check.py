@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-from tmemd.cli import common
+from tmemd.cli import common, work
 from tmemd.store import check
 from tmemd.store.poolfile import PoolError
 
@@ -27,8 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check them all."""
     paths = [_path(arguments, pool) for pool in dict.fromkeys(arguments.names)]
-    with _bar() as progress:
-        reports = [check.check_pool(path, progress) for path in paths]
+    with work.bar() as advance:
+        reports = [
+            check.check_pool(path, lambda what, done, total: advance(description=what, completed=done, total=total))
+            for path in paths
+        ]
     if arguments.json:
         common.print_json([{"ok": report.ok, **dataclasses.asdict(report)} for report in reports])
     else:
@@ -59,12 +56,3 @@ def _print(report: check.Report) -> None:
         f"{report.path}: {'ok' if report.ok else 'DAMAGED'}: {pages or 'no'} pages; {report.records} records in"
         f" {report.spans} spans are right{', while in use' if report.served else ''}"
     )
-
-
-@contextmanager
-def _bar() -> Iterator[check.Progress]:
-    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda what, done, total: progress.update(task, description=what, completed=done, total=total)

@@ -15,24 +15,10 @@ from tmemd.client import UnreachableError
 from tmemd.store.poolfile import PoolError
 
 COMMANDS: Final = (
-    "list",
-    "show",
-    "top",
-    "host",
-    "freeable",
-    "map",
-    "set",
-    "freeze",
-    "thaw",
-    "drain",
-    "demote",
-    "settle",
-    "destroy",
-    "check",
-    "record",
-    "simulate",
-    "plugin-path",
-)
+    "list", "show", "top", "host", "freeable", "map", "set", "freeze", "thaw", "drain", "demote", "compact", "destroy",
+    "check", "record", "simulate", "plugin-path",
+)  # fmt: skip
+_RENAMED: Final = {"settle": "compact"}  # old names go with the next release
 
 
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
@@ -56,7 +42,10 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run tmemctl; returns its exit status: 0, or 1 after an error or a problem found. Raises KeyboardInterrupt."""
-    words = sys.argv[1:] if argv is None else argv
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and (renamed := _RENAMED.get(words[0])):
+        common.warn(f"{words[0]} is called {renamed} now; the old name goes with the next release")
+        words[0] = renamed
     try:
         # Loading what all commands need takes three times as long as loading one of them.
         arguments = build_parser(words[:1] if words and words[0] in COMMANDS else COMMANDS).parse_args(words)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,12 +46,16 @@ def add_pool(parser: argparse.ArgumentParser) -> None:
     add_where(parser)
 
 
-def add_pool_or_all(parser: argparse.ArgumentParser) -> None:
-    """The pool's name or --all, and where it is."""
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("name", nargs="?", metavar="NAME", help="the pool's name")
-    which.add_argument("--all", action="store_true", help="every pool, those included that come back later")
-    add_where(parser)
+def seconds(least: float, most: float) -> Callable[[str], float]:
+    """What reads a number of seconds within these bounds from an argparse command line."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if least <= float(text) <= most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {least:g} to {most:g} seconds")
+
+    return parse
 
 
 def client(arguments: argparse.Namespace) -> Client:
@@ -84,15 +89,6 @@ def print_changed(arguments: argparse.Namespace) -> None:
         print_json([status.flat() for status in client(arguments).pools()])
     elif arguments.json:
         print_json(client(arguments).pool(arguments.name).flat())
-
-
-def print_given_back(arguments: argparse.Namespace, used: int, status: PoolStatus) -> None:
-    """After memory was given back: how much of the *used* bytes the pool took before, or with --json its status."""
-    now = status.counters.used_bytes
-    if arguments.json:
-        print_json(status.flat())
-    else:
-        print(f"{arguments.name}: {format_size(max(0, used - now))} given back, {format_size(now)} in use")
 
 
 def state(status: PoolStatus) -> str:

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_pool(parser)
     add = parser.add_argument
     add("size", type=size_argument, nargs="?", metavar="SIZE", help="how much memory to free: bytes, or 512M, 8G")
-    add("--idle", type=_seconds, default=0.0, metavar="SECONDS",
+    add("--idle", type=common.seconds(0, _LONGEST), default=0.0, metavar="SECONDS",
         help=f"only pages that nobody used for so long (up to {_LONGEST:g})")  # fmt: skip
     add("--incompressible", action="store_true", help="only pages that take as much in RAM as in the file")
     parser.set_defaults(usage_error=parser.error)
@@ -33,27 +33,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Demote and wait."""
     if arguments.size is None and not arguments.idle and not arguments.incompressible:
         arguments.usage_error("which pages? say SIZE, --idle or --incompressible (or drain, for all)")
-    client = common.client(arguments)
-    used = client.pool(arguments.name).counters.used_bytes
-    nbytes = used if arguments.size is None else arguments.size
-    choice = Choice(_age(arguments.idle), arguments.incompressible)
-    status = work.do(
-        client, arguments.name, "demote", nbytes, choice, done=lambda now: used - now.counters.used_bytes, total=nbytes
-    )
-    common.print_given_back(arguments, used, status)
-    return 0
-
-
-def _age(seconds: float) -> int:
-    """The youngest age, in generations, whose pages are all idle for as long as this."""
-    return math.ceil(seconds / GENERATION_SECONDS) + 1 if seconds else 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= _LONGEST:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0 to {_LONGEST:g} seconds: ages are known up to there")
-    return seconds
+    # The youngest age whose pages are all idle for that long.
+    min_age = math.ceil(arguments.idle / GENERATION_SECONDS) + 1 if arguments.idle else 0
+    return work.free(arguments, "demote", arguments.size, Choice(min_age, arguments.incompressible))

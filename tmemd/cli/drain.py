@@ -23,9 +23,7 @@ from tmemd.store.poolfile import PoolError
 _MOST_SAID: Final = 4096  # bytes, by what runs as another user
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of this command."""
-    common.add_pool(parser)
+add_arguments = common.add_pool
 
 
 def run(arguments: argparse.Namespace) -> int:

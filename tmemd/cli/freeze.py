@@ -9,11 +9,14 @@ from tmemd.cli import common
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
-    common.add_pool_or_all(parser)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("name", nargs="?", metavar="NAME", help="the pool's name")
+    which.add_argument("--all", action="store_true", help="every pool, those included that come back later")
+    common.add_where(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Freeze it."""
-    common.client(arguments).set_frozen(arguments.name, True)
+def run(arguments: argparse.Namespace, *, frozen: bool = True) -> int:
+    """Freeze it, or thaw it."""
+    common.client(arguments).set_frozen(arguments.name, frozen)
     common.print_changed(arguments)
     return 0

@@ -10,10 +10,7 @@ from tmemd.cli import common
 from tmemd.protocol import HostStatus
 from tmemd.sizes import format_size
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of this command."""
-    common.add_socket(parser)
+add_arguments = common.add_socket
 
 
 def run(arguments: argparse.Namespace) -> int:

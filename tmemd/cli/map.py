@@ -27,9 +27,7 @@ _SIGNS: Final = (".", "#", "-", "!")
 _STYLES: Final = ("dim", "green", "yellow", "bold red")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of this command."""
-    common.add_pool(parser)
+add_arguments = common.add_pool
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -20,20 +20,11 @@ from tmemd.simulation.recording import Moment, Writer, new_header, pool_moment
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a new file; compressed if its name ends in .gz or .xz")
-    parser.add_argument(
-        "--interval", type=_seconds, default=0.5, metavar="SECONDS", help="between two samples (default: %(default)s)"
-    )
-    parser.add_argument("--duration", type=_seconds, metavar="SECONDS", help="when to stop (default: at Ctrl-C)")
+    add, seconds = parser.add_argument, common.seconds(0.01, 86400)
+    add("file", type=Path, metavar="FILE", help="a new file; compressed if its name ends in .gz or .xz")
+    add("--interval", type=seconds, default=0.5, metavar="SECONDS", help="between two samples (default: %(default)s)")
+    add("--duration", type=seconds, metavar="SECONDS", help="when to stop (default: at Ctrl-C)")
     common.add_where(parser)
-
-
-def _seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        seconds = float(text)
-        if math.isfinite(seconds) and 0.01 <= seconds <= 86400:
-            return seconds
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.01 to 86400")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -17,9 +17,7 @@ from tmemd.sizes import format_size
 _SIZES = {"size", "cap", "minimum", "target"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of this command."""
-    common.add_pool(parser)
+add_arguments = common.add_pool
 
 
 def run(arguments: argparse.Namespace) -> int:

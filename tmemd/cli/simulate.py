@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     outcomes = {AS_RECORDED: simulate.outcome(simulate.recorded(replayed), times)}
     with work.bar("simulate", len(policies)) as advance:
         for number, name in enumerate(policies):
-            advance(number)
+            advance(completed=number)
             pools = simulate.simulate(replayed, by_name(name), arguments.budget)
             outcomes[name] = simulate.outcome(pools, times)
     if not any(outcome.total != Counts() for outcome in outcomes.values()):

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
+from functools import partial
 
-from tmemd.cli import common
+from tmemd.cli import freeze
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of this command."""
-    common.add_pool_or_all(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Thaw it."""
-    common.client(arguments).set_frozen(arguments.name, False)
-    common.print_changed(arguments)
-    return 0
+add_arguments = freeze.add_arguments
+run = partial(freeze.run, frozen=False)

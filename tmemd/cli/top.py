@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     common.add_where(parser)
     add = parser.add_argument
-    add("--interval", type=_interval, default=1.0, metavar="SECONDS", help="between two looks (%(default)g)")
+    add("--interval", type=common.seconds(0.1, 3600), default=1.0, metavar="SECONDS",
+        help="between two looks (%(default)g)")  # fmt: skip
     add("--sort", choices=SORTS, default="used", help="what comes first (%(default)s)")
     add("--batch", type=_count, metavar="N", help="print N intervals, one below the other, and end")
     add("--once", dest="batch", action="store_const", const=1, help="the same as --batch 1")
@@ -54,16 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _live(watch, frame, arguments, console)
     return 0
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0.1 to 3600 seconds")
-    return seconds
 
 
 def _count(text: str) -> int:

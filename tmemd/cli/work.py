@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from tmemd.cli import common
 from tmemd.client import Client, UnreachableError
 from tmemd.protocol import PoolStatus, Work
+from tmemd.sizes import format_size
 from tmemd.store.poolfile import PoolError
 from tmemd.store.requests import ANY_PAGE, Choice
 
@@ -40,7 +44,7 @@ def do(
     with bar(f"{work} {name}", total) as advance:
         while True:
             status = _status(client, name, number)
-            advance(done(status))
+            advance(completed=done(status))
             if status.answer is not None:
                 break
             if status.served:
@@ -51,6 +55,26 @@ def do(
     if status.answer:
         raise PoolError(f"{work} of {name} failed: {os.strerror(status.answer)}")
     return status
+
+
+def free(arguments: argparse.Namespace, work: Work, nbytes: int | None = 0, choice: Choice = ANY_PAGE) -> int:
+    """Have *work* done that gives memory back, *nbytes* of it where that can be said (None: all), and print how much.
+
+    Returns the exit status. Raises as `do`.
+    """
+    client = common.client(arguments)
+    used = client.pool(arguments.name).counters.used_bytes
+    wanted = used if nbytes is None else nbytes
+    status = do(
+        client, arguments.name, work, wanted, choice,
+        done=lambda now: used - now.counters.used_bytes, total=wanted or None,
+    )  # fmt: skip
+    now = status.counters.used_bytes
+    if arguments.json:
+        common.print_json(status.flat())
+    else:
+        print(f"{arguments.name}: {format_size(max(0, used - now))} given back, {format_size(now)} in use")
+    return 0
 
 
 def _status(client: Client, name: str, number: int) -> PoolStatus:
@@ -65,10 +89,12 @@ def _status(client: Client, name: str, number: int) -> PoolStatus:
 
 
 @contextmanager
-def bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error, if that is a terminal; yields what to call with how much is done."""
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()
+def bar(label: str = "", total: int | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on standard error, if that is a terminal.
+
+    Yields what to call as it goes on: with *completed*, and *description* and *total* where these are others now.
+    """
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda completed: progress.update(task, completed=completed)
+        yield partial(progress.update, progress.add_task(label, total=total))
