@@ -171,13 +171,19 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
         nested = {"counters", "settings", "latencies", "ages", "answer"}
         own: dict[str, Any] = {field: getattr(self, field) for field in self.__struct_fields__ if field not in nested}
         own["pid"] = self.counters.pid if self.served else None
-        for field in ("latencies", "ages"):
-            if getattr(self, field) is not None:
-                own[field] = msgspec.to_builtins(getattr(self, field))
+        if self.latencies:
+            own["latencies"] = msgspec.to_builtins(self.latencies)
+        if self.ages:
+            own["ages"] = _by_both_names(self.ages)
         own |= {field: getattr(self.settings, field) for field in ("weight", "cap", "minimum", "compression")}
         own["target"] = self.settings.target
         own["never_trims"] = self.never_trims
-        return own | {key: value for key, value in msgspec.structs.asdict(self.counters).items() if key not in own}
+        return own | {key: value for key, value in _by_both_names(self.counters).items() if key not in own}
+
+
+def _by_both_names(numbers: msgspec.Struct) -> dict[str, Any]:
+    """Those that were renamed under their old names as well, which stay for who reads them."""
+    return dict(msgspec.to_builtins(numbers)) | msgspec.structs.asdict(numbers)
 
 
 class Attached(_Message, frozen=True):

@@ -140,7 +140,7 @@ def test_invariant_8_a_failed_demotion_or_drain_loses_nothing(rig: Rig) -> None:
     rig.reattach(clean=True)
     with pytest.raises(OSError, match=r"."):
         rig.device.drain()
-    assert rig.counters().granules_set > 0
+    assert rig.counters().regions_set > 0
     assert wrong(rig, range(200, 500), 1) == []
     assert Kind.FILE not in kinds(rig.pool)[200:]
 

@@ -207,7 +207,7 @@ def test_ages_are_published_when_something_changed(opened: Open, monkeypatch: py
 
     def published() -> int:
         with served.pool_path.open("rb") as pool:
-            return poolfile.Snapshot().take(pool.fileno(), served.pool_path).ages().surveys
+            return poolfile.Snapshot().take(pool.fileno(), served.pool_path).ages().published
 
     rounds(served, 1)
     write(served, range(1100, 1200))

@@ -190,7 +190,7 @@ class Machine(RuleBasedStateMachine):
         if self.backing:
             self.rig.device.drain()
             now = self.rig.counters()
-            assert (now.pages_in_tmem, now.granules_set) == (0, 0)
+            assert (now.pages_in_tmem, now.regions_set) == (0, 0)
 
     @rule(times=st.sampled_from([1, 1, 7, 16]))
     def age(self, times: int) -> None:
@@ -209,7 +209,7 @@ class Machine(RuleBasedStateMachine):
             age = word.age(found.generation or 1)
             stored[age] += word.slot if word.kind is Kind.TMEM else 0
             filed[age] += word.kind is Kind.FILE
-        assert (found.stored_bytes, found.filed_pages) == (tuple(stored), tuple(filed))
+        assert (found.stored_bytes, found.in_file_pages) == (tuple(stored), tuple(filed))
 
     @rule(clean=st.booleans())
     def reattach(self, clean: bool) -> None:

@@ -178,7 +178,7 @@ def test_a_page_written_through_is_freed_once(rig: Rig) -> None:
     assert ages(rig).freed == at((1, 1), (0, 1))
 
 
-def surveyed(rig: Rig) -> Ages:
+def published(rig: Rig) -> Ages:
     """What a survey made now says."""
     rig.device.publish_ages()
     return ages(rig)
@@ -186,7 +186,7 @@ def surveyed(rig: Rig) -> Ages:
 
 def test_a_survey_says_what_lies_where_by_age(rig: Rig) -> None:
     before = ages(rig)
-    assert (before.stored_bytes, before.raw_bytes, before.filed_pages, before.surveys) == (at(), at(), at(), 0)
+    assert (before.stored_bytes, before.raw_bytes, before.in_file_pages, before.published) == (at(), at(), at(), 0)
     write(rig, range(200, 250))
     rig.write(250 * PAGE, b"".join(incompressible(page, 1) for page in range(250, 260)))
     rig.write(260 * PAGE, b"same" * (10 * PAGE // 4))
@@ -198,22 +198,22 @@ def test_a_survey_says_what_lies_where_by_age(rig: Rig) -> None:
     rig.read(200 * PAGE, 10 * PAGE)
     index = words(rig.pool)
     sizes = [word.slot if word.kind is Kind.TMEM else 0 for word in index]
-    seen = surveyed(rig)
-    assert seen.surveys == 1
+    seen = published(rig)
+    assert seen.published == 1
     assert seen.stored_bytes == at((0, sum(sizes[200:210])), (9, sum(sizes[400:420])), (15, sum(sizes[210:270])))
     assert seen.raw_bytes == at((15, sum(sizes[250:260])))
-    assert seen.filed_pages == at((12, 30))
+    assert seen.in_file_pages == at((12, 30))
 
 
 def test_a_survey_forgets_the_one_before(rig: Rig) -> None:
     write(rig, range(200, 250))
-    surveyed(rig)
+    published(rig)
     _core.trim(rig.device, 50 * PAGE, 200 * PAGE, 0)
-    assert (surveyed(rig).stored_bytes, ages(rig).surveys) == (at(), 2)
+    assert (published(rig).stored_bytes, ages(rig).published) == (at(), 2)
 
 
 @pytest.mark.parametrize("state", [FILE, LOST], ids=["file", "lost"])
-def test_after_a_pool_was_lost_each_page_in_the_file_is_surveyed_once(core_device: OpenDevice, state: int) -> None:
+def test_after_a_pool_was_lost_each_page_in_the_file_is_counted_once(core_device: OpenDevice, state: int) -> None:
     rig = core_device(8 * BLOCK * PAGE, 64 * MIB)
     os.pwrite(rig.pool_fd, bytes([state] * 8), poolfile.STATES_OFFSET)
     rig.reattach(clean=True)
@@ -222,9 +222,9 @@ def test_after_a_pool_was_lost_each_page_in_the_file_is_surveyed_once(core_devic
         write(rig, range(block * BLOCK + 300, block * BLOCK + 301))
     expected = at((ANCIENT, rig.counters().pages_in_file))
     assert rig.counters().pages_in_file > 0
-    assert surveyed(rig).filed_pages == expected
+    assert published(rig).in_file_pages == expected
     rig.reattach(clean=False)
-    assert surveyed(rig).filed_pages == expected
+    assert published(rig).in_file_pages == expected
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -233,10 +233,10 @@ def test_ages_and_statistics_outlive_the_process(rig: Rig, clean: bool) -> None:
     age(rig, 6)
     write(rig, range(300, 350))
     age(rig, 3)
-    before, took = surveyed(rig), latencies(rig)
+    before, took = published(rig), latencies(rig)
     rig.reattach(clean=clean)
     assert (ages(rig), latencies(rig)) == (before, took)
-    assert surveyed(rig).stored_bytes == before.stored_bytes
+    assert published(rig).stored_bytes == before.stored_bytes
 
 
 def test_a_pool_made_without_statistics_gets_them(rig: Rig) -> None:

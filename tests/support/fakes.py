@@ -57,8 +57,8 @@ def write_latencies(fd: int, **operations: poolfile.Histogram) -> None:
 
 def write_ages(fd: int, ages: poolfile.Ages) -> None:
     """All that is known by age."""
-    *tables, surveys, generation = msgspec.structs.astuple(ages)
-    words = [word for table in tables for word in table] + [surveys, generation]
+    *tables, published, generation = msgspec.structs.astuple(ages)
+    words = [word for table in tables for word in table] + [published, generation]
     place = poolfile.STATISTICS_OFFSET + len(poolfile.Latencies.__struct_fields__) * (1 + poolfile.LATENCIES) * 8
     os.pwrite(fd, struct.pack(f"<{len(words)}Q", *words), place)
 

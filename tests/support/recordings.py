@@ -21,14 +21,14 @@ def pool(name: str = "web", **values: Any) -> PoolMoment:
         "weight": 100, "minimum_bytes": 0, "cap_bytes": None, "target_bytes": 0,
         "frozen": False, "served": True, "has_file": True,
     }  # fmt: skip
-    counted = Ages(**(dict.fromkeys(Ages.__struct_fields__, NONE) | {"surveys": 0, "generation": 0} | ages))
+    counted = Ages(**(dict.fromkeys(Ages.__struct_fields__, NONE) | {"published": 0, "generation": 0} | ages))
     sample = PoolSample(name=name, counters=fakes.counters(**values), ages=counted, **(known | own))
     return PoolMoment(sample=sample, file_read_ns=0, spill_ns=0)
 
 
 def _is_of_ages(field: str, values: dict[str, Any]) -> bool:
     """Some counters have the same names."""
-    return isinstance(values.get(field), tuple) or (field in {"surveys", "generation"} and field in values)
+    return isinstance(values.get(field), tuple) or (field in {"published", "generation"} and field in values)
 
 
 def moment(at: float, *pools: PoolMoment, budget: int = 1 << 30) -> Moment:

@@ -454,14 +454,14 @@ def test_without_a_tmemd_all_pools_are_frozen_too(directory: Path) -> None:
         assert [poolfile.read_control(fd).frozen for fd in (a, b)] == [True, True]
 
 
-def surveyed(fd: int, stored: dict[int, int], raw: dict[int, int]) -> None:
+def publish(fd: int, stored: dict[int, int], raw: dict[int, int]) -> None:
     """A survey that found these bytes by age."""
     tables = [[0] * poolfile.GENERATIONS for _ in range(6)]
     for table, found in ((tables[3], stored), (tables[4], raw)):
         for age, nbytes in found.items():
             table[age] = nbytes
-    gets, file_reads, freed, stored_bytes, raw_bytes, filed = map(tuple, tables)
-    fakes.write_ages(fd, poolfile.Ages(gets, file_reads, freed, stored_bytes, raw_bytes, filed, 1))
+    gets, file_reads, freed, stored_bytes, raw_bytes, in_file = map(tuple, tables)
+    fakes.write_ages(fd, poolfile.Ages(gets, file_reads, freed, stored_bytes, raw_bytes, in_file, 1))
 
 
 def used_pool(directory: Path, **values: int) -> Any:
@@ -478,7 +478,7 @@ def used_pool(directory: Path, **values: int) -> Any:
 
 def test_long_lists_say_settings_shares_latencies_and_ages(directory: Path, capsys: Output) -> None:
     with used_pool(directory) as fd:
-        surveyed(fd, {0: MIB, 3: MIB, 15: 2 * MIB}, {15: MIB})
+        publish(fd, {0: MIB, 3: MIB, 15: 2 * MIB}, {15: MIB})
         fakes.write_latencies(fd, put=fakes.histogram(9, count=100))
         assert ctl(directory, "list", "--long", "--json") == 0
         (found,) = parsed(capsys)
@@ -522,7 +522,7 @@ def test_lost_pages_are_warned_of(directory: Path, capsys: Output) -> None:
 
 def test_freeable_says_of_each_and_in_all(directory: Path, capsys: Output) -> None:
     with used_pool(directory) as fd, fakes.pool(directory, "ram", has_file=False, used_bytes=9 * MIB):
-        surveyed(fd, {0: MIB, 15: 2 * MIB}, {15: MIB})
+        publish(fd, {0: MIB, 15: 2 * MIB}, {15: MIB})
         assert ctl(directory, "freeable", "--json") == 0
         found = parsed(capsys)
         ram, web = found["pools"]

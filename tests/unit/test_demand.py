@@ -30,7 +30,7 @@ def told(*samples: PoolSample) -> Demand:
 
 
 def sample(**values: Any) -> PoolSample:
-    return pool("web", **{"used_bytes": 9 * MIB, "surveys": 1, "file_reads": (0,) * GENERATIONS, **values}).sample
+    return pool("web", **{"used_bytes": 9 * MIB, "published": 1, "file_reads": (0,) * GENERATIONS, **values}).sample
 
 
 def test_use_is_of_pages_that_are_not_hot_and_fades() -> None:
@@ -58,7 +58,7 @@ def test_counters_that_fall_are_not_believed() -> None:
 
 def test_what_a_survey_counts_after_one_that_was_not_believed_is_not_new() -> None:
     known = sample(gets=by_age(a5=1_000_000))
-    unknown = sample(surveys=0)
-    again = sample(gets=by_age(a5=1_000_100), surveys=2)
+    unknown = sample(published=0)
+    again = sample(gets=by_age(a5=1_000_100), published=2)
     assert told(known, unknown, again).use.warm_reads == 0
-    assert told(unknown, again, sample(gets=by_age(a5=1_000_107), surveys=3)).use.warm_reads == 7
+    assert told(unknown, again, sample(gets=by_age(a5=1_000_107), published=3)).use.warm_reads == 7

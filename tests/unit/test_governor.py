@@ -452,7 +452,7 @@ def test_ages_that_cannot_be_are_not_believed(host: Host) -> None:
     os.pwrite(fd, b"\xff" * 4096, poolfile.STATISTICS_OFFSET)
     host.tick()
     (sample,) = host.governor.samples
-    assert sample.ages.surveys == 0
+    assert sample.ages.published == 0
 
 
 def test_unchanged_targets_are_not_written(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,7 +172,7 @@ def test_what_nobody_wants_is_headroom_by_weight() -> None:
     assert targets == {"a": 100 * MIB, "b": 300 * MIB, "c": MIB}
 
 
-def test_a_pool_that_is_being_filled_gets_room_before_its_pages_are_surveyed() -> None:
+def test_a_pool_that_is_being_filled_gets_room_before_its_ages_are_published() -> None:
     idle = pool("idle", used=100 * MIB, heat=(0,) * 15 + (100 * MIB,))
     filling = pool("filling", puts=10_000, refused=10_000)
     assert by_name("fair")([idle, filling], 100 * MIB)["filling"] >= 10_000 * 1400

@@ -320,4 +320,4 @@ def test_latencies_and_ages_come_only_where_asked_for(directory: Path) -> None:
     assert long.latencies.spill == fakes.histogram(46, 3, sum_ns=7)
     assert [histogram.count for histogram in (long.latencies.put, long.latencies.get)] == [0, 0]
     assert long.ages
-    assert long.ages.surveys == 0
+    assert long.ages.published == 0

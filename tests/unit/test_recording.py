@@ -24,7 +24,7 @@ from tmemd.store.poolfile import PoolError
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.xz"])
 def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"r.{suffix}"
-    moments = (moment(0, pool(puts=1), pool("db")), moment(0.5), moment(1, pool(puts=2, cap_bytes=5, surveys=3)))
+    moments = (moment(0, pool(puts=1), pool("db")), moment(0.5), moment(1, pool(puts=2, cap_bytes=5, published=3)))
     with Writer(path, HEADER) as writer:
         for each in moments:
             writer.add(each)

@@ -116,7 +116,7 @@ def filling(weights: dict[str, int], seconds: int, rate: int) -> Recording:
         n = at * rate
         pools = [
             pool(
-                name, weight=weight, puts=n, gets=n, pages_in_tmem=n, used_bytes=n * 4096, surveys=at,
+                name, weight=weight, puts=n, gets=n, pages_in_tmem=n, used_bytes=n * 4096, published=at,
                 minimum_bytes=0, limit_bytes=1 << 40, target_bytes=64 * MIB,
                 stored_bytes=tuple(by_age(a0=n * 4096)),
             )
@@ -184,7 +184,7 @@ def hostile(rng: random.Random) -> Recording:
     def one(name: str) -> PoolMoment:
         counters = {field: number() for field in Counters.__struct_fields__ if rng.random() < 0.3}
         ages = {field: tuple(number() for _ in range(GENERATIONS)) for field in Ages.__struct_fields__[:-2]}
-        own = {"surveys": number(), "generation": number(), "target_bytes": number(), "minimum_bytes": number()}
+        own = {"published": number(), "generation": number(), "target_bytes": number(), "minimum_bytes": number()}
         return pool(name, cap_bytes=rng.choice((None, number())), frozen=rng.random() < 0.1, **(counters | ages | own))
 
     moments = []
@@ -216,7 +216,7 @@ def test_pages_grow_old_with_the_devices_generations_or_else_by_the_clock(genera
         return {each.name: budget for each in demands}
 
     moments = [
-        moment(at, pool(puts=1000 * (at > 0), surveys=n, generation=generation))
+        moment(at, pool(puts=1000 * (at > 0), published=n, generation=generation))
         for n, (at, generation) in enumerate(zip((0, 4, 4.5, 5.5, 10), generations, strict=True))
     ]
     simulate(Recording(HEADER, tuple(moments)), policy)

@@ -55,7 +55,7 @@ def _chosen(arguments: argparse.Namespace) -> list[PoolStatus]:
 
 def _freeable(status: PoolStatus) -> Freeable:
     ages = status.ages
-    if ages is None or not ages.surveys or not status.has_file:
+    if ages is None or not ages.published or not status.has_file:
         return Freeable(status.name, status.freeable_bytes, None, None)
     most = status.freeable_bytes
     return Freeable(status.name, most, min(ages.stored_bytes[-1], most), min(sum(ages.raw_bytes), most))

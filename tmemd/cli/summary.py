@@ -47,7 +47,7 @@ def summary(status: PoolStatus) -> Summary:
         get_seconds=_latency(latencies.get if latencies else None),
         spill_seconds=_latency(latencies.spill if latencies else None),
         file_read_seconds=_latency(latencies.file_read if latencies else None),
-        stored_by_age=_by_age(status.ages.stored_bytes) if status.ages and status.ages.surveys else [],
+        stored_by_age=_by_age(status.ages.stored_bytes) if status.ages and status.ages.published else [],
     )
 
 

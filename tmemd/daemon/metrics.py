@@ -70,7 +70,7 @@ _POOL_GAUGES: Final[Mapping[str, tuple[str, Callable[[PoolStatus], float | None]
     "index_bytes": ("RAM that the index takes.", lambda pool: pool.counters.index_bytes),
     "freeable_bytes": ("RAM that demotion could give back.", lambda pool: pool.freeable_bytes),
     "map_granules_set": ("Granules of the backing file that are not to be trusted if the host dies.",
-                         lambda pool: pool.counters.granules_set),
+                         lambda pool: pool.counters.regions_set),
     "weight": ("The share that was set for it.", lambda pool: pool.settings.weight),
     "minimum_bytes": ("What its target may not be pushed below.", lambda pool: pool.settings.minimum),
     "cap_bytes": ("What its target may not rise above; absent without a cap.", lambda pool: pool.settings.cap),

@@ -164,7 +164,7 @@ def clamped(counters: Counters, taken: int, identity: Identity) -> Counters:
 
 def checked_ages(ages: Ages, identity: Identity) -> Ages:
     """The ages, or none where they are of more than the device can have."""
-    fits = sum(ages.stored_bytes) <= identity.data_bytes and sum(ages.filed_pages) <= identity.pages
+    fits = sum(ages.stored_bytes) <= identity.data_bytes and sum(ages.in_file_pages) <= identity.pages
     return ages if fits else _NO_AGES
 
 

@@ -56,10 +56,10 @@ def demand(before: PoolSample | None, now: PoolSample, told: Demand | None = Non
     """
     counters, ages = now.counters, now.ages
     earlier = before.counters if before else counters
-    overhead = counters.used_bytes - sum(ages.stored_bytes) if ages.surveys else counters.index_bytes
+    overhead = counters.used_bytes - sum(ages.stored_bytes) if ages.published else counters.index_bytes
     overhead = min(max(overhead, counters.index_bytes), counters.used_bytes)
     page = _page_bytes(counters)
-    heat = tuple([stored + filed * page for stored, filed in zip(ages.stored_bytes, ages.filed_pages, strict=True)])
+    heat = tuple([stored + filed * page for stored, filed in zip(ages.stored_bytes, ages.in_file_pages, strict=True)])
     cap = min(counters.limit_bytes, now.cap_bytes if now.cap_bytes is not None else counters.limit_bytes)
     # What nobody could demote stays; and no device works below its own minimum.
     stuck = 0 if now.has_file and now.served else counters.used_bytes
@@ -88,7 +88,7 @@ def _use(before: PoolSample, now: PoolSample, use: Use, warm_bytes: int) -> Use:
     puts = counters.puts - earlier.puts - (counters.puts_zero - earlier.puts_zero)
     reads = counters.gets - earlier.gets + counters.file_reads - earlier.file_reads
     # Without a survey on either side, or with one that was not believed, all since the pool was made would seem new.
-    known = before.ages.surveys and now.ages.surveys and now.ages is not before.ages
+    known = before.ages.published and now.ages.published and now.ages is not before.ages
     warm = _warm_reads(now.ages) - _warm_reads(before.ages) if known else 0
     return Use(
         puts=use.puts * _FADE + max(puts, 0),

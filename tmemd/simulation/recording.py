@@ -190,11 +190,11 @@ def check(moment: Moment) -> None:
         if not 1 <= sample.weight <= MAX_WEIGHT:
             raise ValueError(f"{sample.name}: a weight of {sample.weight} is not from 1 to {MAX_WEIGHT}")
         names.add(sample.name)
-        for counts in (ages.gets, ages.file_reads, ages.freed, ages.stored_bytes, ages.raw_bytes, ages.filed_pages):
+        for counts in (ages.gets, ages.file_reads, ages.freed, ages.stored_bytes, ages.raw_bytes, ages.in_file_pages):
             if len(counts) != GENERATIONS:
                 raise ValueError(f"{sample.name}: {len(counts)} ages, not {GENERATIONS}")
             numbers += counts
-        numbers += [sample.minimum_bytes, sample.target_bytes, sample.cap_bytes or 0, ages.surveys, ages.generation]
+        numbers += [sample.minimum_bytes, sample.target_bytes, sample.cap_bytes or 0, ages.published, ages.generation]
         numbers += [pool.file_read_ns, pool.spill_ns, *msgspec.structs.astuple(sample.counters)]
     wrong = next((number for number in numbers if not 0 <= number <= _MAX_NUMBER), None)
     if wrong is not None:

@@ -139,7 +139,7 @@ class _Pool:
         for _ in range(steps):
             self.store.apply(part, space)
             self.store.upkeep(space, seconds / steps)
-        if now.sample.ages.surveys != self.now.sample.ages.surveys:
+        if now.sample.ages.published != self.now.sample.ages.published:
             self._heat = _survey(now.sample.ages, self.store, self._page)
         self.now = now
         self._before, self._sample = self._sample, self._modelled()
@@ -217,7 +217,7 @@ def _page_bytes(sample: PoolSample, otherwise: float) -> float:
 def _survey(ages: Ages, store: Store, page: float) -> Ages:
     """A survey of the model."""
     stored = tuple(int(n * page) for n in store.ram_by_age())
-    return msgspec.structs.replace(ages, stored_bytes=stored, filed_pages=tuple(map(int, store.pages[2])))
+    return msgspec.structs.replace(ages, stored_bytes=stored, in_file_pages=tuple(map(int, store.pages[2])))
 
 
 def _pages_of(sample: PoolSample) -> list[list[float]]:
@@ -226,7 +226,7 @@ def _pages_of(sample: PoolSample) -> list[list[float]]:
     return [
         _spread(counters.pages_in_tmem, ages.stored_bytes),
         [0.0] * GENERATIONS,
-        _spread(counters.pages_in_file, ages.filed_pages),
+        _spread(counters.pages_in_file, ages.in_file_pages),
     ]
 
 

@@ -152,7 +152,7 @@ class Counters(msgspec.Struct, frozen=True, gc=False):
     writes: int
     trims: int
     flushes: int
-    granules_set: int  # granules of the map in which the file is not to be trusted
+    regions_set: int = msgspec.field(name="granules_set")  # in which the file is not to be trusted
     pid: int  # of the process that serves the device
     demotion_writes: int = 0  # pages that demotion wrote to the file; one that was there already is not written
     promotions: int = 0  # pages put again when they were read from the file
@@ -202,10 +202,10 @@ class Ages(msgspec.Struct, frozen=True, gc=False):
     gets: tuple[int, ...]  # pages read from tmem, by their age before
     file_reads: tuple[int, ...]
     freed: tuple[int, ...]  # pages, in tmem or in the file, that were overwritten or trimmed
-    stored_bytes: tuple[int, ...]  # at the last survey: slots of the pages in tmem
+    stored_bytes: tuple[int, ...]  # as last published: slots of the pages in tmem
     raw_bytes: tuple[int, ...]  # of these, slots of incompressible pages
-    filed_pages: tuple[int, ...]  # at the last survey: pages in the file
-    surveys: int  # how many surveys there were
+    in_file_pages: tuple[int, ...] = msgspec.field(name="filed_pages")
+    published: int = msgspec.field(name="surveys")  # how often the last three were
     generation: int = 0  # that is current: from 1 to GENERATIONS - 1, in turn
 
 
@@ -231,7 +231,7 @@ class Control(msgspec.Struct, frozen=True, gc=False):
 _LATENCY_WORDS: Final = struct.Struct(f"<{4 * _HISTOGRAM_WORDS}Q")
 _AGE_WORDS: Final = struct.Struct(f"<{6 * GENERATIONS + 2}Q")
 _AGES_OFFSET: Final = STATISTICS_OFFSET + _LATENCY_WORDS.size
-_SURVEYS: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
+_PUBLISHED: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
 _SNAPSHOT_BYTES: Final = _AGES_OFFSET + _AGE_WORDS.size - COUNTERS_OFFSET
 
 # Each value of the control page stands with its complement, so that a torn write is seen and ignored.
@@ -294,13 +294,13 @@ class Snapshot:
 
     def ages(self, known: Ages | None = None) -> Ages:
         """What is known by age; *known* itself where nothing was published since."""
-        if known and _WORD.unpack_from(self._data, _SURVEYS - COUNTERS_OFFSET)[0] == known.surveys:
+        if known and _WORD.unpack_from(self._data, _PUBLISHED - COUNTERS_OFFSET)[0] == known.published:
             return known
         words = _AGE_WORDS.unpack_from(self._data, _AGES_OFFSET - COUNTERS_OFFSET)
-        gets, reads, freed, stored, raw, filed = [
+        gets, reads, freed, stored, raw, in_file = [
             words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
         ]
-        return Ages(gets, reads, freed, stored, raw, filed, *words[6 * GENERATIONS :])
+        return Ages(gets, reads, freed, stored, raw, in_file, *words[6 * GENERATIONS :])
 
 
 def read_counters(fd: int, where: str | Path) -> Counters:
