@@ -100,7 +100,8 @@ def fill(served: ServedDevice, corpus: mmap.mmap, wanted: Iterable[int], shift: 
             _core.pwrite(served.core, corpus[at : at + PAGE], page * PAGE, 0)
             stored.append(page)
         except OSError:
-            if served.core.room() < (1 - BELOW) * served.counters().limit_bytes:
+            now = served.counters()
+            if now.used_bytes > BELOW * now.limit_bytes:
                 break
             refused += 1
     return stored, refused

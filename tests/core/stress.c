@@ -219,7 +219,7 @@ static void *keeper(void *argument)
         case 2: tm_compact(device, some % 100); break;
         case 3: tm_age(device); break;
         case 4: error = tm_flush(device); break;
-        case 5: tm_wasted(device); tm_over_target(device); tm_publish_ages(device); break;
+        case 5: tm_wasted(device); tm_publish_ages(device); break;
         case 6: error = has_file && some % 8 == 0 ? tm_drain(device) : 0; break;
         default: error = has_file ? tm_demote(device, some, any_choice(&seed), &freed) : 0;
         }

@@ -173,10 +173,10 @@ def test_near_the_target_a_class_takes_no_more_than_it_needs(ram: Rig) -> None:
     far: set[int] = set()
     near: set[int] = set()
     for page in range(PAGES):
-        room = ram.device.room()
+        before = ram.counters().used_bytes
         if not put(ram, [page], incompressible, 1):
             break
-        (near if room < 64 * PAGE else far).add(room - ram.device.room())
+        (near if ram.limit - before < 64 * PAGE else far).add(ram.counters().used_bytes - before)
     assert max(far) == 16 * PAGE
     assert max(near) <= 2 * PAGE  # for the first slot of a span
 

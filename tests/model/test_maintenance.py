@@ -15,7 +15,7 @@ from tests.support.harness import MIB, taken, wait_until, waiting
 from tests.support.index import Kind, kinds
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
-from tmemd.device.maintenance import IDLE_AFTER, TICK_WHILE_IDLE
+from tmemd.device.maintenance import IDLE_AFTER, TICK, TICK_WHILE_IDLE
 from tmemd.device.serve import ServedDevice, open_device
 from tmemd.store import poolfile, requests
 from tmemd.store.requests import Choice, Request
@@ -155,6 +155,17 @@ def test_a_device_without_a_file_has_nowhere_to_make_room_to(opened: Open) -> No
     with pytest.raises(OSError, match=r"Errno 5\b"):
         write(served, HOT)
     assert served.counters().demotions == 0
+
+
+def test_a_device_without_a_file_keeps_what_it_has_whatever_its_target(opened: Open) -> None:
+    served = opened(backing=None)
+    write(served, range(1100, 1900))
+    before = served.counters()
+    with served.pool_path.open("r+b") as pool:
+        poolfile.write_target(pool.fileno(), before.minimum_bytes)
+    assert before.used_bytes > before.minimum_bytes
+    assert [served.maintenance.tick(time.monotonic()) for _ in range(3)] == [TICK] * 3
+    assert served.counters().used_bytes == before.used_bytes
 
 
 def test_room_is_made_within_the_bound_on_writes(opened: Open) -> None:

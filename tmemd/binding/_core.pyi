@@ -65,10 +65,6 @@ class Device:
         """Begin the next coldness generation."""
     def publish_ages(self) -> None:
         """Publish in the statistics page what lies in tmem and in the file, by age."""
-    def over_target(self) -> int:
-        """Bytes by which the pool's use exceeds its target now (0: none)."""
-    def room(self) -> int:
-        """Bytes by which its target exceeds the pool's use (0: it does not)."""
     def wasted(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""
 

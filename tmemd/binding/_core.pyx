@@ -65,9 +65,7 @@ cdef extern from "tmem.h" nogil:
     uint64_t tm_compact(tm_device *device, uint64_t moves)
     void tm_age(tm_device *device)
     void tm_publish_ages(tm_device *device)
-    uint64_t tm_over_target(tm_device *device)
     void tm_serve(tm_device *device)
-    uint64_t tm_room(tm_device *device)
     uint64_t tm_wasted(tm_device *device)
 
 cdef extern from "crc32c.h" nogil:
@@ -235,14 +233,6 @@ cdef class Device:
         cdef tm_device *device = self.handle(0, 0)
         with nogil:
             tm_publish_ages(device)
-
-    def over_target(self):
-        """Bytes by which the pool's use exceeds its target now (0: none)."""
-        return tm_over_target(self.handle(0, 0))
-
-    def room(self):
-        """Bytes by which its target exceeds the pool's use."""
-        return tm_room(self.handle(0, 0))
 
     def wasted(self):
         """Bytes of the pool's memory that hold no live slot."""

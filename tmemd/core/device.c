@@ -164,20 +164,6 @@ void tm_serve(struct tm_device *device)
     atomic_store(&device->counters->pid, (uint64_t)getpid());
 }
 
-uint64_t tm_over_target(struct tm_device *device)
-{
-    uint64_t used = atomic_load(&device->counters->used), target = budget_target(&device->budget);
-    return state_has_file(device) && used > target
-               ? used - target
-               : 0; /* without a file nothing can be given back */
-}
-
-uint64_t tm_room(struct tm_device *device)
-{
-    uint64_t used = atomic_load(&device->counters->used), target = budget_target(&device->budget);
-    return used < target ? target - used : 0;
-}
-
 uint64_t tm_wasted(struct tm_device *device) { return slots_free_bytes(&device->slots); }
 
 const struct tm_counters *tm_counters(const struct tm_device *device) { return device->counters; }

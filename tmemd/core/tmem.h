@@ -76,10 +76,6 @@ void tm_publish_ages(struct tm_device *device);
 /* Note that the calling process serves the device from now on. */
 void tm_serve(struct tm_device *device);
 
-/* Bytes by which the pool's use exceeds its target. */
-uint64_t tm_over_target(struct tm_device *device);
-/* Bytes by which its target exceeds the pool's use. */
-uint64_t tm_room(struct tm_device *device);
 /* Bytes of memory for records that hold no live slot. */
 uint64_t tm_wasted(struct tm_device *device);
 const struct tm_counters *tm_counters(const struct tm_device *device);

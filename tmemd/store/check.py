@@ -26,12 +26,12 @@ from tmemd.store import pool, poolfile, poolindex
 from tmemd.store.poolfile import CONTROL_OFFSET, PAGE, Identity, PoolError
 from tmemd.store.poolindex import SPAN, Kind, State
 
-_RECORD: Final = struct.Struct("<IIHH")  # page, CRC, payload length, encoding
+RECORD: Final = struct.Struct("<IIHH")  # page, CRC, payload length, encoding
 _SEALED: Final = struct.Struct("<IHH")  # what of it the CRC covers, before the payload
 _PAIR: Final = struct.Struct("<QQ")
-_ALIGN: Final = 16
-_SLOT_MIN: Final = 32
-_RAW, _LZ4, _SAME = range(3)
+SLOT_ALIGN: Final = 16
+SLOT_MIN: Final = 32
+RAW, LZ4, SAME = range(3)
 _CLEAN: Final = 1 << 5
 # Bits of a word that mean something, by its kind. Every word has room for a generation.
 _MEANT: Final = {
@@ -73,12 +73,12 @@ class Word(NamedTuple):
     @property
     def location(self) -> int:
         """Where the record begins, in bytes of the data area."""
-        return (self.value >> 28) * _ALIGN
+        return (self.value >> 28) * SLOT_ALIGN
 
     @property
     def slot_size(self) -> int:
         """Bytes of the slot the record lies in."""
-        return max(_SLOT_MIN, -(-(_RECORD.size + self.length) // _ALIGN) * _ALIGN)
+        return max(SLOT_MIN, -(-(RECORD.size + self.length) // SLOT_ALIGN) * SLOT_ALIGN)
 
 
 @dataclass
@@ -162,7 +162,7 @@ def word_fault(word: Word, identity: Identity) -> str | None:
 
 
 def _location_fault(word: Word, identity: Identity) -> str | None:
-    lengths = {_RAW: (PAGE, PAGE), _LZ4: (1, PAGE - 1), _SAME: (8, 8)}
+    lengths = {RAW: (PAGE, PAGE), LZ4: (1, PAGE - 1), SAME: (8, 8)}
     low, high = lengths.get(word.encoding, (1, 0))
     if not low <= word.length <= high:
         return f"has a record of encoding {word.encoding} and length {word.length}, which cannot be"
@@ -176,13 +176,13 @@ def _location_fault(word: Word, identity: Identity) -> str | None:
 
 def record_fault(word: Word, record: bytes) -> str | None:
     """What is wrong with the record that a word leads to; *record* is its slot."""
-    page, crc, length, encoding = _RECORD.unpack_from(record)
+    page, crc, length, encoding = RECORD.unpack_from(record)
     if (page, length, encoding) != (word.page, word.length, word.encoding):
         return f"leads to a record of page {page}, length {length}, encoding {encoding}"
-    payload = record[_RECORD.size : _RECORD.size + length]
+    payload = record[RECORD.size : RECORD.size + length]
     if google_crc32c.extend(google_crc32c.value(_SEALED.pack(page, length, encoding)), payload) != crc:
         return "has a record with a wrong checksum"
-    if encoding != _LZ4:
+    if encoding != LZ4:
         return None
     try:
         whole = len(lz4.block.decompress(payload, uncompressed_size=PAGE))
