@@ -53,11 +53,11 @@ format: setup  ## let ruff rearrange the Python code
 	ruff check --fix .
 	ruff format .
 
-test: build lint  ## lint and all tests, real guests included (seventeen minutes on two cores)
-	pytest
+test: build lint  ## lint and all tests, real guests included
+	pytest -n auto
 
-test-quick: build  ## the tests that boot no guest
-	pytest -m 'not vm'
+test-quick: build  ## the tests that take not long and boot no guest
+	pytest -n auto -m 'not vm and not slow'
 
 mutants: setup  ## break the code by rule and see whether the quick tests notice (hours; ARGS=--help)
 	@$(PYTHON) -m tests.mutants $(ARGS)

@@ -20,6 +20,17 @@ settings.register_profile(
 settings.load_profile("tests")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each processor: half of the time tests wait for what they started."""
+    return 2 * len(os.sched_getaffinity(0))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that none is left when all others have ended."""
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("vm", "slow")])
+
+
 def pytest_sessionstart() -> None:
     # Who is started in the background ignores SIGINT, and so would all programs that the tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,40 +22,74 @@ OPTIONS = {
 }
 
 
-def build(directory: Path, name: str, sanitizers: str, *options: str) -> Path:
-    """Compile the core and the program *name*.c with *sanitizers* and the linker's *options*."""
-    program = directory / name
-    sources = [HERE / f"{name}.c", *CORE.glob("*.c")]
-    subprocess.run(
-        ["gcc", "-std=c11", "-g", "-O1", "-fno-omit-frame-pointer", f"-fsanitize={sanitizers}", "-Wall", "-Wextra",
-         "-Werror", f"-I{CORE}", *map(str, sources), "-o", str(program), "-pthread", "-llz4", "-lisal", *options],
-        check=True,
-    )  # fmt: skip
-    return program
+FLAGS = ["-std=c11", "-g", "-O1", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", f"-I{CORE}", "-pthread"]
+THREAD, ADDRESS = "-fsanitize=thread", "-fsanitize=address,undefined"
+Build = Callable[..., str]
 
 
-@pytest.fixture(scope="module", params=[("thread", 10_000), ("address,undefined", 60_000)], ids=lambda it: it[0])
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Compiles programs: build(name, sanitizers, *linker's options). Nothing is compiled twice."""
+
+    @cache
+    def core(sanitizers: str) -> Path:
+        directory = tmp_path_factory.mktemp("core")
+        sources = [str(path) for path in CORE.glob("*.c")]
+        subprocess.run(["gcc", *FLAGS, sanitizers, "-c", *sources], cwd=directory, check=True)
+        return directory
+
+    @cache
+    def build(name: str, sanitizers: str, *options: str) -> str:
+        objects = list(map(str, core(sanitizers).glob("*.o")))
+        program = str(tmp_path_factory.mktemp(name) / name)
+        command = [
+            "gcc",
+            *FLAGS,
+            sanitizers,
+            str(HERE / f"{name}.c"),
+            *objects,
+            "-o",
+            program,
+            "-llz4",
+            "-lisal",
+            *options,
+        ]
+        subprocess.run(command, check=True)
+        return program
+
+    return build
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((THREAD, "10000"), id="thread", marks=pytest.mark.xdist_group("core for threads")),
+        pytest.param((ADDRESS, "60000"), id="address,undefined", marks=pytest.mark.xdist_group("core for addresses")),
+    ],
+)
+def stress(request: pytest.FixtureRequest, build: Build) -> tuple[str, str]:
     """The stress program, instrumented, and how many operations each thread does in a few seconds."""
     sanitizers, operations = request.param
-    return str(build(tmp_path_factory.mktemp("stress"), "stress", sanitizers)), str(operations)
+    return build("stress", sanitizers), operations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["file", "durable", "ram"])
-def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(program: tuple[str, str], mode: str) -> None:
-    run([*program, "1", mode])
+def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress: tuple[str, str], mode: str) -> None:
+    run([*stress, "1", mode])
 
 
-def test_promotion_neither_waits_nor_brings_back_what_was_overwritten(tmp_path: Path) -> None:
-    run([str(build(tmp_path, "promotion", "address,undefined", "-Wl,--wrap=unlock_io"))])
-
-
-def test_a_full_pool_does_not_compress_what_it_refuses(tmp_path: Path) -> None:
-    run([str(build(tmp_path, "refusal", "address,undefined"))])
-
-
-def test_latencies_fall_into_the_buckets_they_should(tmp_path: Path) -> None:
-    run([str(build(tmp_path, "buckets", "address,undefined"))])
+@pytest.mark.xdist_group("core for addresses")
+@pytest.mark.parametrize(
+    ("program", "options"),
+    [
+        pytest.param("promotion", ["-Wl,--wrap=unlock_io"], id="promotion neither waits nor brings back what is old"),
+        pytest.param("refusal", [], id="a full pool does not compress what it refuses"),
+        pytest.param("buckets", [], id="latencies fall into the buckets they should"),
+    ],
+)
+def test_the_core_by_itself(build: Build, program: str, options: list[str]) -> None:
+    run([build(program, ADDRESS, *options)])
 
 
 def run(command: list[str]) -> None:

@@ -39,6 +39,7 @@ def live_and_die(world: World, seed: int, *, failures: bool) -> None:
     world.live([])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [False, True], ids=["kills", "failures"])
 @pytest.mark.parametrize("durable", [False, True], ids=["write-back", "durable"])
 @pytest.mark.parametrize("batch", range(BATCHES))

@@ -69,6 +69,7 @@ def settled(pool: Path) -> poolfile.Counters:
     return counters(pool)
 
 
+@pytest.mark.slow
 def test_invariants_1_and_2_sigkill_loses_no_write_and_no_memory(
     serve: Serve, pools: Path, disk: Path, fresh: Server
 ) -> None:
@@ -91,6 +92,7 @@ def test_invariants_1_and_2_sigkill_loses_no_write_and_no_memory(
     assert killed.used_bytes <= 1.1 * anew.used_bytes
 
 
+@pytest.mark.slow
 def test_invariant_1_sigkill_while_pages_are_refused_demoted_and_drained(serve: Serve, pools: Path, disk: Path) -> None:
     limit = 4 * MIB
     server = serve(device("kill", pools, PAGES * PAGE, disk, limit))

@@ -13,6 +13,9 @@ from tests.support.harness import ROOT
 from tests.support.sanitizers import LIBRARY, build
 
 HERE = Path(__file__).parent
+PARTS = [["fragmentation"], ["model"], ["invariants", "demotion", "heat", "statistics", "promotion"]]
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +24,14 @@ def environment() -> dict[str, str]:
     return os.environ | build()
 
 
-def test_model_and_invariants_under_asan_and_ubsan(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", PARTS, ids=" ".join)
+def test_under_asan_and_ubsan(environment: dict[str, str], tmp_path: Path, names: list[str]) -> None:
     where = "import tmemd.binding._core as core; print(core.__file__)"
     found = subprocess.run(
         [sys.executable, "-c", where], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert found.stdout.startswith(str(LIBRARY))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"pythonpath={LIBRARY} {ROOT}"]
-    names = "model", "invariants", "fragmentation", "demotion", "heat", "statistics", "promotion"
     tests = [str(HERE / f"test_{name}.py") for name in names]
     result = subprocess.run(
         [*command, f"--basetemp={tmp_path}/inner", *tests],

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support import contention
 from tests.support.harness import MIB
+
+pytestmark = pytest.mark.slow
 
 
 def test_ram_follows_weights_and_changes_hands() -> None:

@@ -202,6 +202,7 @@ def writing(sockets: dict[str, Path]) -> Iterator[dict[str, Ledger]]:
         client.shutdown()
 
 
+@pytest.mark.slow
 def test_sigkill_of_tmemd_under_load_fails_no_request_and_loses_no_setting(
     serve: Serve, pools: Path, tmp_path: Path
 ) -> None:

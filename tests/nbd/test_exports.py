@@ -72,6 +72,7 @@ def test_one_device_answers_to_its_name_and_to_the_empty_one(serve: Serve, pools
         server.connect("other")
 
 
+@pytest.mark.slow
 def test_a_hundred_exports_and_clients_take_less_than_100_mib_beside_the_pools() -> None:
     result = exports.measure(100, seconds=2)
     print(exports.render(result))

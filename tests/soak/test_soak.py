@@ -74,6 +74,7 @@ def test_what_is_lost_or_stale_is_found(durable: bool, host_died: bool, allowed:
                 bench.found(nth, host_died=host_died)
 
 
+@pytest.mark.slow
 def test_a_few_kills_lose_nothing_and_leave_nothing() -> None:
     seen: list[int] = []
 

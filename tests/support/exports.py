@@ -10,7 +10,6 @@ import os
 import random
 import select
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Final
 import nbd
 import psutil
 
+from tests.support import leftovers
 from tests.support.content import PAGE, content
 from tests.support.harness import MIB, ROOT
 
@@ -258,9 +258,9 @@ def measure(
 ) -> dict[str, Any]:
     """Everything, in one run; memory in MiB, CPU as a share of one processor, times in seconds."""
     names = [f"guest{n}" for n in range(exports)]
-    with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory(dir="/dev/shm") as pools:
+    with leftovers.directory("/var/tmp") as disk, leftovers.directory("/dev/shm") as pools:
         start = time.monotonic()
-        with serving(Path(disk), Path(pools), names, size, options=options) as server:
+        with serving(disk, pools, names, size, options=options) as server:
             result: dict[str, Any] = {"exports": exports, "startup_s": time.monotonic() - start}
             result["alone_mib"] = in_mib(server.memory())
             result["alone_cpu"] = server.idle_cpu(seconds / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -25,7 +26,10 @@ def runtime(name: str) -> str:
 def build() -> dict[str, str]:
     """Build the instrumented extension; returns the variables under which it is used."""
     instrumented = os.environ | {"TMEMD_SANITIZE": "address,undefined"}
-    subprocess.run([sys.executable, "setup.py", "-q", "build"], cwd=ROOT, env=instrumented, check=True)
+    LIBRARY.mkdir(parents=True, exist_ok=True)
+    with (LIBRARY.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other tests want it at the same time
+        subprocess.run([sys.executable, "setup.py", "-q", "build"], cwd=ROOT, env=instrumented, check=True)
     return {
         "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself never frees all it has
