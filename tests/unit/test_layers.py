@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections.abc import Iterable
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +84,44 @@ def test_what_a_module_defines_bears_its_name(objects: dict[str, Symbols]) -> No
         assert [
             name for name in symbols.defined if not name.startswith(("tm_", f"{one}_", f"un{one}_", f"{module}_"))
         ] == []
+
+
+PYTHON = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("plugin", "tmemd")
+    for path in (ROOT / folder).rglob("*.py")
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a Python file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {each.name for each in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{each.name}" for each in node.names} | {str(node.module)}
+    known = PYTHON.keys() | {"tmemd.binding._core"}
+    return {name for name in names if name in known and name != "tmemd"}
+
+
+def package_of(module: str) -> str:
+    """The part of tmemd that a module is, or is in."""
+    return module.removeprefix("tmemd.").split(".", 1)[0]
+
+
+@pytest.mark.parametrize("package", sorted({package_of(module) for module in PYTHON} - {"tmemd"}))
+def test_imports_point_downwards(package: str) -> None:
+    used = {
+        package_of(name) for module, path in PYTHON.items() if package_of(module) == package for name in imported(path)
+    }
+    assert upward(package, used, layers_of("Python")) == []
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    # Packages import their own modules' names on purpose; whoever imports such a module runs the package first.
+    graph = {module: imported(path) - {module, module.rpartition(".")[0]} for module, path in PYTHON.items()}
+    assert list(TopologicalSorter(graph).static_order())
 
 
 def test_an_arrow_upwards_is_seen() -> None:
