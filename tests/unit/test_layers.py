@@ -18,6 +18,12 @@ from tmemd.binding import _core
 CORE = ROOT / "tmemd" / "core"
 MODULES = sorted({path.stem for path in CORE.glob("*.[ch]")})
 
+PYTHON = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("plugin", "tmemd")
+    for path in (ROOT / folder).rglob("*.py")
+}
+
 
 def layers_of(heading: str) -> dict[str, int]:
     """The height of each module in the table below a heading; the lowest layer is 0."""
@@ -86,13 +92,6 @@ def test_what_a_module_defines_bears_its_name(objects: dict[str, Symbols]) -> No
         ] == []
 
 
-PYTHON = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for folder in ("plugin", "tmemd")
-    for path in (ROOT / folder).rglob("*.py")
-}
-
-
 def imported(path: Path) -> set[str]:
     """The modules of ours that a Python file imports, wherever in it."""
     names: set[str] = set()
@@ -131,15 +130,17 @@ def test_an_arrow_upwards_is_seen() -> None:
 
 
 def is_defined(function: str, module: str) -> bool:
-    """Whether a module of the core has that function, inline ones included."""
-    text = "".join(path.read_text() for path in CORE.glob(f"{module}.[ch]"))
-    return re.search(rf"^(static inline )?\w[\w *]*\b{function}\([^;]*?\)\n?\s?{{", text, re.MULTILINE) is not None
+    """Whether a module of that name, in C or in Python, has that function, inline ones and methods included."""
+    c = "".join(path.read_text() for path in CORE.glob(f"{module}.[ch]"))
+    python = "".join(path.read_text() for path in PYTHON.values() if path.stem == module)
+    definition = rf"^(static inline )?\w[\w *]*\b{function}\([^;]*?\)\n?\s?{{|^ *def {function}\("
+    return re.search(definition, c + python, re.MULTILINE) is not None
 
 
 def test_the_paths_name_functions_of_their_modules_and_return_to_none() -> None:
     section = (ROOT / "docs/architecture.md").read_text().partition("\n## Paths\n")[2].partition("\n## ")[0]
     paths = [re.findall(r"`(\w+)` \((\w+)", row) for row in section.splitlines() if "→" in row]
-    assert len(paths) >= 5
+    assert len(paths) == 6
     for path in paths:
         assert [function for function, module in path if not is_defined(function, module)] == []
         modules = [module for _, module in path]
