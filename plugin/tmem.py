@@ -48,9 +48,10 @@ try:
     from tmemd.binding import _core
     from tmemd.device import watermark
     from tmemd.device.clients import EVERYBODY, InUseError
-    from tmemd.device.config import ConfigError, DeviceConfig
-    from tmemd.device.serve import DeviceErrors, ServedDevice, check_together, open_devices
+    from tmemd.device.config import DeviceConfig
+    from tmemd.device.serve import ServedDevice, check_together, open_devices
     from tmemd.sizes import parse_size
+    from tmemd.store.poolfile import PoolError
     from tmemd.system import peer
 except ModuleNotFoundError as error:
     hint = "put the bin directory of the virtual environment that tmemd is installed in first on PATH"
@@ -196,7 +197,7 @@ def config_complete() -> None:
     _configs.extend(_parse(device) for device in _given)
     try:
         check_together(_configs)
-    except ConfigError as error:
+    except PoolError as error:
         _stop(error)
 
 
@@ -217,7 +218,7 @@ def get_ready() -> None:
     try:
         for served in open_devices(_configs, debug=nbdkit.debug):
             _served[served.config.name] = served
-    except (ConfigError, *DeviceErrors) as error:
+    except PoolError as error:
         _stop(error)
 
 

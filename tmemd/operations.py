@@ -64,9 +64,11 @@ def _set(pools: Pools, request: protocol.Set) -> None:
         raise PoolError("weight, cap, minimum, defaults and a target of tmemd's own choice need a tmemd")
     with pools.pool(request.name, control=True) as pool:
         if isinstance(request.target, int):
-            pool.set_target(request.target)
+            pool.check_size("target", request.target)
+            poolfile.write_target(pool.fd, request.target)
         if isinstance(request.compression, bool):
-            pool.set_compression(request.compression)
+            pool.finished()
+            poolfile.write_compression(pool.fd, request.compression)
 
 
 def statuses(pools: Pools, *, long: bool = False) -> list[PoolStatus]:

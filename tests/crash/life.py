@@ -20,7 +20,8 @@ from tests.support.content import PAGE
 from tests.support.harness import MIB, Control
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
-from tmemd.device.serve import DeviceErrors, ServedDevice, open_device
+from tmemd.device.serve import ServedDevice, open_device
+from tmemd.store.poolfile import PoolError
 
 FAILED_TO_OPEN = 3
 FUA = 2  # nbdkit's flag
@@ -158,7 +159,7 @@ def main() -> None:
         for page in PAGES if args.look else []:
             life.look(page)
         life.live(steps)
-    except DeviceErrors as error:
+    except PoolError as error:
         print(f"life: {error}", file=sys.stderr)
         sys.exit(FAILED_TO_OPEN)
     life.close()

@@ -11,7 +11,7 @@ import pytest
 from tests.support.content import PAGE
 from tests.support.harness import MIB
 from tmemd.device import backing
-from tmemd.device.backing import BackingError
+from tmemd.store.poolfile import PoolError
 
 LENGTH, SIZE = 96 * MIB, 64 * MIB  # of the block device, and of the part of it that is used
 
@@ -36,7 +36,7 @@ def test_one_that_may_hold_a_signature_is_not(block_device: Path, tmp_path: Path
     with block_device.open("r+b") as file:
         file.seek(offset)
         file.write(b"x")
-    with pytest.raises(BackingError, match="not empty"):
+    with pytest.raises(PoolError, match="not empty"):
         backing.find(block_device, tmp_path / "map", SIZE)
 
 
@@ -58,7 +58,7 @@ def test_what_other_users_can_open_is_refused(used: Path, suffix: str, mode: int
     path = Path(f"{used}{suffix}")
     backing.find(used, None, SIZE).close()
     path.chmod(mode)
-    with pytest.raises(BackingError, match=rf"open to other users \(mode 0{mode:o}\): chmod 600 {path}$"):
+    with pytest.raises(PoolError, match=rf"open to other users \(mode 0{mode:o}\): chmod 600 {path}$"):
         backing.find(used, None, SIZE)
 
 
@@ -66,14 +66,14 @@ def test_what_other_users_can_open_is_refused(used: Path, suffix: str, mode: int
 @pytest.mark.parametrize("suffix", ["", ".map"])
 def test_what_belongs_to_another_user_is_refused(used: Path, suffix: str) -> None:
     os.chown(f"{used}{suffix}", 65534, 65534)
-    with pytest.raises(BackingError, match="belongs to user 65534, who could read the guest's memory: chown it"):
+    with pytest.raises(PoolError, match="belongs to user 65534, who could read the guest's memory: chown it"):
         backing.find(used, None, SIZE)
 
 
 def test_an_empty_file_that_others_can_read_is_refused_before_it_holds_anything(tmp_path: Path) -> None:
     path = tmp_path / "made before"
     path.touch(0o644)
-    with pytest.raises(BackingError, match="chmod 600"):
+    with pytest.raises(PoolError, match="chmod 600"):
         backing.find(path, None, SIZE)
     path.chmod(0o600)
     backing.find(path, None, SIZE).close()

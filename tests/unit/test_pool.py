@@ -246,7 +246,7 @@ def test_a_keeper_whose_directory_is_replaced_makes_nothing_there_until_it_moves
                 keeper.create("db", os.geteuid(), os.getegid())
             assert keeper.names() == ["web"]
             with keeper.pool("web", control=True) as pool:
-                pool.set_target(50 * MIB)
+                poolfile.write_target(pool.fd, 50 * MIB)
             assert poolfile.read_control(fd).target == 50 * MIB, "what is served from where it was goes on"
             assert keeper.adopt_all() == set()
             place.mkdir(exist_ok=True)

@@ -63,15 +63,11 @@ def _drain_idle(client: Client, before: PoolStatus) -> PoolStatus:
 def _drain_here(path: Path) -> None:
     # The page path is loaded only here: every other command works where it was never built.
     from tmemd.device import offline  # noqa: PLC0415
-    from tmemd.device.config import ConfigError  # noqa: PLC0415
-    from tmemd.device.serve import DeviceErrors  # noqa: PLC0415
 
     try:
         offline.drain(path)
     except OSError as error:
         raise PoolError(f"{path}: {error.strerror or error}") from None
-    except (ConfigError, *DeviceErrors) as error:
-        raise PoolError(str(error)) from None
 
 
 def _drain_as_owner(status: PoolStatus) -> None:

@@ -267,11 +267,11 @@ class Administration:
         """Refuse what the device or the host could not keep to, among what is new."""
         old = self.settings(found.name)
         if wanted.target is not None and wanted.target != old.target:
-            found.check_target(wanted.target)
+            found.check_size("target", wanted.target)
         if wanted.cap is not None and wanted.cap != old.cap:
-            found.check_cap(wanted.cap)
+            found.check_size("cap", wanted.cap)
         if wanted.minimum > old.minimum:
-            found.check_minimum(wanted.minimum)
+            found.check_size("minimum", wanted.minimum)
         if (wanted.minimum, wanted.target, wanted.cap) != (old.minimum, old.target, old.cap):
             _check_order(found.name, wanted)
         if wanted.promised > old.promised:

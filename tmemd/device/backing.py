@@ -15,17 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from tmemd.store import bitmapfile
-from tmemd.store.bitmapfile import BitmapError, BitmapHeader
-from tmemd.store.poolfile import PAGE
+from tmemd.store.bitmapfile import BitmapHeader
+from tmemd.store.poolfile import PAGE, PoolError
 from tmemd.system import locks
 from tmemd.system.tmpfs import is_tmpfs
 
 _BLKGETSIZE64: Final = 0x80081272
 _PROBE: Final = 8 << 20  # how much of a block device's start and end must be zeros for it to count as empty
-
-
-class BackingError(Exception):
-    """A backing file cannot be used; the message says which one, why, and what to do."""
 
 
 @dataclass
@@ -58,11 +54,11 @@ class Backing:
 def find(path: Path, bitmap_path: Path | None, size: int) -> Backing:
     """Check what is there and lock it, changing nothing; a file that does not exist yet is left to `create`.
 
-    Raises BackingError or BitmapError.
+    Raises PoolError.
     """
     is_block = path.is_block_device()
     if is_block and bitmap_path is None:
-        raise BackingError(
+        raise PoolError(
             f"{path} is a block device: say with bitmap=FILE where its write-intent bitmap goes, on a file system"
         )
     backing = Backing(path, bitmap_path or Path(f"{path}.map"), size, is_block, -1)
@@ -70,13 +66,13 @@ def find(path: Path, bitmap_path: Path | None, size: int) -> Backing:
         on_error.callback(backing.close)
         for parent in (path.parent, backing.bitmap_path.parent):
             if not parent.is_dir():
-                raise BackingError(f"{parent}: no such directory")
+                raise PoolError(f"{parent}: no such directory")
         if path.exists():
             _open(backing)
         if backing.bitmap_path.exists():
             _open_bitmap(backing)
         elif backing.fd >= 0 and not _is_empty(backing):
-            raise BackingError(
+            raise PoolError(
                 f"{path} is not empty and has no bitmap ({backing.bitmap_path}): its content is not tmem's; "
                 f"{'wipe it' if is_block else 'move it away'} if it is not needed"
             )
@@ -87,7 +83,7 @@ def find(path: Path, bitmap_path: Path | None, size: int) -> Backing:
 def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> BitmapHeader:
     """Create what `find` did not find: file, its blocks (unless *reserve* is false), and bitmap. *undo* takes it back.
 
-    Returns the new bitmap's header. Raises BackingError.
+    Returns the new bitmap's header. Raises PoolError.
     """
     try:
         if backing.fd < 0:
@@ -100,7 +96,7 @@ def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> BitmapHeader:
             _extend(backing, reserve=reserve)
         return _create_bitmap(backing, undo)
     except OSError as error:
-        raise BackingError(_explain(backing, error, reserve=reserve)) from None
+        raise PoolError(_explain(backing, error, reserve=reserve)) from None
 
 
 def _explain(backing: Backing, error: OSError, *, reserve: bool) -> str:
@@ -149,7 +145,7 @@ def _open(backing: Backing) -> None:
     path = backing.path
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not backing.is_block:
-        raise BackingError(f"{path} is neither a file nor a block device")
+        raise PoolError(f"{path} is neither a file nor a block device")
     with _named_errors(path):
         # On a block device O_EXCL fails where it is mounted or somebody else's.
         backing.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if backing.is_block else 0))
@@ -159,7 +155,7 @@ def _open(backing: Backing) -> None:
     _use_direct(backing)
     length = _length(backing.fd)
     if backing.is_block and length < backing.size:
-        raise BackingError(f"{path} has {length} bytes, less than size={backing.size}")
+        raise PoolError(f"{path} has {length} bytes, less than size={backing.size}")
 
 
 def _open_bitmap(backing: Backing) -> None:
@@ -170,13 +166,11 @@ def _open_bitmap(backing: Backing) -> None:
     _lock(backing.bitmap_fd, bitmap_path)
     header = bitmapfile.read_header(backing.bitmap_fd, bitmap_path)
     if header.size != backing.size:
-        raise BitmapError(
-            f"{bitmap_path}: the bitmap is of a device of {header.size} bytes, not of size={backing.size}"
-        )
+        raise PoolError(f"{bitmap_path}: the bitmap is of a device of {header.size} bytes, not of size={backing.size}")
     length = _length(backing.fd) if backing.fd >= 0 else 0
     if length < backing.size:
         state = f"has only {length} of its {backing.size} bytes" if length else "is missing or empty"
-        raise BitmapError(
+        raise PoolError(
             f"{path} {state}, but its bitmap {bitmap_path} says it is in use: restore it, or remove the bitmap"
         )
     backing.header = header
@@ -222,15 +216,15 @@ def _check_private(fd: int, path: Path) -> None:
     """What a guest swaps out is for nobody else to read; who may write to the bitmap could have old pages returned."""
     status = os.fstat(fd)
     if status.st_uid not in (0, os.geteuid()):
-        raise BackingError(f"{path} belongs to user {status.st_uid}, who could read the guest's memory: chown it")
+        raise PoolError(f"{path} belongs to user {status.st_uid}, who could read the guest's memory: chown it")
     if status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
-        raise BackingError(f"{path} is open to other users (mode {mode:04o}): chmod 600 {path}")
+        raise PoolError(f"{path} is open to other users (mode {mode:04o}): chmod 600 {path}")
 
 
 def _lock(fd: int, path: Path) -> None:
     if not locks.try_lock(fd):
-        raise BackingError(f"{path} is in use by another process")
+        raise PoolError(f"{path} is in use by another process")
 
 
 @contextmanager
@@ -239,4 +233,4 @@ def _named_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         busy = error.errno == errno.EBUSY
-        raise BackingError(f"{path}: {'in use (mounted, or swapped on)' if busy else error.strerror}") from None
+        raise PoolError(f"{path}: {'in use (mounted, or swapped on)' if busy else error.strerror}") from None

@@ -12,13 +12,10 @@ from tmemd.binding import _core
 from tmemd.device.watermark import DEFAULT_PERCENT, MAX_PERCENT
 from tmemd.sizes import format_size
 from tmemd.store import poolfile
+from tmemd.store.poolfile import PoolError
 
 SECTOR: Final = 512
 Debug: TypeAlias = Callable[[str], None]  # where lines for who looks for a fault go
-
-
-class ConfigError(Exception):
-    """A device's configuration makes no sense; the message says which part, and why."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +36,29 @@ class DeviceConfig:
     watermark: int = DEFAULT_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
 
     def check(self) -> _core.Layout:
-        """The layout of its pool. Raises ConfigError."""
+        """The layout of its pool. Raises PoolError."""
         if not poolfile.is_name(self.name):
-            raise ConfigError(f"name={self.name}: {poolfile.NAME_RULE}")
+            raise PoolError(f"name={self.name}: {poolfile.NAME_RULE}")
         if self.size <= 0 or self.size % SECTOR:
-            raise ConfigError(f"{self.name}: size={self.size} is not a positive multiple of {SECTOR}")
+            raise PoolError(f"{self.name}: size={self.size} is not a positive multiple of {SECTOR}")
         try:
             layout = _core.layout(self.size)
         except (ValueError, OverflowError):
-            raise ConfigError(f"{self.name}: size={self.size} is more than 16 TiB") from None
+            raise PoolError(f"{self.name}: size={self.size} is more than 16 TiB") from None
         if self.limit is None and self.tmemd is None:
-            raise ConfigError(f"{self.name}: say with limit=SIZE how much RAM its pool may take")
+            raise PoolError(f"{self.name}: say with limit=SIZE how much RAM its pool may take")
         least = layout.minimum_bytes
         if self.limit is not None and self.limit < least:
-            raise ConfigError(
+            raise PoolError(
                 f"{self.name}: limit={self.limit} is below the {least} bytes ({format_size(least)}) that a device of"
                 " this size needs (2 MiB for each GiB)"
             )
         if self.backing is None and (self.bitmap or self.durable):
-            raise ConfigError(f"{self.name}: bitmap= and flush=durable need a backing file")
+            raise PoolError(f"{self.name}: bitmap= and flush=durable need a backing file")
         if not 0 <= self.watermark <= MAX_PERCENT:
-            raise ConfigError(f"{self.name}: watermark={self.watermark}% is not 0% to {MAX_PERCENT}%")
+            raise PoolError(f"{self.name}: watermark={self.watermark}% is not 0% to {MAX_PERCENT}%")
         if self.bitmap and self.bitmap == self.backing:
-            raise ConfigError(f"{self.name}: bitmap= and backing= name the same file")
+            raise PoolError(f"{self.name}: bitmap= and backing= name the same file")
         return layout
 
 

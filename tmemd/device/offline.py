@@ -12,7 +12,7 @@ from tmemd.store.poolfile import PoolError
 
 
 def drain(pool_path: Path) -> None:
-    """Drain a pool into the backing file it was last opened with. Raises ConfigError, or one of DeviceErrors."""
+    """Drain a pool into the backing file it was last opened with. Raises PoolError, OSError."""
     with open(pool_path, "rb") as pool:
         identity = poolfile.read_identity(pool.fileno(), pool_path)
         if identity is None:

@@ -81,7 +81,10 @@ class Parts:
             is_new = self.backing.header is None
             found = self.backing.header or backings.create(self.backing, undo, reserve=self.config.reserve)
             header = replace(found, boot_id=self.boot_id, epoch=found.epoch + 1)
-            states = _new_states(self.backing, header) if is_new else _states_by_bitmap(self.backing, header)
+            if not is_new:
+                states = _states_by_bitmap(self.backing, header)
+            elif self.backing.is_block:
+                states = bytes([State.ZERO]) * len(states)
             bitmapfile.write_header(self.backing.bitmap_fd, header)
             self.backing.header = header
         layout = self.layout
@@ -122,7 +125,7 @@ def open_parts(
     """Open what *config* names, creating what is not there yet; *undo* takes back what was created.
 
     The stack returned closes what is open. *root* stands in for / where /proc and /sys are read; *debug* is told what
-    was found. Raises ConfigError, or one of serve.DeviceErrors.
+    was found. Raises PoolError, OSError.
     """
     layout = config.check()
     boot_id = uuid.UUID((root / "proc/sys/kernel/random/boot_id").read_text().strip())
@@ -205,10 +208,6 @@ def _format(fd: int, identity: Identity, states: bytes) -> None:
     os.pwrite(fd, control, poolfile.CONTROL_OFFSET)
     os.pwrite(fd, states, poolfile.STATES_OFFSET)
     os.pwrite(fd, identity.pack(), 0)
-
-
-def _new_states(backing: Backing, header: BitmapHeader) -> bytes:
-    return bytes([State.ZERO if backing.is_block else State.INDEX]) * block_count(header.size)
 
 
 def _states_by_bitmap(backing: Backing, header: BitmapHeader) -> bytes:

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
 
 from tmemd.binding import _core
-from tmemd.device.backing import BackingError
 from tmemd.device.clients import Clients
-from tmemd.device.config import ConfigError, Debug, DeviceConfig
+from tmemd.device.config import Debug, DeviceConfig
 from tmemd.device.maintenance import Maintenance
 from tmemd.device.parts import Parts, open_parts
 from tmemd.store import poolfile
-from tmemd.store.bitmapfile import BitmapError
 from tmemd.store.poolfile import Counters, PoolError
-
-DeviceErrors: Final = (BackingError, BitmapError, PoolError, OSError)
 
 
 class ServedDevice:
@@ -49,13 +44,13 @@ class ServedDevice:
 
 
 def check_together(configs: Sequence[DeviceConfig]) -> None:
-    """Check devices that are to be opened together. Raises ConfigError."""
+    """Check devices that are to be opened together. Raises PoolError."""
     owners: dict[Path, str] = {}
     for config in configs:
         config.check()
         for path in (config.backing, config.bitmap):
             if path and owners.setdefault(path, config.name) != config.name:
-                raise ConfigError(f"{config.name}: {path} is already device {owners[path]}'s")
+                raise PoolError(f"{config.name}: {path} is already device {owners[path]}'s")
 
 
 def open_devices(
@@ -64,7 +59,7 @@ def open_devices(
     """Open what *configs* name, creating what is not there yet; nothing on disk changes when one of them fails.
 
     *root* stands in for / where /proc and /sys are read; *debug* is told what was found and what is done. Raises
-    ConfigError, or one of DeviceErrors.
+    PoolError.
     """
     check_together(configs)
     with ExitStack() as undo:

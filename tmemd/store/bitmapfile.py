@@ -14,16 +14,14 @@ from uuid import UUID
 
 import google_crc32c
 
+from tmemd.store.poolfile import PoolError
+
 MAGIC: Final = b"TMEMMAP1"
 VERSION: Final = 1
 BITS_OFFSET: Final = 4096
 REGION: Final = 32 << 20  # bytes of the device that share a bit
 _HEADER: Final = struct.Struct("<8sIIQQ16s16sQ")
 _CRC: Final = struct.Struct("<I")
-
-
-class BitmapError(Exception):
-    """A bitmap cannot be used; the message says which one, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +53,25 @@ class BitmapHeader:
 
     @classmethod
     def unpack(cls, data: bytes, where: Path | str) -> BitmapHeader:
-        """Read a header; raises BitmapError, naming *where*, for anything but a whole one of this version."""
+        """Read a header; raises PoolError, naming *where*, for anything but a whole one of this version."""
         if len(data) < _HEADER.size + _CRC.size or data[:8] != MAGIC:
-            raise BitmapError(f"{where}: not a tmem write-intent bitmap")
+            raise PoolError(f"{where}: not a tmem write-intent bitmap")
         body = data[: _HEADER.size]
         _, version, _, size, region, uid, boot, epoch = _HEADER.unpack(body)
         if version != VERSION:
-            raise BitmapError(f"{where}: bitmap format version {version}, this tmemd reads version {VERSION}")
+            raise PoolError(f"{where}: bitmap format version {version}, this tmemd reads version {VERSION}")
         if _CRC.unpack_from(data, _HEADER.size)[0] != google_crc32c.value(body):
-            raise BitmapError(f"{where}: the bitmap's header is damaged (checksum mismatch)")
+            raise PoolError(f"{where}: the bitmap's header is damaged (checksum mismatch)")
         if not size or not region or region % BITS_OFFSET:
-            raise BitmapError(f"{where}: the bitmap's header contradicts itself")
+            raise PoolError(f"{where}: the bitmap's header contradicts itself")
         return cls(size, region, UUID(bytes=uid), UUID(bytes=boot), epoch)
 
 
 def read_header(fd: int, where: Path | str) -> BitmapHeader:
-    """The header of the bitmap behind *fd*, whose length is checked too. Raises BitmapError."""
+    """The header of the bitmap behind *fd*, whose length is checked too. Raises PoolError."""
     header = BitmapHeader.unpack(os.pread(fd, BITS_OFFSET, 0), where)
     if os.fstat(fd).st_size < header.file_bytes:
-        raise BitmapError(f"{where}: the bitmap is truncated ({os.fstat(fd).st_size} of {header.file_bytes} bytes)")
+        raise PoolError(f"{where}: the bitmap is truncated ({os.fstat(fd).st_size} of {header.file_bytes} bytes)")
     return header
 
 

@@ -42,7 +42,6 @@ _MEANT: Final = {
     Kind.TORN: 0xF << 8 | 0x47,
 }
 _NEEDS_FILE: Final = {Kind.FILE, Kind.LOST, Kind.TORN}
-_CONTROL_WORDS: Final = {"target": 0, "frozen": 16, "demotion writes": 32, "compression": 48}
 _MANY: Final = 100  # problems remembered; the rest are only counted
 _STEP: Final = 64  # spans or chunks of the index between two reports of progress
 
@@ -140,8 +139,9 @@ def _check_header(fd: int, path: Path, report: Report) -> Identity | None:
         report.problem(f"the file is truncated: {size} bytes of {identity.file_bytes}")
     if path.name.endswith(poolfile.SUFFIX) and identity.name != path.name.removesuffix(poolfile.SUFFIX):
         report.problem(f"the file is named {path.name}, but is the pool of device {identity.name!r}")
-    for name, offset in _CONTROL_WORDS.items():
-        value, complement = _PAIR.unpack(poolindex.read_exactly(fd, _PAIR.size, CONTROL_OFFSET + offset))
+    for number, name in enumerate(("target", "frozen", "demotion writes", "compression")):
+        pair = poolindex.read_exactly(fd, _PAIR.size, CONTROL_OFFSET + number * _PAIR.size)
+        value, complement = _PAIR.unpack(pair)
         if (value or complement) and value ^ complement != (1 << 64) - 1:
             report.notes.append(f"control page: the {name} is torn ({value:#x}, {complement:#x}) and ignored")
     return identity

@@ -10,13 +10,13 @@ import os
 import stat
 from contextlib import closing
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from tmemd.sizes import format_size
 from tmemd.store import poolfile, requests
-from tmemd.store.poolfile import Counters, Identity, PoolError
+from tmemd.store.poolfile import Identity, PoolError
 from tmemd.store.requests import Choice, Request
 
 _OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -113,55 +113,26 @@ class Pool:
         """Bytes of RAM that its file takes, as the kernel counts them."""
         return os.fstat(self.fd).st_blocks * 512
 
-    def set_target(self, target: int) -> None:
-        """Set the target, in bytes. Raises PoolError where the device could not keep to it."""
-        self.check_target(target)
-        poolfile.write_target(self.fd, target)
-
-    def check_target(self, target: int) -> None:
-        """Raise PoolError where the device could not keep to that target, in bytes."""
-        counters = self._finished_counters()
-        low, high = counters.minimum_bytes, counters.limit_bytes
-        if not low <= target <= high:
-            raise PoolError(
-                f"pool {self.name}: a target of {target} bytes ({format_size(target)}) is outside"
-                f" {low} to {high} bytes ({format_size(low)} to {format_size(high)})"
-            )
-        self._check_use("target", target, counters)
-
-    def check_cap(self, cap: int) -> None:
-        """Raise PoolError where the device could not do with *cap* bytes."""
-        counters = self._finished_counters()
-        if cap < counters.minimum_bytes:
-            raise PoolError(
-                f"pool {self.name}: a cap of {_both(cap)} is below its least, {_both(counters.minimum_bytes)}"
-            )
-        self._check_use("cap", cap, counters)
-
-    def check_minimum(self, minimum: int) -> None:
-        """Raise PoolError where the device could not take *minimum* bytes."""
-        limit = self._finished_counters().limit_bytes
-        if minimum > limit:
-            raise PoolError(f"pool {self.name}: a minimum of {_both(minimum)} is above its limit, {_both(limit)}")
-
-    def _finished_counters(self) -> Counters:
-        self.finished()
-        return poolfile.read_counters(self.fd, self.path)
-
-    def _check_use(self, what: str, size: int, counters: Counters) -> None:
-        if not self.finished().has_file and size < counters.used_bytes:
-            use = _both(counters.used_bytes)
-            raise PoolError(f"pool {self.name} has no backing file, so its {what} cannot fall below its use, {use}")
+    def check_size(self, what: Literal["target", "cap", "minimum"], size: int) -> None:
+        """Raise PoolError where the device could not keep to a target, cap or minimum of *size* bytes."""
+        identity, counters = self.finished(), poolfile.read_counters(self.fd, self.path)
+        least, limit, used = counters.minimum_bytes, counters.limit_bytes, counters.used_bytes
+        wrong = ""
+        if what == "target" and not least <= size <= limit:
+            wrong = f"is outside {least} to {limit} bytes ({format_size(least)} to {format_size(limit)})"
+        elif what == "cap" and size < least:
+            wrong = f"is below its least, {_both(least)}"
+        elif what == "minimum" and size > limit:
+            wrong = f"is above its limit, {_both(limit)}"
+        elif what != "minimum" and not identity.has_file and size < used:
+            wrong = f"is below its use, {_both(used)}, and it has no backing file"
+        if wrong:
+            raise PoolError(f"pool {self.name}: a {what} of {_both(size)} {wrong}")
 
     def set_frozen(self, frozen: bool) -> None:
         """Freeze or thaw it. Raises PoolError while it is unfinished."""
         self.finished()
         poolfile.write_frozen(self.fd, frozen)
-
-    def set_compression(self, compression: bool) -> None:
-        """Compress what is put from now on, or store it as it is. Raises PoolError while it is unfinished."""
-        self.finished()
-        poolfile.write_compression(self.fd, compression)
 
     def ask(self, request: Request, nbytes: int, choice: Choice) -> int:
         """Ask the serving plugin for work; returns the request's number. Raises PoolError where nobody could do it.

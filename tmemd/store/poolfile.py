@@ -47,7 +47,7 @@ _OWNER_LOCK: Final = 1 << 62
 
 
 class PoolError(Exception):
-    """A pool file cannot be used; the message says which one, why, and what to do."""
+    """A pool, its backing file or its bitmap cannot be used; the message says which one, why, and what to do."""
 
 
 def is_name(name: str) -> bool:
