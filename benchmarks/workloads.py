@@ -342,9 +342,9 @@ class Recorder:
         """Record how it is, and set targets for what comes."""
         listed = perform(self._pools, protocol.List(long=True))
         assert isinstance(listed, protocol.Listed)
-        moments = tuple(map(recording.pool_moment, listed.pools))
+        records = tuple(map(recording.pool_record, listed.pools))
         self._governor.tick()
-        self._writer.add(recording.Moment(at=round(at, 3), budget_bytes=BUDGET, pools=moments))
+        self._writer.add(recording.Record(at=round(at, 3), budget_bytes=BUDGET, pools=records))
 
 
 def play(handles: dict[str, nbd.NBD], guests: Guests, corpus: list[bytes], recorder: Recorder) -> None:

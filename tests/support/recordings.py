@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.support import fakes
-from tmemd.simulation.recording import Header, Moment, PoolMoment
+from tmemd.simulation.recording import Header, PoolRecord, Record
 from tmemd.store.poolfile import GENERATIONS, Ages
 from tmemd.store.sample import PoolSample
 
@@ -13,8 +13,8 @@ HEADER = Header(started="2026-11-23T12:00:00+00:00", interval=0.5, policy="fair"
 NONE = (0,) * GENERATIONS
 
 
-def pool(name: str = "web", **values: Any) -> PoolMoment:
-    """One pool at one moment, all zero but what is given: of its counters, its ages, or itself."""
+def pool(name: str = "web", **values: Any) -> PoolRecord:
+    """One pool at one record, all zero but what is given: of its counters, its ages, or itself."""
     ages = {field: values.pop(field) for field in Ages.__struct_fields__ if _is_of_ages(field, values)}
     own = {field: values.pop(field) for field in PoolSample.__struct_fields__ if field in values}
     known: dict[str, Any] = {
@@ -23,7 +23,7 @@ def pool(name: str = "web", **values: Any) -> PoolMoment:
     }  # fmt: skip
     counted = Ages(**(dict.fromkeys(Ages.__struct_fields__, NONE) | {"published": 0, "generation": 0} | ages))
     sample = PoolSample(name=name, counters=fakes.counters(**values), ages=counted, **(known | own))
-    return PoolMoment(sample=sample, file_read_ns=0, spill_ns=0)
+    return PoolRecord(sample=sample, file_read_ns=0, spill_ns=0)
 
 
 def _is_of_ages(field: str, values: dict[str, Any]) -> bool:
@@ -31,5 +31,5 @@ def _is_of_ages(field: str, values: dict[str, Any]) -> bool:
     return isinstance(values.get(field), tuple) or (field in {"published", "generation"} and field in values)
 
 
-def moment(at: float, *pools: PoolMoment, budget: int = 1 << 30) -> Moment:
-    return Moment(at=at, budget_bytes=budget, pools=pools)
+def record(at: float, *pools: PoolRecord, budget: int = 1 << 30) -> Record:
+    return Record(at=at, budget_bytes=budget, pools=pools)

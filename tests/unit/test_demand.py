@@ -1,4 +1,4 @@
-"""What a policy is told of a pool."""
+"""The demand of a pool, which policies go by."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def by_age(**pages: int) -> tuple[int, ...]:
     return tuple(pages.get(f"a{age}", 0) for age in range(GENERATIONS))
 
 
-def told(*samples: PoolSample) -> Demand:
-    """What is told at the last of these, one tick apart."""
+def last_demand(*samples: PoolSample) -> Demand:
+    """At the last of these, one tick apart."""
     known = demand(None, samples[0])
     for before, now in pairwise(samples):
         known = demand(before, now, known)
@@ -36,29 +36,29 @@ def sample(**values: Any) -> PoolSample:
 def test_use_is_of_pages_that_are_not_hot_and_fades() -> None:
     first = sample(stored_bytes=by_age(a0=MIB, a2=2 * MIB, a3=3 * MIB))
     second = sample(stored_bytes=first.ages.stored_bytes, gets=by_age(a0=7, a2=5, a3=300, a15=100), puts=1000)
-    use = told(first, second).use
+    use = last_demand(first, second).use
     assert HOT == 3
     assert (use.puts, use.warm_reads, use.warm_bytes) == (1000, 400, 3 * MIB)
-    later = told(first, second, *[second] * 120).use
+    later = last_demand(first, second, *[second] * 120).use
     assert (later.puts, later.warm_reads) == pytest.approx((500, 200))
     assert later.warm_bytes > 80 * use.warm_bytes
 
 
 def test_use_begins_anew_with_the_pool() -> None:
     first, second = sample(), sample(gets=by_age(a5=100), puts=10)
-    known = told(first, second)
+    known = last_demand(first, second)
     assert known.use.warm_reads == 100
     assert demand(None, second, known).use == demand(second, second, None).use == Use()
 
 
-def test_counters_that_fall_are_not_believed() -> None:
+def test_counters_that_fall_are_not_counted() -> None:
     high, low = sample(gets=by_age(a5=100), puts=10), sample()
-    assert min(msgspec.structs.astuple(told(high, low).use)) >= 0
+    assert min(msgspec.structs.astuple(last_demand(high, low).use)) >= 0
 
 
-def test_what_a_survey_counts_after_one_that_was_not_believed_is_not_new() -> None:
+def test_what_is_published_after_what_was_not_plausible_is_not_new() -> None:
     known = sample(gets=by_age(a5=1_000_000))
     unknown = sample(published=0)
     again = sample(gets=by_age(a5=1_000_100), published=2)
-    assert told(known, unknown, again).use.warm_reads == 0
-    assert told(unknown, again, sample(gets=by_age(a5=1_000_107), published=3)).use.warm_reads == 7
+    assert last_demand(known, unknown, again).use.warm_reads == 0
+    assert last_demand(unknown, again, sample(gets=by_age(a5=1_000_107), published=3)).use.warm_reads == 7

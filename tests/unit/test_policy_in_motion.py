@@ -50,7 +50,7 @@ class Guest:
         space = Space(self.target, 0, PAGE)
         for _ in range(5):
             self.store.apply(Flow(puts / 5, [n / 15 for n in parts], [n / 5 for n in parts]), space)
-            self.store.upkeep(space, TICK / 5)
+            self.store.maintain(space, TICK / 5)
 
     def demand(self) -> Demand:
         counts, last = self.store.counts, self.told

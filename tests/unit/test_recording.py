@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from tests.support import fakes, harness
-from tests.support.recordings import HEADER, moment, pool
+from tests.support.recordings import HEADER, pool, record
 from tmemd.cli import main
 from tmemd.simulation import recording
 from tmemd.simulation.recording import RecordingError, Writer, read
@@ -24,11 +24,11 @@ from tmemd.store.poolfile import PoolError
 @pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "jsonl.xz"])
 def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"r.{suffix}"
-    moments = (moment(0, pool(puts=1), pool("db")), moment(0.5), moment(1, pool(puts=2, cap_bytes=5, published=3)))
+    records = (record(0, pool(puts=1), pool("db")), record(0.5), record(1, pool(puts=2, cap_bytes=5, published=3)))
     with Writer(path, HEADER) as writer:
-        for each in moments:
+        for each in records:
             writer.add(each)
-    assert read(path) == recording.Recording(HEADER, moments)
+    assert read(path) == recording.Recording(HEADER, records)
     assert read(path).seconds == 1
 
 
@@ -40,7 +40,7 @@ def test_a_recording_is_not_written_over_another(tmp_path: Path) -> None:
 
 
 def lines() -> list[dict[str, Any]]:
-    made = [HEADER, moment(0, pool()), moment(1, pool())]
+    made = [HEADER, record(0, pool()), record(1, pool())]
     return [json.loads(msgspec.json.encode(each)) for each in made]
 
 
@@ -94,7 +94,7 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes) -> None
 def test_truncated_recordings_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"r.{suffix}"
     with Writer(path, HEADER) as writer:
-        writer.add(moment(0, pool()))
+        writer.add(record(0, pool()))
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(RecordingError, match="truncated: it ends in the middle of line"):
         read(path)
@@ -115,10 +115,10 @@ def test_record_samples_the_pools_of_a_directory(
         command = ["record", str(path), f"--pools={directory}", "--interval=0.01", "--duration=0.05", "--json"]
         assert main(command) == 0
     known = read(path)
-    assert json.loads(capsys.readouterr().out)["samples"] == len(known.moments) >= 1
-    (one,) = known.moments[-1].pools
+    assert json.loads(capsys.readouterr().out)["samples"] == len(known.records) >= 1
+    (one,) = known.records[-1].pools
     assert (one.sample.name, one.sample.counters.puts, known.header.policy) == ("web", 7, "")
-    assert known.moments[0].budget_bytes == one.sample.target_bytes == fakes.LIMIT
+    assert known.records[0].budget_bytes == one.sample.target_bytes == fakes.LIMIT
 
 
 def test_a_recording_lasts_as_long_as_was_said(directory: Path, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_recording_that_is_interrupted_is_whole(directory: Path, tmp_path: Pat
         os.kill(process.pid, number)
         output, _ = process.communicate()
     assert process.returncode == 0
-    assert f"{len(read(path).moments)} samples" in output
+    assert f"{len(read(path).records)} samples" in output
 
 
 def test_record_says_what_is_wrong(directory: Path, tmp_path: Path) -> None:

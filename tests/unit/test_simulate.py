@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.harness import ROOT
-from tests.support.recordings import HEADER, moment, pool
+from tests.support.recordings import HEADER, pool, record
+from tmemd.binding._core import PROMOTE_AGE
 from tmemd.cli import main
 from tmemd.cli.simulate import POLICIES
 from tmemd.policy import Demand, by_name
-from tmemd.simulation.recording import Moment, PoolMoment, Recording, Writer, check, read
+from tmemd.simulation.recording import PoolRecord, Record, Recording, Writer, check, read
 from tmemd.simulation.simulate import Outcome, outcome, recorded, simulate, times
-from tmemd.simulation.storemodel import DEMOTIONS_PER_SECOND, PROMOTE_AGE, Counts, Flow, Space, Store
+from tmemd.simulation.storemodel import DEMOTIONS_PER_SECOND, Counts, Flow, Space, Store
 from tmemd.store.poolfile import GENERATIONS, Ages, Counters
 
 MIB = 1 << 20
@@ -55,19 +56,19 @@ def test_a_falling_target_moves_the_oldest_out_as_fast_as_the_disk_takes_them() 
     store = filled(10_000, 20_000)
     store.age()
     store.apply(Flow(10_000, (), ()), room(20_000))
-    store.upkeep(room(5000), 0.5)
+    store.maintain(room(5000), 0.5)
     assert store.ram_by_age()[:2] == [10_000, 10_000 - DEMOTIONS_PER_SECOND / 2]
     assert store.counts.demotion_writes == store.counts.demotions == DEMOTIONS_PER_SECOND / 2
 
 
 def test_room_is_made_for_pages_to_come_of_those_that_are_not_young() -> None:
     store = filled(1000, 1000)
-    store.upkeep(room(1000), 0.1)
+    store.maintain(room(1000), 0.1)
     assert store.counts.demotions == 0
     store.age()
     store.age()
     store.apply(Flow(100, (), ()), room(1000))
-    store.upkeep(room(1000), 0.1)
+    store.maintain(room(1000), 0.1)
     assert 10 < store.counts.demotions <= 100
     assert store.ram_by_age()[0] == 0
 
@@ -77,7 +78,7 @@ def test_what_is_read_from_the_file_is_put_again_if_it_is_young_and_is_not_writt
     store.age()
     store.apply(Flow(0, (), by_age(a1=100)), room(1000))
     assert (store.counts.gets, store.counts.file_reads, store.counts.promotions) == (50, 50, 50)
-    store.upkeep(room(0), 1)
+    store.maintain(room(0), 1)
     assert (store.in_ram, store.counts.demotions, store.counts.demotion_writes) == (0, 100, 50)
     for _ in range(PROMOTE_AGE):
         store.age()
@@ -89,7 +90,7 @@ def test_a_page_read_again_and_again_is_read_from_the_file_once_if_there_is_room
     store = filled(10, 0)
     store.apply(Flow(0, (), by_age(a0=1000)), room(100))
     assert store.counts.file_reads == pytest.approx(10)
-    store.upkeep(room(0), 1)
+    store.maintain(room(0), 1)
     store.apply(Flow(0, (), by_age(a0=1000)), room(0))
     assert store.counts.file_reads == pytest.approx(1010)
 
@@ -103,7 +104,7 @@ def test_no_page_is_made_or_lost(steps: list[tuple[int, int, int, int, int]]) ->
         many[age] = reads
         store.apply(Flow(0, [freed if other == age else 0 for other in range(GENERATIONS)], ()), room(pages))
         store.apply(Flow(puts, (), many), room(pages))
-        store.upkeep(room(pages // 2), 1)
+        store.maintain(room(pages // 2), 1)
         store.age()
         assert all(n >= -1 for row in store.pages for n in row)
         assert total(store) == pytest.approx(expected, rel=1e-6, abs=0.1)
@@ -111,7 +112,7 @@ def test_no_page_is_made_or_lost(steps: list[tuple[int, int, int, int, int]]) ->
 
 def filling(weights: dict[str, int], seconds: int, rate: int) -> Recording:
     """Pools that each put *rate* pages a second of 4096 bytes, and read as many of the youngest."""
-    moments: list[Moment] = []
+    records: list[Record] = []
     for at in range(seconds):
         n = at * rate
         pools = [
@@ -122,8 +123,8 @@ def filling(weights: dict[str, int], seconds: int, rate: int) -> Recording:
             )
             for name, weight in weights.items()
         ]  # fmt: skip
-        moments.append(moment(at, *pools, budget=64 * MIB))
-    return Recording(HEADER, tuple(moments))
+        records.append(record(at, *pools, budget=64 * MIB))
+    return Recording(HEADER, tuple(records))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,8 +156,8 @@ def test_simulation_is_deterministic() -> None:
 
 
 def test_a_pool_that_was_made_anew_begins_at_nothing() -> None:
-    before, after = filling({"a": 1}, 5, 100).moments, filling({"a": 1}, 4, 10).moments
-    later = [Moment(at=each.at + 10, budget_bytes=each.budget_bytes, pools=each.pools) for each in after]
+    before, after = filling({"a": 1}, 5, 100).records, filling({"a": 1}, 4, 10).records
+    later = [Record(at=each.at + 10, budget_bytes=each.budget_bytes, pools=each.pools) for each in after]
     known = Recording(HEADER, (*before, *later))
     assert simulate(known, by_name("fair"))["a"].puts == 400 + 30
     assert recorded(known)["a"].puts == 400 + 30
@@ -167,7 +168,7 @@ def test_times_are_measured_or_said_to_be_assumed() -> None:
     assert not times(known).read_measured
     one, other = pool(file_reads=0, spills=0), pool(file_reads=2000, spills=4000)
     slow = type(other)(sample=other.sample, file_read_ns=2000 * 300_000, spill_ns=4000 * 70_000)
-    found = times(Recording(HEADER, (moment(0, one), moment(1, slow))))
+    found = times(Recording(HEADER, (record(0, one), record(1, slow))))
     assert (found.read, found.write) == pytest.approx((300e-6, 70e-6))
     assert found.read_measured
     assert outcome({"a": Counts(file_reads=10, spills=5, demotion_writes=5)}, found).cost_seconds == pytest.approx(
@@ -181,18 +182,18 @@ def hostile(rng: random.Random) -> Recording:
     def number() -> int:
         return rng.choice((0, 1, 4096, 1 << 62, rng.randrange(1 << rng.randrange(1, 63))))
 
-    def one(name: str) -> PoolMoment:
+    def one(name: str) -> PoolRecord:
         counters = {field: number() for field in Counters.__struct_fields__ if rng.random() < 0.3}
         ages = {field: tuple(number() for _ in range(GENERATIONS)) for field in Ages.__struct_fields__[:-2]}
         own = {"published": number(), "generation": number(), "target_bytes": number(), "minimum_bytes": number()}
         return pool(name, cap_bytes=rng.choice((None, number())), frozen=rng.random() < 0.1, **(counters | ages | own))
 
-    moments = []
+    records = []
     for at in range(rng.randrange(5)):
-        known = moment(at, *map(one, rng.sample("abc", rng.randrange(4))), budget=number())
+        known = record(at, *map(one, rng.sample("abc", rng.randrange(4))), budget=number())
         check(known)
-        moments.append(known)
-    return Recording(HEADER, tuple(moments))
+        records.append(known)
+    return Recording(HEADER, tuple(records))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -208,18 +209,18 @@ def test_hostile_numbers_break_nothing(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("generations", [(0, 0, 2, 2, 3), (0, 0, 0, 0, 0)])
 def test_pages_grow_old_with_the_devices_generations_or_else_by_the_clock(generations: Sequence[int]) -> None:
-    """A new device's first generation counts as 0 until it ends, at whatever moment."""
+    """A new device's first generation counts as 0 until it ends, at whatever record."""
     heats = []
 
     def policy(demands: Sequence[Demand], budget: int) -> dict[str, int]:
         heats.append([age for age, nbytes in enumerate(demands[0].heat) if nbytes])
         return {each.name: budget for each in demands}
 
-    moments = [
-        moment(at, pool(puts=1000 * (at > 0), published=n, generation=generation))
+    records = [
+        record(at, pool(puts=1000 * (at > 0), published=n, generation=generation))
         for n, (at, generation) in enumerate(zip((0, 4, 4.5, 5.5, 10), generations, strict=True))
     ]
-    simulate(Recording(HEADER, tuple(moments)), policy)
+    simulate(Recording(HEADER, tuple(records)), policy)
     assert heats == ([[], [0], [1], [1], [2]] if any(generations) else [[], [0], [0], [1], [2]])
 
 
@@ -257,7 +258,7 @@ def test_ours_is_best_or_equal(workload: str) -> None:
 def recording(tmp_path: Path) -> Path:
     path = tmp_path / "r.jsonl"
     with Writer(path, HEADER) as writer:
-        for each in filling({"a": 100, "b": 200}, 30, 1000).moments:
+        for each in filling({"a": 100, "b": 200}, 30, 1000).records:
             writer.add(each)
     return path
 

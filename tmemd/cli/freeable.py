@@ -16,7 +16,7 @@ from tmemd.store.poolfile import PoolError
 
 
 class Freeable(msgspec.Struct, frozen=True):
-    """Of one pool, in bytes; None: there was no survey of it yet."""
+    """Of one pool, in bytes; None: no age statistics were published yet."""
 
     name: str
     freeable_bytes: int

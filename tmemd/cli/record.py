@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tmemd.cli import common
 from tmemd.client import Client, UnreachableError
-from tmemd.simulation.recording import Moment, Writer, new_header, pool_moment
+from tmemd.simulation.recording import Record, Writer, new_header, pool_record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     samples, seconds = 0, 0.0
     with _stopped() as stop, Writer(arguments.file, new_header(arguments.interval, policy)) as writer, _line() as show:
         for at in _times(arguments.interval, arguments.duration, stop):
-            moment = _moment(client, at, alone=alone)
-            if moment:
-                writer.add(moment)
+            record = _record(client, at, alone=alone)
+            if record:
+                writer.add(record)
                 samples, seconds = samples + 1, at
-            missed = "" if moment else "; tmemd is away"
+            missed = "" if record else "; tmemd is away"
             show(f"{arguments.file}: {samples} samples, {at:.0f} s, Ctrl-C ends{missed}")
     if arguments.json:
         common.print_json({"file": str(arguments.file), "samples": samples, "seconds": round(seconds, 3)})
@@ -73,14 +73,14 @@ def _times(interval: float, duration: float | None, stop: threading.Event) -> It
         at = time.monotonic() - start
 
 
-def _moment(client: Client, at: float, *, alone: bool) -> Moment | None:
+def _record(client: Client, at: float, *, alone: bool) -> Record | None:
     """A sample of all pools; None while tmemd is away."""
     try:
         pools = [status for status in client.pools(long=True) if not status.error and not status.unfinished]
         budget = sum(status.target_bytes for status in pools) if alone else client.host().budget_bytes
     except UnreachableError:
         return None
-    return Moment(at=round(at, 3), budget_bytes=budget, pools=tuple(map(pool_moment, pools)))
+    return Record(at=round(at, 3), budget_bytes=budget, pools=tuple(map(pool_record, pools)))
 
 
 @contextlib.contextmanager

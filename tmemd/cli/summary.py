@@ -33,7 +33,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     get_seconds: Latency
     spill_seconds: Latency
     file_read_seconds: Latency
-    stored_by_age: list[Age]  # at the last survey; empty: there was none yet
+    stored_by_age: list[Age]  # as last published; empty: nothing was yet
 
 
 def summary(status: PoolStatus) -> Summary:

@@ -63,7 +63,7 @@ class Maintenance:
         self._look_now.set()
 
     async def snapshot(self) -> Snapshot:
-        """What Prometheus is told. Everybody else has a turn after each pool. Raises PoolError."""
+        """What Prometheus gets. Everybody else has a turn after each pool. Raises PoolError."""
         pools = []
         for name in self._administration.pools.names():
             with suppress(PoolError):

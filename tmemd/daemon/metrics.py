@@ -1,4 +1,4 @@
-"""What Prometheus is told: a snapshot of all pools and of the host, as metrics.
+"""What Prometheus gets: a snapshot of all pools and of the host, as metrics.
 
 Names and units follow Prometheus' conventions (https://prometheus.io/docs/practices/naming/): base units, `_total` for
 what is only ever counted up. docs/monitoring.md lists them; a test holds that list against this module.

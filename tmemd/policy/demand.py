@@ -10,8 +10,8 @@ from tmemd.store.poolfile import PAGE, Ages, Counters
 from tmemd.store.sample import PoolSample
 
 # Before a pool has stored anything to measure it by: what LZ4 makes of a page of a live process.
-_FIRST_PAGE_BYTES: Final = PAGE // 3
-_ENOUGH: Final = 1000  # pages
+FIRST_PAGE_BYTES: Final = PAGE // 3
+ENOUGH_PAGES: Final = 1000  # in tmem, to measure what one takes
 # Pages are hot that were used in so many generations, the last of which has only begun: 10 to 15 seconds. In
 # seconds of the disk's time phased, skewed, idle-giant, batch, leak, builds and scans cost 8.7, 11.0, 4.5, 18.2, 13.1,
 # 13.4 and 20.2 with 3; with 2: 8.7, 11.2, 4.8, 19.0, 12.8, 13.4, 20.2; with 4: 9.4, 10.9, 4.5, 19.1, 14.9, 13.9, 20.2.
@@ -49,17 +49,14 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     file_reads: int
 
 
-def demand(before: PoolSample | None, now: PoolSample, told: Demand | None = None) -> Demand:
-    """What a policy is told of a pool, from its last two samples (None: there is only one).
-
-    *told*: what it was told when *before* was the last.
-    """
+def demand(before: PoolSample | None, now: PoolSample, last: Demand | None = None) -> Demand:
+    """A pool's demand from its last two samples (None: there is only one); *last* is what it was at *before*."""
     counters, ages = now.counters, now.ages
     earlier = before.counters if before else counters
     overhead = counters.used_bytes - sum(ages.stored_bytes) if ages.published else counters.index_bytes
     overhead = min(max(overhead, counters.index_bytes), counters.used_bytes)
     page = _page_bytes(counters)
-    heat = tuple([stored + filed * page for stored, filed in zip(ages.stored_bytes, ages.in_file_pages, strict=True)])
+    heat = tuple([ram + page * n for ram, n in zip(ages.stored_bytes, ages.in_file_pages, strict=True)])
     cap = min(counters.limit_bytes, now.cap_bytes if now.cap_bytes is not None else counters.limit_bytes)
     # What nobody could demote stays; and no device works below its own minimum.
     stuck = 0 if now.has_file and now.served else counters.used_bytes
@@ -76,7 +73,7 @@ def demand(before: PoolSample | None, now: PoolSample, told: Demand | None = Non
         page_bytes=page,
         heat=heat,
         put=counters.puts - counters.puts_zero,
-        use=_use(before, now, told.use, sum(heat[HOT:])) if before and told else Use(),
+        use=_use(before, now, last.use, sum(heat[HOT:])) if before and last else Use(),
         puts=counters.puts - earlier.puts,
         refused=counters.puts_refused - earlier.puts_refused,
         file_reads=counters.file_reads - earlier.file_reads,
@@ -87,7 +84,7 @@ def _use(before: PoolSample, now: PoolSample, use: Use, warm_bytes: int) -> Use:
     counters, earlier = now.counters, before.counters
     puts = counters.puts - earlier.puts - (counters.puts_zero - earlier.puts_zero)
     reads = counters.gets - earlier.gets + counters.file_reads - earlier.file_reads
-    # Without a survey on either side, or with one that was not believed, all since the pool was made would seem new.
+    # With nothing published on either side, or nothing plausible, all since the pool was made would seem new.
     known = before.ages.published and now.ages.published and now.ages is not before.ages
     warm = _warm_reads(now.ages) - _warm_reads(before.ages) if known else 0
     return Use(
@@ -103,7 +100,7 @@ def _warm_reads(ages: Ages) -> int:
 
 
 def _page_bytes(counters: Counters) -> int:
-    # Not from the survey, which a guest that starts again after it freed everything is ahead of.
-    if counters.pages_in_tmem < _ENOUGH:
-        return _FIRST_PAGE_BYTES
+    # Not from age statistics, which a guest that starts again after it freed everything is ahead of.
+    if counters.pages_in_tmem < ENOUGH_PAGES:
+        return FIRST_PAGE_BYTES
     return max(1, (counters.used_bytes - counters.index_bytes) // counters.pages_in_tmem)

@@ -1,6 +1,6 @@
 """Recordings: the samples of all pools over time, which `tmemctl simulate` replays through every policy.
 
-JSON lines, compressed where the file's name ends in .gz or .xz: a header, then one moment a line.
+JSON lines, compressed where the name ends in .gz or .xz: a header, then records, each of all pools at one moment.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["tmemd recording"] = "tmemd recording"
     version: int = VERSION
     started: str  # ISO 8601
-    interval: Annotated[float, msgspec.Meta(ge=0.001, le=86400)]  # seconds between two moments, as far as that was kept
+    interval: Annotated[float, msgspec.Meta(ge=0.001, le=86400)]  # seconds between two records, as far as that was kept
     policy: str  # that held while it was recorded; '' where there was no tmemd
 
 
-class PoolMoment(msgspec.Struct, frozen=True, kw_only=True):
+class PoolRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One pool at one moment; times in nanoseconds since the pool was made."""
 
     sample: PoolSample
@@ -50,28 +50,28 @@ class PoolMoment(msgspec.Struct, frozen=True, kw_only=True):
     spill_ns: int  # and on writing those that were refused
 
 
-class Moment(msgspec.Struct, frozen=True, kw_only=True):
+class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Every line but the first."""
 
     at: Annotated[float, msgspec.Meta(ge=0, le=1e10)]  # seconds since the recording began
     budget_bytes: int  # what all targets together may be; without a tmemd what they are
-    pools: tuple[PoolMoment, ...]
+    pools: tuple[PoolRecord, ...]
 
 
 class Recording(msgspec.Struct, frozen=True):
     """A whole recording."""
 
     header: Header
-    moments: tuple[Moment, ...]
+    records: tuple[Record, ...]
 
     @property
     def seconds(self) -> float:
         """How long it lasted."""
-        return self.moments[-1].at - self.moments[0].at if self.moments else 0.0
+        return self.records[-1].at - self.records[0].at if self.records else 0.0
 
 
 _header: Final = msgspec.json.Decoder(Header)
-_moment: Final = msgspec.json.Decoder(Moment)
+_record: Final = msgspec.json.Decoder(Record)
 
 
 def new_header(interval: float, policy: str) -> Header:
@@ -79,7 +79,7 @@ def new_header(interval: float, policy: str) -> Header:
     return Header(started=datetime.now(UTC).isoformat(timespec="seconds"), interval=interval, policy=policy)
 
 
-def pool_moment(status: PoolStatus) -> PoolMoment:
+def pool_record(status: PoolStatus) -> PoolRecord:
     """What is recorded of a pool that was listed with its latencies and ages."""
     sample = PoolSample(
         name=status.name,
@@ -94,7 +94,7 @@ def pool_moment(status: PoolStatus) -> PoolMoment:
         ages=status.ages or _NO_AGES,
     )
     latencies = status.latencies
-    return PoolMoment(
+    return PoolRecord(
         sample=sample,
         file_read_ns=latencies.file_read.sum_ns if latencies else 0,
         spill_ns=latencies.spill.sum_ns if latencies else 0,
@@ -123,10 +123,10 @@ class Writer:
         with self._errors():
             self._file.close()
 
-    def add(self, moment: Moment) -> None:
-        """Append a moment. Raises RecordingError."""
+    def add(self, record: Record) -> None:
+        """Append a record. Raises RecordingError."""
         with self._errors():
-            self._file.write(msgspec.json.encode(moment) + b"\n")
+            self._file.write(msgspec.json.encode(record) + b"\n")
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -138,7 +138,7 @@ class Writer:
 
 def read(path: Path) -> Recording:
     """Read a recording and check everything in it. Raises RecordingError."""
-    header, moments = None, []
+    header, records = None, []
     last = -1.0
     for number, line in enumerate(_lines(path), 1):
         where = f"{path}, line {number}"
@@ -146,20 +146,20 @@ def read(path: Path) -> Recording:
             if header is None:
                 header = _header.decode(line)
                 continue
-            moment = _moment.decode(line)
-            check(moment)
+            record = _record.decode(line)
+            check(record)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
             what = "this is no tmemd recording" if number == 1 else str(error)
             raise RecordingError(f"{where}: {what}") from None
         if header.version != VERSION:
             raise RecordingError(f"{path}: recording format version {header.version}, this tmemd reads {VERSION}")
-        if moment.at <= last:
-            raise RecordingError(f"{where}: time does not go on from {last} s to {moment.at} s")
-        last = moment.at
-        moments.append(moment)
+        if record.at <= last:
+            raise RecordingError(f"{where}: time does not go on from {last} s to {record.at} s")
+        last = record.at
+        records.append(record)
     if header is None:
         raise RecordingError(f"{path}: this is no tmemd recording: it is empty")
-    return Recording(header, tuple(moments))
+    return Recording(header, tuple(records))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -179,11 +179,11 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise RecordingError(f"{path}: {error.strerror or error}") from None
 
 
-def check(moment: Moment) -> None:
-    """Raise ValueError for a moment with numbers that no pool has."""
+def check(record: Record) -> None:
+    """Raise ValueError for a record with numbers that no pool has."""
     names = set()
-    numbers = [moment.budget_bytes]
-    for pool in moment.pools:
+    numbers = [record.budget_bytes]
+    for pool in record.pools:
         sample, ages = pool.sample, pool.sample.ages
         if not is_name(sample.name) or sample.name in names:
             raise ValueError(f"{sample.name!r} is no name of a pool of its own")

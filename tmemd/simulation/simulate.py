@@ -13,18 +13,18 @@ from typing import Final
 
 import msgspec
 
+from tmemd.device.maintenance import TICK
 from tmemd.governor.governor import limit_raises
 from tmemd.policy import Demand, Policy, demand
-from tmemd.simulation.recording import Moment, PoolMoment, Recording
+from tmemd.policy.demand import ENOUGH_PAGES, FIRST_PAGE_BYTES
+from tmemd.simulation.recording import PoolRecord, Record, Recording
 from tmemd.simulation.storemodel import Counts, Flow, Space, Store
-from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, PAGE, Ages
+from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Ages
 from tmemd.store.sample import PoolSample
 
 # Where a recording has too few to measure them by: pages of 4 KiB on an NVMe drive of a cloud, one at a time.
 DEFAULT_READ_SECONDS: Final = 100e-6
 DEFAULT_WRITE_SECONDS: Final = 50e-6
-_ENOUGH: Final = 1000  # pages
-_TICK: Final = 0.1  # seconds between two rounds of a device's upkeep
 _STEPS: Final = 20  # in one interval, at most
 
 
@@ -52,21 +52,21 @@ class Outcome(msgspec.Struct, frozen=True):
 def times(recording: Recording) -> Times:
     """From the latencies in a recording, as far as it has some."""
     read_ns = reads = write_ns = writes = 0
-    for before, now in _pairs(recording.moments):
+    for before, now in _pairs(recording.records):
         counters, earlier = now.sample.counters, before.sample.counters
         read_ns += now.file_read_ns - before.file_read_ns
         reads += counters.file_reads - earlier.file_reads
         write_ns += now.spill_ns - before.spill_ns
         writes += counters.spills - earlier.spills
-    read = read_ns / reads / 1e9 if reads >= _ENOUGH else DEFAULT_READ_SECONDS
-    write = write_ns / writes / 1e9 if writes >= _ENOUGH else DEFAULT_WRITE_SECONDS
-    return Times(read, write, reads >= _ENOUGH, writes >= _ENOUGH)
+    read = read_ns / reads / 1e9 if reads >= ENOUGH_PAGES else DEFAULT_READ_SECONDS
+    write = write_ns / writes / 1e9 if writes >= ENOUGH_PAGES else DEFAULT_WRITE_SECONDS
+    return Times(read, write, reads >= ENOUGH_PAGES, writes >= ENOUGH_PAGES)
 
 
 def recorded(recording: Recording) -> dict[str, Counts]:
     """What really happened while it was recorded, by pool."""
     pools: dict[str, Counts] = {}
-    for before, now in _pairs(recording.moments):
+    for before, now in _pairs(recording.records):
         counters, earlier = now.sample.counters, before.sample.counters
         change = {name: getattr(counters, name) - getattr(earlier, name) for name in Counts.__dataclass_fields__}
         change["puts"] -= counters.puts_zero - earlier.puts_zero
@@ -86,45 +86,45 @@ def simulate(recording: Recording, policy: Policy, budget: int | None = None) ->
     pools: dict[str, _Pool] = {}
     gone: dict[str, Counts] = {}
     counting = {
-        each.sample.name for moment in recording.moments for each in moment.pools if each.sample.ages.generation
+        each.sample.name for record in recording.records for each in record.pools if each.sample.ages.generation
     }
     last = 0.0
-    for moment in recording.moments:
+    for record in recording.records:
         demands = []
-        for now in moment.pools:
+        for now in record.pools:
             pool = pools.get(now.sample.name)
             if pool is None or not _follows(pool.now, now):
                 if pool:
                     gone[now.sample.name] = gone.get(now.sample.name, Counts()) + pool.store.counts
                 pool = pools[now.sample.name] = _Pool(now, counts_generations=now.sample.name in counting)
             else:
-                pool.advance(now, moment.at, moment.at - last)
+                pool.advance(now, record.at, record.at - last)
             demands.append(pool.demand())
-        targets = policy(demands, moment.budget_bytes if budget is None else budget)
+        targets = policy(demands, record.budget_bytes if budget is None else budget)
         owed = sum(max(0, each.used - targets[each.name]) for each in demands)
         for name, target in limit_raises(demands, targets, owed).items():
             pools[name].target = target
-        last = moment.at
+        last = record.at
     return {name: pool.store.counts + gone.get(name, Counts()) for name, pool in pools.items()}
 
 
 class _Pool:
     """A pool as it would be: the recorded one's demand on a modelled store."""
 
-    def __init__(self, first: PoolMoment, *, counts_generations: bool) -> None:
+    def __init__(self, first: PoolRecord, *, counts_generations: bool) -> None:
         self.now = first
         self._counts_generations = counts_generations  # otherwise the clock says when one ends
         self._first = first.sample.counters
         self.target = first.sample.target_bytes
         self.store = Store(_pages_of(first.sample))
-        self._page = _page_bytes(first.sample, PAGE // 3)
-        self._heat = _survey(first.sample.ages, self.store, self._page)
+        self._page = _page_bytes(first.sample, FIRST_PAGE_BYTES)
+        self._ages = _published(first.sample.ages, self.store, self._page)
         self._before: PoolSample | None = None
-        self._told: Demand | None = None
+        self._demand: Demand | None = None
         self._sample = self._modelled()
 
-    def advance(self, now: PoolMoment, at: float, seconds: float) -> None:
-        """Go on to the next moment, *seconds* later, under the target that holds."""
+    def advance(self, now: PoolRecord, at: float, seconds: float) -> None:
+        """Go on to the next record, *seconds* later, under the target that holds."""
         flow = _flow(self.now.sample, now.sample)
         if self._counts_generations:
             ended = _generations(self.now.sample, now.sample)
@@ -134,20 +134,21 @@ class _Pool:
             self.store.age()
         self._page = _page_bytes(now.sample, self._page)
         space = Space(self.target, now.sample.counters.index_bytes, self._page, now.sample.frozen)
-        steps = max(1, min(_STEPS, round(seconds / _TICK)))
+        steps = max(1, min(_STEPS, round(seconds / TICK)))
         part = Flow(flow.puts / steps, [n / steps for n in flow.freed], [n / steps for n in flow.reads])
         for _ in range(steps):
             self.store.apply(part, space)
-            self.store.upkeep(space, seconds / steps)
+            self.store.maintain(space, seconds / steps)
         if now.sample.ages.published != self.now.sample.ages.published:
-            self._heat = _survey(now.sample.ages, self.store, self._page)
+            self._ages = _published(now.sample.ages, self.store, self._page)
         self.now = now
         self._before, self._sample = self._sample, self._modelled()
 
     def demand(self) -> Demand:
-        """What the policy is told."""
-        self._told = demand(self._before, msgspec.structs.replace(self._sample, target_bytes=self.target), self._told)
-        return self._told
+        """What a policy goes by."""
+        sample = msgspec.structs.replace(self._sample, target_bytes=self.target)
+        self._demand = demand(self._before, sample, self._demand)
+        return self._demand
 
     def _modelled(self) -> PoolSample:
         """The sample that the governor would have taken."""
@@ -166,12 +167,12 @@ class _Pool:
             demotion_writes=int(counts.demotion_writes),
             promotions=int(counts.promotions),
         )
-        return msgspec.structs.replace(sample, counters=counters, ages=self._heat)
+        return msgspec.structs.replace(sample, counters=counters, ages=self._ages)
 
 
-def _pairs(moments: Sequence[Moment]) -> Iterator[tuple[PoolMoment, PoolMoment]]:
-    """Each pool's neighbouring moments, as long as it is the same pool."""
-    for earlier, later in pairwise(moments):
+def _pairs(records: Sequence[Record]) -> Iterator[tuple[PoolRecord, PoolRecord]]:
+    """Each pool's neighbouring records, as long as it is the same pool."""
+    for earlier, later in pairwise(records):
         before = {pool.sample.name: pool for pool in earlier.pools}
         for now in later.pools:
             old = before.get(now.sample.name)
@@ -179,7 +180,7 @@ def _pairs(moments: Sequence[Moment]) -> Iterator[tuple[PoolMoment, PoolMoment]]
                 yield old, now
 
 
-def _follows(before: PoolMoment, now: PoolMoment) -> bool:
+def _follows(before: PoolRecord, now: PoolRecord) -> bool:
     """Whether it is still the same pool: what is counted never falls."""
     old, new = before.sample.counters, now.sample.counters
     return old.puts <= new.puts and old.reads <= new.reads and old.writes <= new.writes
@@ -209,19 +210,19 @@ def _generations(before: PoolSample, now: PoolSample) -> int:
 def _page_bytes(sample: PoolSample, otherwise: float) -> float:
     """What a page in tmem takes; *otherwise* where there are too few to tell."""
     counters = sample.counters
-    if counters.pages_in_tmem < _ENOUGH:
+    if counters.pages_in_tmem < ENOUGH_PAGES:
         return otherwise
     return max(1.0, (counters.used_bytes - counters.index_bytes) / counters.pages_in_tmem)
 
 
-def _survey(ages: Ages, store: Store, page: float) -> Ages:
-    """A survey of the model."""
+def _published(ages: Ages, store: Store, page: float) -> Ages:
+    """The age statistics that the model would publish."""
     stored = tuple(int(n * page) for n in store.ram_by_age())
     return msgspec.structs.replace(ages, stored_bytes=stored, in_file_pages=tuple(map(int, store.pages[2])))
 
 
 def _pages_of(sample: PoolSample) -> list[list[float]]:
-    """The pages of a pool by place and age, from its last survey; of what it knows nothing, as old as can be."""
+    """The pages of a pool by place and age, as last published; of what is not known, as old as can be."""
     counters, ages = sample.counters, sample.ages
     return [
         _spread(counters.pages_in_tmem, ages.stored_bytes),
