@@ -5,6 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/binding/*.[ch] tmemd/binding/*.pyx)
+C_FILES := $(wildcard tmemd/*/*.[ch] benchmarks/*.c tests/*/*.c tests/*/*/*.c)
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci --include='*' 2>/dev/null)
 
 KILLS := 2000
@@ -43,15 +44,17 @@ sanitize: setup  ## instrumented builds below build/address-undefined and build/
 	TMEMD_SANITIZE=address,undefined $(PYTHON) setup.py -q build
 	TMEMD_SANITIZE=thread $(PYTHON) setup.py -q build
 
-lint: setup  ## ruff, mypy --strict, shellcheck
+lint: setup  ## ruff, mypy --strict, shellcheck, clang-format
 	ruff check .
 	ruff format --check .
 	mypy
 	shellcheck $(SHELL_SCRIPTS)
+	@clang-format --dry-run -Werror $(C_FILES)
 
-format: setup  ## let ruff rearrange the Python code
+format: setup  ## let ruff and clang-format rearrange the code
 	ruff check --fix .
 	ruff format .
+	clang-format -i $(C_FILES)
 
 test: build lint  ## lint and all tests, real guests included
 	pytest -n auto

@@ -2,17 +2,17 @@
  *
  * Reads commands from stdin, one a line, and answers each with one line of JSON:
  *
- *     fill DEPTH               write every page once, in order
- *     replay DEPTH TRACE       a trace: pairs of 32-bit words, the page and its content to write, or all ones to read the
- *                              page and compare it with what was written last
- *     write DEPTH SECONDS      random writes
- *     read DEPTH SECONDS       random reads
- *     within N PAGE            from now on random writes and reads go to the N pages from PAGE on
- *     verify DEPTH             read every page back and compare it with what was written last
- *     lz4 1 SECONDS            compress random pages of the corpus, on this thread, with no server at all
+ *     fill DEPTH             write every page once, in order
+ *     replay DEPTH TRACE     a trace: pairs of 32-bit words, the page and its content to write, or
+ *                            all ones to read the page and compare it with what was written last
+ *     write DEPTH SECONDS    random writes
+ *     read DEPTH SECONDS     random reads
+ *     within N PAGE          from now on random writes and reads go to the N pages from PAGE on
+ *     verify DEPTH           read every page back and compare it with what was written last
+ *     lz4 1 SECONDS          compress random pages of the corpus, on this thread, with no server
  *
- * Content is always a page of the corpus; which one was written where is remembered, so that verify can tell. Two writes
- * to one page are never in flight together.
+ * Content is always a page of the corpus; which one was written where is remembered, so that verify
+ * can tell. Two writes to one page are never in flight together.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -39,8 +39,8 @@ struct request {
 
 struct run {
     bool write, verify;
-    uint64_t limit;    /* requests; 0: until the deadline */
-    uint64_t deadline; /* in ns */
+    uint64_t limit;            /* requests; 0: until the deadline */
+    uint64_t deadline;         /* in ns */
     const struct visit *order; /* NULL: random pages with random content */
 };
 
@@ -50,10 +50,10 @@ struct visit {
 
 static struct nbd_handle *nbd;
 static const uint8_t *corpus;
-static uint64_t corpus_pages, pages; /* of the corpus; of the device */
+static uint64_t corpus_pages, pages;    /* of the corpus; of the device */
 static uint64_t first_random, n_random; /* pages that random requests go to */
-static uint32_t *content;            /* which page of the corpus was written where */
-static bool *in_flight;              /* pages being written, or read back */
+static uint32_t *content;               /* which page of the corpus was written where */
+static bool *in_flight;                 /* pages being written, or read back */
 static struct request requests[MAX_DEPTH];
 static unsigned free_requests[MAX_DEPTH], n_free;
 static uint32_t *latencies; /* of the current run, in ns */
@@ -82,10 +82,7 @@ static uint64_t random_below(uint64_t below)
     return (unsigned __int128)(z ^ (z >> 31)) * below >> 64;
 }
 
-static const uint8_t *corpus_page(uint64_t page)
-{
-    return corpus + page * PAGE;
-}
+static const uint8_t *corpus_page(uint64_t page) { return corpus + page * PAGE; }
 
 static void note_latency(uint64_t ns)
 {
@@ -122,15 +119,18 @@ static int finish_verified(void *request_, int *error)
 static void submit(const struct run *run, struct visit visit)
 {
     struct request *request = &requests[free_requests[--n_free]];
-    bool write = run->write && visit.content != READ_BACK, verify = run->verify || (run->write && !write);
-    nbd_completion_callback done = {.callback = verify ? finish_verified : finish, .user_data = request};
+    bool write = run->write && visit.content != READ_BACK,
+         verify = run->verify || (run->write && !write);
+    nbd_completion_callback done = {.callback = verify ? finish_verified : finish,
+                                    .user_data = request};
     int64_t cookie;
     request->page = visit.page;
     request->started = now(CLOCK_MONOTONIC);
     in_flight[visit.page] = run->write || verify;
     if (write) {
         content[visit.page] = visit.content;
-        cookie = nbd_aio_pwrite(nbd, corpus_page(visit.content), PAGE, (uint64_t)visit.page * PAGE, done, 0);
+        cookie = nbd_aio_pwrite(nbd, corpus_page(visit.content), PAGE, (uint64_t)visit.page * PAGE,
+                                done, 0);
     } else {
         cookie = nbd_aio_pread(nbd, request->buffer, PAGE, (uint64_t)visit.page * PAGE, done, 0);
     }
@@ -170,8 +170,8 @@ static void report(const char *op, unsigned depth, uint64_t ns)
 {
     static const double percentiles[] = {50, 90, 99, 99.9};
     qsort(latencies, n_latencies, sizeof *latencies, compare);
-    printf("{\"op\": \"%s\", \"depth\": %u, \"ops\": %llu, \"seconds\": %.6f, \"latency_ns\": {", op, depth,
-           (unsigned long long)n_latencies, ns / 1e9);
+    printf("{\"op\": \"%s\", \"depth\": %u, \"ops\": %llu, \"seconds\": %.6f, \"latency_ns\": {",
+           op, depth, (unsigned long long)n_latencies, ns / 1e9);
     for (size_t i = 0; i < sizeof percentiles / sizeof *percentiles; i++)
         printf("%s\"%g\": %u", i ? ", " : "", percentiles[i],
                latencies[(uint64_t)((n_latencies - 1) * percentiles[i] / 100)]);
@@ -190,7 +190,8 @@ static void perform(const char *op, const struct run *run, unsigned depth)
     n_latencies = 0;
     uint64_t sent = 0, start = now(CLOCK_MONOTONIC);
     for (;;) {
-        while (n_free && (run->limit ? sent < run->limit : now(CLOCK_MONOTONIC) < start + run->deadline))
+        while (n_free &&
+               (run->limit ? sent < run->limit : now(CLOCK_MONOTONIC) < start + run->deadline))
             submit(run, next_visit(run, sent++));
         if (n_free == depth)
             break;
@@ -233,13 +234,15 @@ static void replay(const char *path, unsigned depth)
     const struct visit *trace = map_file(path, &bytes);
     struct run run = {.write = true, .limit = bytes / sizeof *trace, .order = trace};
     for (uint64_t i = 0; i < run.limit; i++)
-        if (trace[i].page >= pages || (trace[i].content >= corpus_pages && trace[i].content != READ_BACK))
+        if (trace[i].page >= pages ||
+            (trace[i].content >= corpus_pages && trace[i].content != READ_BACK))
             die(path, "a page outside the device or the corpus");
     perform("replay", &run, depth);
     munmap((void *)trace, bytes);
 }
 
-/* Random pages, as the load has them, and in the cache, as a server finds them: only compressing them is timed. */
+/* Random pages, as the load has them, and in the cache, as a server finds them: only compressing
+ * them is timed. */
 static void bare_lz4(double seconds)
 {
     enum { BATCH = 16 };
@@ -254,8 +257,8 @@ static void bare_lz4(double seconds)
             bytes += LZ4_compress_default((const char *)batch[i], out, PAGE, BOUND);
         spent += now(CLOCK_THREAD_CPUTIME_ID) - start;
     }
-    printf("{\"op\": \"lz4\", \"ops\": %llu, \"seconds\": %.6f, \"bytes_per_page\": %.1f}\n", (unsigned long long)done,
-           spent / 1e9, (double)bytes / done);
+    printf("{\"op\": \"lz4\", \"ops\": %llu, \"seconds\": %.6f, \"bytes_per_page\": %.1f}\n",
+           (unsigned long long)done, spent / 1e9, (double)bytes / done);
 }
 
 static void within(uint64_t n, uint64_t first)

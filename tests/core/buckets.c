@@ -1,4 +1,5 @@
-/* Every latency falls into the bucket that layout.h and docs/pool-format.md name. Exit status 0 and 'ok'. */
+/* Every latency falls into the bucket that layout.h and docs/pool-format.md name. Exit status 0 and
+ * 'ok'. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,7 +9,8 @@ static void check(uint64_t ns, unsigned bucket)
 {
     if (stats_bucket(ns) == bucket)
         return;
-    fprintf(stderr, "%llu ns is in bucket %u, not %u\n", (unsigned long long)ns, stats_bucket(ns), bucket);
+    fprintf(stderr, "%llu ns is in bucket %u, not %u\n", (unsigned long long)ns, stats_bucket(ns),
+            bucket);
     exit(1);
 }
 

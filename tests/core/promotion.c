@@ -1,4 +1,5 @@
-/* What promotion may not do: wait, or put a page whose word has changed since it was read. Exit status 0 and 'ok'. */
+/* What promotion may not do: wait, or put a page whose word has changed since it was read. Exit
+ * status 0 and 'ok'. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,12 +11,12 @@
 
 enum { PAGES = 2048, PAGE = 600, LIMIT = 64 << 20 };
 
-#define CHECK(condition)                                                       \
-    do {                                                                       \
-        if (!(condition)) {                                                    \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);    \
-            exit(1);                                                           \
-        }                                                                      \
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
+            exit(1);                                                                               \
+        }                                                                                          \
     } while (0)
 
 static struct tm_device *device;
@@ -35,12 +36,18 @@ static void open_device(void)
     uint64_t size = (uint64_t)PAGES * TM_PAGE;
     CHECK(tm_layout_for(size, &layout) == 0);
     struct tm_config config = {
-        .name = "promotion", .pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes),
-        .file_fd = memory_file("file", size), .bitmap_fd = memory_file("map", 2 * TM_PAGE), .size = size, .limit = LIMIT,
-        .region = 1 << 20, .file_bytes = size,
+        .name = "promotion",
+        .pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes),
+        .file_fd = memory_file("file", size),
+        .bitmap_fd = memory_file("map", 2 * TM_PAGE),
+        .size = size,
+        .limit = LIMIT,
+        .region = 1 << 20,
+        .file_bytes = size,
     };
     CHECK(tm_open(&config, &device, error, sizeof error) == 0);
-    control = mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, config.pool_fd, TM_CONTROL_OFFSET);
+    control =
+        mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, config.pool_fd, TM_CONTROL_OFFSET);
     CHECK(control != MAP_FAILED);
 }
 
@@ -66,7 +73,8 @@ static uint8_t second_byte(void)
     return content[1];
 }
 
-/* Writers who come while the page is read for tm_cache: one before its first read, one after its second. */
+/* Writers who come while the page is read for tm_cache: one before its first read, one after its
+ * second. */
 static enum { NOBODY, BEFORE, AFTER } writer;
 
 ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
@@ -110,7 +118,8 @@ int main(void)
     CHECK(tm_trim(device, TM_PAGE, (uint64_t)PAGE * TM_PAGE, false) == 0);
     promote_page(device, PAGE, old, word);
     CHECK(word_kind(index_word(device, PAGE)) == TM_ZERO && second_byte() == 0);
-    CHECK(tm_trim(device, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, false) == 0);
+    CHECK(tm_trim(device, (uint64_t)TM_BLOCK_PAGES * TM_PAGE, (uint64_t)TM_BLOCK_PAGES * TM_PAGE,
+                  false) == 0);
     promote_page(device, PAGE, old, word);
     CHECK(second_byte() == 0);
 

@@ -1,4 +1,5 @@
-/* What a refused put costs: a full pool does not compress a page to find out that there is no room. Exit status 0 and 'ok'. */
+/* What a refused put costs: a full pool does not compress a page to find out that there is no room.
+ * Exit status 0 and 'ok'. */
 #define _GNU_SOURCE
 #include <lz4.h>
 #include <stdio.h>
@@ -9,14 +10,18 @@
 
 #include "state.h"
 
-enum { PAGES = 8192, FIRST = 2048, REFUSALS = 1024 }; /* of the pages before some are written through */
+enum {
+    PAGES = 8192,
+    FIRST = 2048,
+    REFUSALS = 1024
+}; /* of the pages before some are written through */
 
-#define CHECK(condition)                                                     \
-    do {                                                                     \
-        if (!(condition)) {                                                  \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-            abort();                                                         \
-        }                                                                    \
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
+            abort();                                                                               \
+        }                                                                                          \
     } while (0)
 
 static unsigned compressed;
@@ -50,9 +55,13 @@ int main(void)
     char error[256];
     CHECK(tm_layout_for((uint64_t)PAGES * TM_PAGE, &layout) == 0);
     struct tm_config config = {
-        .name = "refusal", .pool_fd = memory_file(layout.data_offset + layout.data_bytes), .bitmap_fd = -1,
-        .file_fd = memory_file((uint64_t)PAGES * TM_PAGE), .file_bytes = (uint64_t)PAGES * TM_PAGE,
-        .size = (uint64_t)PAGES * TM_PAGE, .limit = layout.minimum + (4 << 20),
+        .name = "refusal",
+        .pool_fd = memory_file(layout.data_offset + layout.data_bytes),
+        .bitmap_fd = -1,
+        .file_fd = memory_file((uint64_t)PAGES * TM_PAGE),
+        .file_bytes = (uint64_t)PAGES * TM_PAGE,
+        .size = (uint64_t)PAGES * TM_PAGE,
+        .limit = layout.minimum + (4 << 20),
     };
     CHECK(tm_open(&config, &device, error, sizeof error) == 0);
     uint32_t page = FIRST;

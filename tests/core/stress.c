@@ -2,10 +2,11 @@
  *
  * usage: stress OPERATIONS SEED file|durable|ram
  *
- * The device has three regions. Pages of the first are written by one thread each, so that every read, by whichever
- * thread, must find a version between the last one acknowledged before it began and the last one begun when it ended.
- * Pages of the second are written by all; a read must find one whole write. The third takes requests of any size and
- * offset and is there for the sanitizers. Exit status 0 and 'ok' when nothing was wrong.
+ * The device has three regions. Pages of the first are written by one thread each, so that every
+ * read, by whichever thread, must find a version between the last one acknowledged before it began
+ * and the last one begun when it ended. Pages of the second are written by all; a read must find
+ * one whole write. The third takes requests of any size and offset and is there for the sanitizers.
+ * Exit status 0 and 'ok' when nothing was wrong.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,14 +30,14 @@ static bool has_file;
 static _Atomic uint32_t begun[REGION], acknowledged[REGION];
 static _Atomic int working = THREADS;
 
-#define CHECK(condition, ...)                                      \
-    do {                                                           \
-        if (!(condition)) {                                        \
-            fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);        \
-            fprintf(stderr, __VA_ARGS__);                          \
-            fputc('\n', stderr);                                   \
-            abort();                                               \
-        }                                                          \
+#define CHECK(condition, ...)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);                                        \
+            fprintf(stderr, __VA_ARGS__);                                                          \
+            fputc('\n', stderr);                                                                   \
+            abort();                                                                               \
+        }                                                                                          \
     } while (0)
 
 static uint64_t rnd(uint64_t *state)
@@ -53,11 +54,13 @@ static uint32_t hot(uint64_t *seed, uint32_t n)
     return (uint32_t)(rnd(seed) % (rnd(seed) % 4 ? n / 10 : n));
 }
 
-/* A page's content for a version: zeros for every eighth one, else noise and repetition. The share of noise takes few
- * values, so that many records are of one size class and a slot that was freed is soon another page's. */
+/* A page's content for a version: zeros for every eighth one, else noise and repetition. The share
+ * of noise takes few values, so that many records are of one size class and a slot that was freed
+ * is soon another page's. */
 static void fill(uint8_t *page, uint32_t number, uint32_t version)
 {
-    uint64_t words[TM_PAGE / 8], state = ((uint64_t)number << 32 | version) * 0x9e3779b97f4a7c15 | 1;
+    uint64_t words[TM_PAGE / 8],
+        state = ((uint64_t)number << 32 | version) * 0x9e3779b97f4a7c15 | 1;
     size_t noise = rnd(&state) % 4 * (TM_PAGE / 8 / 4);
 
     for (size_t i = 0; i < TM_PAGE / 8; i++)
@@ -81,8 +84,9 @@ static void write_pages(const uint8_t *data, uint32_t first, uint32_t count, boo
 {
     int error;
 
-    while ((error = tm_write(device, data, count * TM_PAGE, (uint64_t)first * TM_PAGE, fua)) == EIO && !has_file)
-        ;
+    do
+        error = tm_write(device, data, count * TM_PAGE, (uint64_t)first * TM_PAGE, fua);
+    while (error == EIO && !has_file);
     CHECK(error == 0, "write of page %u: %s", first, strerror(error));
 }
 
@@ -125,7 +129,8 @@ static void read_own(uint32_t number)
 static void write_shared(uint64_t *seed)
 {
     uint8_t data[RUN * TM_PAGE];
-    uint32_t first = REGION + (uint32_t)(rnd(seed) % (REGION - RUN)), count = (uint32_t)(rnd(seed) % RUN) + 1;
+    uint32_t first = REGION + (uint32_t)(rnd(seed) % (REGION - RUN)),
+             count = (uint32_t)(rnd(seed) % RUN) + 1;
 
     for (uint32_t i = 0; i < count; i++)
         fill(data + i * TM_PAGE, first + i, (uint32_t)rnd(seed));
@@ -162,18 +167,30 @@ static void any_request(uint64_t *seed)
     int error = 0;
 
     switch (rnd(seed) % 32 ? rnd(seed) % 6 : 6) {
-    case 0: error = tm_read(device, data, count, offset); break;
-    case 1: error = tm_zero(device, count, offset, false); break;
-    case 2: error = tm_trim(device, count, offset, false); break;
-    case 3: error = tm_extents(device, count, offset, extents, &n); break;
-    case 4: error = tm_cache(device, count, offset); break;
-    case 6: error = tm_trim(device, PAGES * (uint64_t)TM_PAGE - last_block, last_block, false); break;
+    case 0:
+        error = tm_read(device, data, count, offset);
+        break;
+    case 1:
+        error = tm_zero(device, count, offset, false);
+        break;
+    case 2:
+        error = tm_trim(device, count, offset, false);
+        break;
+    case 3:
+        error = tm_extents(device, count, offset, extents, &n);
+        break;
+    case 4:
+        error = tm_cache(device, count, offset);
+        break;
+    case 6:
+        error = tm_trim(device, PAGES * (uint64_t)TM_PAGE - last_block, last_block, false);
+        break;
     default:
         memset(data, (int)count, sizeof data);
         error = tm_write(device, data, count, offset, false);
     }
-    CHECK(error == 0 || (!has_file && error == EIO), "request of %u at %llu: %s", count, (unsigned long long)offset,
-          strerror(error));
+    CHECK(error == 0 || (!has_file && error == EIO), "request of %u at %llu: %s", count,
+          (unsigned long long)offset, strerror(error));
 }
 
 static void *worker(void *argument)
@@ -183,11 +200,20 @@ static void *worker(void *argument)
 
     for (uint64_t i = 0; i < operations; i++) {
         switch (rnd(&seed) % 6) {
-        case 0: write_own(&seed, thread); break;
-        case 1: write_shared(&seed); break;
-        case 2: read_shared(&seed); break;
-        case 3: any_request(&seed); break;
-        default: read_own(hot(&seed, REGION));
+        case 0:
+            write_own(&seed, thread);
+            break;
+        case 1:
+            write_shared(&seed);
+            break;
+        case 2:
+            read_shared(&seed);
+            break;
+        case 3:
+            any_request(&seed);
+            break;
+        default:
+            read_own(hot(&seed, REGION));
         }
     }
     atomic_fetch_sub(&working, 1);
@@ -202,7 +228,8 @@ static void set(struct tm_checked *word, uint64_t value)
 
 static struct tm_choice any_choice(uint64_t *seed)
 {
-    return (struct tm_choice){.min_age = rnd(seed) % 3, .raw_only = rnd(seed) % 4 == 0, .bounded = rnd(seed) % 2};
+    return (struct tm_choice){
+        .min_age = rnd(seed) % 3, .raw_only = rnd(seed) % 4 == 0, .bounded = rnd(seed) % 2};
 }
 
 static void *keeper(void *argument)
@@ -213,15 +240,33 @@ static void *keeper(void *argument)
     while (atomic_load(&working)) {
         uint64_t some = rnd(&seed) % (2 << 20);
         switch (rnd(&seed) % 9) {
-        case 8: set(&control->demotion_writes, rnd(&seed) % 100000); break;
-        case 0: set(&control->target, minimum + rnd(&seed) % (limit - minimum)); break;
-        case 1: set(&control->frozen, has_file && rnd(&seed) % 4 == 0); break;
-        case 2: tm_compact(device, some % 100); break;
-        case 3: tm_age(device); break;
-        case 4: error = tm_flush(device); break;
-        case 5: tm_wasted(device); tm_publish_ages(device); break;
-        case 6: error = has_file && some % 8 == 0 ? tm_drain(device) : 0; break;
-        default: error = has_file ? tm_demote(device, some, any_choice(&seed), &freed) : 0;
+        case 8:
+            set(&control->demotion_writes, rnd(&seed) % 100000);
+            break;
+        case 0:
+            set(&control->target, minimum + rnd(&seed) % (limit - minimum));
+            break;
+        case 1:
+            set(&control->frozen, has_file && rnd(&seed) % 4 == 0);
+            break;
+        case 2:
+            tm_compact(device, some % 100);
+            break;
+        case 3:
+            tm_age(device);
+            break;
+        case 4:
+            error = tm_flush(device);
+            break;
+        case 5:
+            tm_wasted(device);
+            tm_publish_ages(device);
+            break;
+        case 6:
+            error = has_file && some % 8 == 0 ? tm_drain(device) : 0;
+            break;
+        default:
+            error = has_file ? tm_demote(device, some, any_choice(&seed), &freed) : 0;
         }
         CHECK(error == 0, "keeper: %s", strerror(error));
     }
@@ -250,7 +295,8 @@ static void lose_pool(int pool_fd, uint64_t blocks)
     static const uint8_t state = TM_STATE_FILE;
 
     for (uint64_t block = 0; block < blocks; block++)
-        CHECK(pwrite(pool_fd, &state, 1, (off_t)(TM_STATES_OFFSET + block)) == 1, "states: %s", strerror(errno));
+        CHECK(pwrite(pool_fd, &state, 1, (off_t)(TM_STATES_OFFSET + block)) == 1, "states: %s",
+              strerror(errno));
 }
 
 static void run_threads(uint64_t seed)
@@ -258,7 +304,8 @@ static void run_threads(uint64_t seed)
     pthread_t threads[THREADS + 2];
 
     for (unsigned i = 0; i < THREADS + 2; i++)
-        CHECK(pthread_create(&threads[i], NULL, i < THREADS ? worker : keeper, (void *)(uintptr_t)(seed << 8 | i)) == 0,
+        CHECK(pthread_create(&threads[i], NULL, i < THREADS ? worker : keeper,
+                             (void *)(uintptr_t)(seed << 8 | i)) == 0,
               "no thread");
     for (unsigned i = 0; i < THREADS + 2; i++)
         pthread_join(threads[i], NULL);
@@ -271,8 +318,10 @@ static void verify(int pool_fd)
     for (uint32_t number = 0; number < REGION; number++)
         read_own(number);
     CHECK(fstat(pool_fd, &status) == 0, "fstat: %s", strerror(errno));
-    CHECK(atomic_load(&tm_counters(device)->used) == (uint64_t)status.st_blocks * 512, "used is %llu, tmpfs took %llu",
-          (unsigned long long)atomic_load(&tm_counters(device)->used), (unsigned long long)status.st_blocks * 512);
+    CHECK(atomic_load(&tm_counters(device)->used) == (uint64_t)status.st_blocks * 512,
+          "used is %llu, tmpfs took %llu",
+          (unsigned long long)atomic_load(&tm_counters(device)->used),
+          (unsigned long long)status.st_blocks * 512);
 }
 
 /* What is counted by age follows from the index: whoever attaches counts the same. */
@@ -283,7 +332,8 @@ static void reopen(const struct tm_config *config)
     memcpy(&ages, &device->ages, sizeof ages);
     tm_close(device);
     open_device(config);
-    CHECK(memcmp(&ages, &device->ages, sizeof ages) == 0, "the counts by age are not those of the index");
+    CHECK(memcmp(&ages, &device->ages, sizeof ages) == 0,
+          "the counts by age are not those of the index");
 }
 
 int main(int argc, char **argv)
@@ -296,7 +346,8 @@ int main(int argc, char **argv)
     struct tm_layout layout;
     CHECK(tm_layout_for(size, &layout) == 0, "layout");
     minimum = layout.minimum;
-    /* With a file, too little for all pages, so that puts are refused; without, enough, so that retries end. */
+    /* With a file, too little for all pages, so that puts are refused; without, enough, so that
+     * retries end. */
     limit = minimum + (has_file ? size / 4 : 2 * size);
     int pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes);
     CHECK(fallocate(pool_fd, 0, 0, (off_t)layout.index_offset) == 0, "header: %s", strerror(errno));
@@ -304,9 +355,15 @@ int main(int argc, char **argv)
     CHECK(control != MAP_FAILED, "mmap: %s", strerror(errno));
     set(&control->target, limit);
     struct tm_config config = {
-        .name = "stress", .pool_fd = pool_fd, .file_fd = has_file ? memory_file("file", size) : -1,
-        .bitmap_fd = has_file ? memory_file("map", 2 * TM_PAGE) : -1, .size = size, .limit = limit, .region = GRANULE,
-        .file_bytes = has_file ? size : 0, .durable = strcmp(argv[3], "durable") == 0,
+        .name = "stress",
+        .pool_fd = pool_fd,
+        .file_fd = has_file ? memory_file("file", size) : -1,
+        .bitmap_fd = has_file ? memory_file("map", 2 * TM_PAGE) : -1,
+        .size = size,
+        .limit = limit,
+        .region = GRANULE,
+        .file_bytes = has_file ? size : 0,
+        .durable = strcmp(argv[3], "durable") == 0,
     };
 
     if (has_file)

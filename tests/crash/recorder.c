@@ -1,14 +1,16 @@
-/* LD_PRELOAD shim: records, in the order they happened, all changes and syncs of the files below $RECORD_BELOW, and lets
- * some of them fail or be the process's last.
+/* LD_PRELOAD shim: records, in the order they happened, all changes and syncs of the files below
+ * $RECORD_BELOW, and lets some of them fail or be the process's last.
  *
- * The record is appended to $RECORD_TO: for each operation a struct entry, then the file's path, then its data. One lock is
- * held over each operation and its entry, so that the order in the record is one the disk may have seen. record_mark and
- * record_found append entries of a driver's own, for what was acknowledged and what was read. One operation that this shim
- * does not know how to replay ends the process.
+ * The record is appended to $RECORD_TO: for each operation a struct entry, then the file's path,
+ * then its data. One lock is held over each operation and its entry, so that the order in the
+ * record is one the disk may have seen. record_mark and record_found append entries of a driver's
+ * own, for what was acknowledged and what was read. One operation that this shim does not know how
+ * to replay ends the process.
  *
- * $RECORD_FAULTS says what goes wrong, as in "12f 13f 40b": operations count from 0, and 'b' is SIGKILL before that
- * operation, 'a' SIGKILL after it, 's' SIGKILL before the next sync, 'f' failure with EIO. A write or a zeroing that fails has changed some of its sectors
- * nevertheless. With any faults threads cannot be started, so that the numbers mean the same each time.
+ * $RECORD_FAULTS says what goes wrong, as in "12f 13f 40b": operations count from 0, and 'b' is
+ * SIGKILL before that operation, 'a' SIGKILL after it, 's' SIGKILL before the next sync, 'f'
+ * failure with EIO. A write or a zeroing that fails has changed some of its sectors nevertheless.
+ * With any faults threads cannot be started, so that the numbers mean the same each time.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -30,8 +32,8 @@ enum { SECTOR = 512, STRETCH = 12 };
 
 struct entry {
     uint32_t operation, path_length;
-    uint64_t offset, length; /* MARK: number and errno; TRUNCATE: the new size in length; FOUND: the page in offset;
-                                RENAME: the new path as data */
+    uint64_t offset, length; /* MARK: number and errno; TRUNCATE: the new size in length; FOUND: the
+                                page in offset; RENAME: the new path as data */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -48,7 +50,8 @@ struct recorded {
 
 #define REAL(name) ((typeof(&name))dlsym(RTLD_NEXT, #name))
 
-static void append(enum operation operation, const char *path, uint64_t offset, uint64_t length, const void *data)
+static void append(enum operation operation, const char *path, uint64_t offset, uint64_t length,
+                   const void *data)
 {
     struct entry entry = {operation, (uint32_t)strlen(path), offset, length};
 
@@ -70,7 +73,7 @@ static enum fault fault_of(unsigned number)
         if (end == plan)
             abort();
         if (planned == number)
-            return (enum fault)*end;
+            return (enum fault) * end;
     }
     return NONE;
 }
@@ -109,8 +112,8 @@ static struct recorded begin(int fd)
     return begin_at(path);
 }
 
-static void end(const struct recorded *this, bool done, enum operation operation, off_t offset, off_t length,
-                const void *data)
+static void end(const struct recorded *this, bool done, enum operation operation, off_t offset,
+                off_t length, const void *data)
 {
     if (this->is && done)
         append(operation, this->path, (uint64_t)offset, (uint64_t)length, data);
@@ -120,7 +123,8 @@ static void end(const struct recorded *this, bool done, enum operation operation
 }
 
 /* Write some stretches of sectors of it, zeros without data, and fail. */
-static int tear(const struct recorded *this, int fd, const uint8_t *data, off_t offset, off_t length)
+static int tear(const struct recorded *this, int fd, const uint8_t *data, off_t offset,
+                off_t length)
 {
     static const uint8_t zeros[STRETCH * SECTOR];
     unsigned seed = this->number + (unsigned)(offset / SECTOR);
@@ -149,7 +153,8 @@ ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
     end(&this, done > 0, WRITE, offset, done, data);
     return done;
 }
-ssize_t pwrite64(int fd, const void *data, size_t length, off_t offset) __attribute__((alias("pwrite")));
+ssize_t pwrite64(int fd, const void *data, size_t length, off_t offset)
+    __attribute__((alias("pwrite")));
 
 static int synced(int fd, int (*call)(int))
 {
@@ -183,10 +188,13 @@ int ftruncate64(int fd, off_t size) __attribute__((alias("ftruncate")));
 static enum operation allocation(int mode)
 {
     switch (mode & ~FALLOC_FL_KEEP_SIZE) {
-    case 0: return ALLOCATE;
+    case 0:
+        return ALLOCATE;
     case FALLOC_FL_PUNCH_HOLE:
-    case FALLOC_FL_ZERO_RANGE: return PUNCH;
-    default: abort();
+    case FALLOC_FL_ZERO_RANGE:
+        return PUNCH;
+    default:
+        abort();
     }
 }
 
@@ -223,7 +231,8 @@ int rename(const char *from, const char *to)
     return result;
 }
 
-/* What cannot be replayed: a write without an offset, and one of several pieces, which nobody has needed so far. */
+/* What cannot be replayed: a write without an offset, and one of several pieces, which nobody has
+ * needed so far. */
 static void refuse(int fd)
 {
     struct recorded this = begin(fd);
@@ -244,9 +253,11 @@ ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t offset)
     refuse(fd);
     return REAL(pwritev)(fd, parts, count, offset);
 }
-ssize_t pwritev64(int fd, const struct iovec *parts, int count, off_t offset) __attribute__((alias("pwritev")));
+ssize_t pwritev64(int fd, const struct iovec *parts, int count, off_t offset)
+    __attribute__((alias("pwritev")));
 
-int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *), void *argument)
+int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
+                   void *argument)
 {
     const char *plan = getenv("RECORD_FAULTS");
 
@@ -261,4 +272,7 @@ static void append_own(enum operation operation, uint64_t number, uint64_t lengt
 }
 
 void record_mark(uint64_t number, uint64_t error) { append_own(MARK, number, error, NULL); }
-void record_found(uint64_t page, const void *data, uint64_t length) { append_own(FOUND, page, length, data); }
+void record_found(uint64_t page, const void *data, uint64_t length)
+{
+    append_own(FOUND, page, length, data);
+}

@@ -1,9 +1,10 @@
-/* LD_PRELOAD shim: a disk that does not answer. What is done to the file $GATED, or to one whose name goes on with '.' after
- * that (its map), is logged in $GATE.log, a line for each call: its name, offset, length, and 1 if it was held up.
+/* LD_PRELOAD shim: a disk that does not answer. What is done to the file $GATED, or to one whose
+ * name goes on with '.' after that (its map), is logged in $GATE.log, a line for each call: its
+ * name, offset, length, and 1 if it was held up.
  *
- * While the file $GATE exists, calls wait. It may say which: the name of one call and a range of bytes, 'pwrite 4096 8192',
- * the end not included; '*' stands for every call. Empty: all. 'done' stands for none, but holds up writes once they have
- * been done. */
+ * While the file $GATE exists, calls wait. It may say which: the name of one call and a range of
+ * bytes, 'pwrite 4096 8192', the end not included; '*' stands for every call. Empty: all. 'done'
+ * stands for none, but holds up writes once they have been done. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -20,7 +21,8 @@ static bool is_gated(int fd)
     size_t length = strlen(getenv("GATED"));
 
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    return readlink(link, path, sizeof path - 1) > 0 && strncmp(path, getenv("GATED"), length) == 0 &&
+    return readlink(link, path, sizeof path - 1) > 0 &&
+           strncmp(path, getenv("GATED"), length) == 0 &&
            (path[length] == '\0' || path[length] == '.');
 }
 

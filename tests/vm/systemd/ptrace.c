@@ -1,7 +1,9 @@
-/* Lets User-Mode Linux run on a CPU whose XSAVE area is larger than its buffer for it (AMX): preload this.
+/* Lets User-Mode Linux run on a CPU whose XSAVE area is larger than its buffer for it (AMX):
+ * preload this.
  *
- * Linux refuses PTRACE_SETREGSET with less than the whole area. What UML saved is padded to its size with zeros, and of
- * the components that its header (xstate_bv) names only those are kept that lie within what UML saved.
+ * Linux refuses PTRACE_SETREGSET with less than the whole area. What UML saved is padded to its
+ * size with zeros, and of the components that its header (xstate_bv) names only those are kept that
+ * lie within what UML saved.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -17,7 +19,8 @@ static const uint64_t KEPT = 0x2e7; /* x87, SSE, AVX, AVX-512, PKRU */
 
 typedef long ptrace_call(enum __ptrace_request request, ...);
 
-long ptrace(enum __ptrace_request request, ...) {
+long ptrace(enum __ptrace_request request, ...)
+{
     va_list arguments;
     va_start(arguments, request);
     const pid_t pid = va_arg(arguments, pid_t);
