@@ -25,10 +25,10 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * len(os.sched_getaffinity(0))
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that none is left when all others have ended."""
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("vm", "slow")])
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In parallel the longest first, so that none is left when all others have ended."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("vm", "slow")])
 
 
 def pytest_sessionstart() -> None:

@@ -11,6 +11,7 @@ date.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -91,7 +92,9 @@ def parse_args() -> argparse.Namespace:
         metavar="TEXT",
         help="only those whose id begins so, without testing the tree first",
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many at once (%(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="so many at once (%(default)s)"
+    )
     parser.add_argument("--list", action="store_true", help="say which, and test nothing")
     parser.add_argument("--again", action="store_true", help="forget what is known of them")
     return parser.parse_args()

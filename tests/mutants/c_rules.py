@@ -18,8 +18,10 @@ _FLAG: Final = re.compile(r"TM_WORD_(CLEAN|WRITING|UNVERIFIED)")
 _LOCK: Final = re.compile(r"(?:^|(?<=_))(?:rd|wr)?(lock|look)(?=_|$)")
 _UNLOCK: Final = re.compile(r"(?:^|_)un(lock|look)(?=_|$)")
 _SYNC: Final = re.compile(r"(sync|flush)$")
-_MARK: Final = re.compile(r"(?<!is_)(mark|keep|cleaning|writing|set_clean|wait_for_changes|note_|begin_)")
-_COUNT: Final = re.compile(r"^(tm_)?(un)?count(_|$)|^atomic_fetch_(add|sub)")
+_MARK: Final = re.compile(
+    r"(?<!is_)(mark|keep|cleaning|writing|set_clean|wait_for_pages|begin_|bitmap_set$|overwrite_lock_pages)"
+)
+_COUNT: Final = re.compile(r"^count(_|$)|^stats_(add|sub)$|^(index_account|ages_change)$|^atomic_fetch_(add|sub)")
 _STORE: Final = re.compile(r"^atomic_store")
 _RELEASE: Final = re.compile(r"^(?!pthread_).*(free|give|punch|release|munmap|destroy|unlist|_put$|close)")
 _BORDERS: Final = {"<": b"<=", "<=": b"<", ">": b">=", ">=": b">"}

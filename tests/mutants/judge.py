@@ -24,7 +24,7 @@ PATIENCE: Final = 8
 LEAST_LIMIT: Final = 60.0
 
 # Where tests are that look at a part first, and those that never load it.
-_NEAR: Final = {
+NEAR: Final = {
     "tmemd/core": ("tests/model/", "tests/core/", "tests/nbd/test_corruption", "tests/crash/"),
     "tmemd/device": (
         "tests/unit/test_backing",
@@ -43,7 +43,7 @@ _NEAR: Final = {
     "tmemd/settings": ("tests/unit/test_settings", "tests/unit/test_administration"),
 }
 # Those that see what a rule does to the core, whatever its file.
-_BY_RULE: Final = {
+BY_RULE: Final = {
     "lock-left-out": ("tests/core/",),
     "sync-left-out": ("tests/crash/test_host_death", "tests/model/test_written_through"),
     "mark-left-out": ("tests/crash/test_host_death", "tests/model/test_written_through"),
@@ -59,7 +59,7 @@ _WITHOUT_TMEMD: Final = (
         )
     ),
 )  # fmt: skip
-_BLIND: Final = {
+BLIND: Final = {
     "tmemd/core": tuple(
         f"tests/unit/test_{name}"
         for name in ("administration", "daemon", "governor", "hostile", "metrics", "policy", "simulate", "top")
@@ -72,7 +72,7 @@ _BLIND: Final = {
 }
 _CLIENTS: Final = "tests/nbd/test_requests.py"
 # Badly broken: no process can load these. The tests run them in another process.
-_CANARIES: Final = (
+CANARIES: Final = (
     ("tmemd/core/codec.c", b"\n__attribute__((constructor)) static void die(void) { __builtin_trap(); }\n", _CLIENTS),
     ("tmemd/device/serve.py", b"\nraise SystemExit(3)\n", _CLIENTS),
     ("tmemd/daemon/start.py", b"\nraise SystemExit(3)\n", "tests/nbd/test_daemon.py"),
@@ -101,13 +101,13 @@ def order(file: str, rule: str, baseline: Baseline, killers: Counter[str]) -> li
     """The files of tests for a mutant of *file*: its own first, then near ones; cheap ones, and who caught others."""
     near, blind = (
         tuple(each for part, prefixes in table.items() if file.startswith(part) for each in prefixes)
-        for table in (_NEAR, _BLIND)
+        for table in (NEAR, BLIND)
     )
     kills = Counter(test.partition("::")[0] for test in killers.elements())
     seconds = baseline.by_file()
     seen = [test for test in seconds if not test.startswith(blind)] if blind else list(seconds)
     own = f"/test_{Path(file).stem}"
-    by_rule = _BY_RULE.get(rule, ()) if file.startswith("tmemd/core") else ()
+    by_rule = BY_RULE.get(rule, ()) if file.startswith("tmemd/core") else ()
 
     def rank(test: str) -> tuple[bool, bool, float, str]:
         return (
@@ -223,7 +223,7 @@ class Judge:
         run = tree.test(["tests"], first=[], limits={}, limit=600, total=3600)
         if not run.passed:
             raise TreeError(f"the tree as it is fails {run.by}:\n{run.output}")
-        for file, fault, test in _CANARIES:
+        for file, fault, test in CANARIES:
             with tree.with_file(file, (tree.path / file).read_bytes() + fault):
                 if error := tree.build():
                     raise TreeError(f"{file}: {error}")

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import threading
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 
 from tests.mutants import c_rules, ledger, python_rules
 from tests.mutants.__main__ import SURVIVORS
-from tests.mutants.judge import Baseline, order
+from tests.mutants.judge import BLIND, BY_RULE, CANARIES, NEAR, Baseline, order
 from tests.mutants.ledger import Ledger, Result, Score, explanations
 from tests.mutants.mutant import Mutant, name_all
 from tests.mutants.sample import choose, mutants_of
@@ -45,7 +46,7 @@ def made(body: str) -> set[tuple[str, str]]:
         ("if (!error) g(s);", "error-ignored", "if (1) g(s);"),
         ("return x < 0 ? errno : 0;", "error-ignored", "return ((void)(x < 0 ? errno : 0), 0);"),
         ("lock(s->a); g(s); unlock(s->a);", "lock-left-out", "(void)0; g(s); (void)0;"),
-        ("tm_lock_run(s, 1); tm_unlock_run(s, 1);", "lock-left-out", "(void)0; (void)0;"),
+        ("lock_pages(s, 1); unlock_pages(s, 1);", "lock-left-out", "(void)0; (void)0;"),
         ("pthread_rwlock_rdlock(s); pthread_rwlock_unlock(s);", "lock-left-out", "(void)0; (void)0;"),
         (
             "int error = lock_in_index(s); if (error) return error; g(s); unlock_run(s);",
@@ -58,17 +59,17 @@ def made(body: str) -> set[tuple[str, str]]:
             "if (!try_lock(s)) return; unlock(s, 1); g(s); (void)0;",
         ),
         ("if (fdatasync(s->fd) < 0) g(s);", "sync-left-out", "if (0 < 0) g(s);"),
-        ("error = tm_map_mark(s, 1);", "mark-left-out", "error = 0;"),
-        ("tm_map_keep(s, 1);", "mark-left-out", "(void)0;"),
+        ("error = bitmap_set(s, 1);", "mark-left-out", "error = 0;"),
+        ("bitmap_keep(s, 1);", "mark-left-out", "(void)0;"),
         ("x = word | TM_WORD_CLEAN;", "flag-left-out", "x = word;"),
         ("x = word & ~TM_WORD_CLEAN;", "flag-left-out", "x = word;"),
         ("return word & TM_WORD_CLEAN;", "flag-left-out", "return 0;"),
         ("s->listed = true;", "flag-left-out", "(void)0;"),
         ("atomic_store(&s->state, 1);", "flag-left-out", "(void)0;"),
         ("g(s, true);", "flag-left-out", "g(s, false);"),
-        ("tm_count(&s->gets, 1);", "count-left-out", "(void)0;"),
+        ("stats_add(&s->gets, 1);", "count-left-out", "(void)0;"),
         ("s->n_live--;", "count-left-out", "(void)0;"),
-        ("tm_slot_free(s, 1);", "release-left-out", "(void)0;"),
+        ("slots_free(s, 1);", "release-left-out", "(void)0;"),
         ("while (i < n) g(s);", "border", "while (i <= n) g(s);"),
         ("x = n - 1;", "border", "x = n;"),
     ],
@@ -211,6 +212,13 @@ def test_own_near_cheap_and_successful_tests_go_first() -> None:
     assert ordered("tmemd/core/map.c", "lock-left-out") == [d, c, b, a]
     assert ordered("tmemd/daemon/server.py") == [a]
     assert baseline.limits()[f"{b}::t"] == 72
+
+
+def test_all_files_that_are_named_are_there() -> None:
+    for tests in (*chain(*NEAR.values(), *BLIND.values(), *BY_RULE.values()), *(test for *_, test in CANARIES)):
+        assert list(ROOT.glob(f"{tests}*")), tests
+    for source in (*NEAR, *BLIND, *(file for file, *_ in CANARIES)):
+        assert list(ROOT.glob(f"{source}*")), source
 
 
 TESTS = """
