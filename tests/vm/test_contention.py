@@ -2,63 +2,39 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support import fakes, leftovers
 from tests.support.contention import Sample, Sampler, mean_use, off_weights
-from tests.support.harness import MIB, ROOT, Server, device, environment
+from tests.support.harness import MIB, Server, device
+from tests.vm import uml
 from tests.vm.verdict import HarnessError, guest_faults, is_idle, second_chance
 
 WEIGHTS = {"light": 100, "middle": 200, "heavy": 400}
 BUDGET = 21 * MIB
 DEVICE = 512 * MIB
-MEMORY, HOG = "208M", 165  # of a guest; MiB that its workload takes
+MEMORY, HOG = "96M", 165  # of a guest; MiB that its workload takes
 GUEST_SECONDS = 400
 LEAST_SECONDS = 3.0  # of contention, to judge by
 NEAR = 0.05
-COMMANDS = ("vng", "virtme-run", "qemu-system-x86_64", "nbdkit")
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
-
-
-def require_guests() -> None:
-    missing = [command for command in COMMANDS if not shutil.which(command, path=environment()["PATH"])]
-    if missing:
-        pytest.skip(f"no {', '.join(missing)}")
-    if not any("cloud" not in kernel.name for kernel in Path("/boot").glob("vmlinuz-*")):
-        pytest.skip("no kernel in /boot")
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200), *uml.needs_uml]
 
 
 def share(name: str) -> float:
     return BUDGET * WEIGHTS[name] / sum(WEIGHTS.values())
 
 
-@contextmanager
-def guest(server: Server, name: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A guest that swaps on its device as long as its workload lasts."""
-    uri = f"nbd+unix:///{name}?socket={server.socket}"
-    command = [
-        "scripts/boot-guest", "--memory", MEMORY, "--cpus", "1", "--attach", "virtio", uri,
-        "tests/vm/workload", "build/hog", str(HOG),
-    ]  # fmt: skip
-    # timeout passes SIGTERM on to the whole group, also when we die.
-    limited = ["setpriv", "--pdeathsig", "TERM", "timeout", "--kill-after=10", str(GUEST_SECONDS), *command]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            limited, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=ROOT, env=environment()
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
+def guest(server: Server, name: str, directory: Path) -> tuple[str, int]:
+    """A guest that swaps on its device as long as its workload lasts: what it said, and its exit status."""
+    directory.mkdir()
+    with uml.disk(directory, server.socket, name) as disk:
+        return uml.swap_on(directory, disk, MEMORY, "tests/vm/workload", "build/hog", str(HOG), seconds=GUEST_SECONDS)
 
 
 def contended(samples: list[Sample]) -> list[Sample]:
@@ -87,21 +63,19 @@ def swap_in_three_guests() -> list[Sample]:
         stack.callback(server.kill)
         server.start()
         sampler = Sampler({name: tmemd.directory / f"{name}.pool" for name in WEIGHTS})
-        with sampler.running():
-            logs = {name: disk / f"{name}.log" for name in WEIGHTS}
-            guests = {name: stack.enter_context(guest(server, name, logs[name])) for name in WEIGHTS}
-            status = {name: process.wait() for name, process in guests.items()}
-        said = {name: log.read_text(errors="replace") for name, log in logs.items()}
-    for name, text in said.items():
-        print(f"--- {name}, status {status[name]}\n{text}")
+        with sampler.running(), ThreadPoolExecutor() as threads:
+            guests = {name: threads.submit(guest, server, name, disk / f"{name}.guest") for name in WEIGHTS}
+        ended = {name: future.result() for name, future in guests.items()}
+    for name, (said, status) in ended.items():
+        print(f"--- {name}, status {status}\n{said}")
     for name in WEIGHTS:
         idle = is_idle((sample.at, sample.requests[name]) for sample in sampler.samples)
-        assert guest_faults(said[name], status[name], idle=idle) == []
+        assert guest_faults(*ended[name], idle=idle) == []
     return sampler.samples
 
 
 def test_ram_follows_the_weights_of_three_guests() -> None:
-    require_guests()
+    uml.make("build/hog", "build/ptrace.so")
     start = time.monotonic()
     window = second_chance(lambda: contended(swap_in_three_guests()))
     seconds = window[-1].at - window[0].at

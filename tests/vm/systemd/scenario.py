@@ -188,6 +188,7 @@ def install(wheels: Path) -> None:
     pip = replaced(pip, "install .", f"install --quiet --no-index --find-links={wheels} tmemd")
     for command in (venv, pip, *rest):
         run(f"cd {ROOT} && {command}")
+        say(command)
     for name in DEVICES:
         for command in device:
             run(command.replace("8G", str(SIZE)).replace("web", name))
