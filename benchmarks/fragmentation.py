@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pages, zram
+from tests.support.harness import counters
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.serve import ServedDevice, open_device
@@ -100,7 +101,7 @@ def fill(served: ServedDevice, corpus: mmap.mmap, wanted: Iterable[int], shift: 
             _core.pwrite(served.core, corpus[at : at + PAGE], page * PAGE, 0)
             stored.append(page)
         except OSError:
-            now = served.counters()
+            now = counters(served.pool_path)
             if now.used_bytes > BELOW * now.limit_bytes:
                 break
             refused += 1
@@ -125,7 +126,7 @@ def measure_roomy(corpus: mmap.mmap, percent: int) -> tuple[int, int]:
         stored, _ = fill(served, corpus, range(n))
         trim(served, gone := chosen(stored, percent))
         served.core.compact(1 << 40)
-        settled = served.counters().used_bytes
+        settled = counters(served.pool_path).used_bytes
         return settled, fill(served, corpus, gone)[1]
 
 
@@ -136,7 +137,7 @@ def measure_tight(corpus: mmap.mmap, percent: int, limit: int) -> tuple[int, flo
         stored, refused = fill(served, corpus, range(n))
         trim(served, gone := chosen(stored, percent))
         more = fill(served, corpus, [*gone, *range(len(stored), n)], n // 4)[1]
-        return refused + more, (served.counters().used_bytes - served.core.wasted()) / limit
+        return refused + more, (counters(served.pool_path).used_bytes - served.core.wasted()) / limit
 
 
 def measure_trimmed(name: str, corpus: mmap.mmap, percent: int) -> Trimmed:
@@ -173,7 +174,7 @@ def compact(pool: int) -> Moved:
             begun = time.process_time()
             served.core.compact(MOVES)
             longest = max(longest, time.process_time() - begun)
-            before, moves = moves, served.counters().moves
+            before, moves = moves, counters(served.pool_path).moves
             if moves == before:
                 return Moved(pool, moves, time.process_time() - start, longest)
 

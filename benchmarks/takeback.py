@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import pages
+from tests.support.harness import counters
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.serve import ServedDevice, open_device
@@ -53,13 +54,13 @@ def fill(served: ServedDevice, corpus: bytes, n: int) -> None:
 
 def take_back(served: ServedDevice, case: str) -> Result:
     """Let the target fall, and wait until use has followed."""
-    before, start = served.counters(), time.monotonic()
+    before, start = counters(served.pool_path), time.monotonic()
     target = before.used_bytes // 4
     with served.pool_path.open("r+b") as pool:
         poolfile.write_target(pool.fileno(), target)
     while served.pool_path.stat().st_blocks * 512 > target:
         time.sleep(0.002)
-    seconds, after = time.monotonic() - start, served.counters()
+    seconds, after = time.monotonic() - start, counters(served.pool_path)
     written = (after.demotion_writes - before.demotion_writes) * PAGE
     return Result(case, before.used_bytes - after.used_bytes, seconds, written)
 

@@ -46,6 +46,7 @@ import nbdkit
 
 try:
     from tmemd.binding import _core
+    from tmemd.binding._core import cache, extents, flush, pread, pwrite, trim, zero  # noqa: F401 - callbacks
     from tmemd.device import watermark
     from tmemd.device.clients import EVERYBODY, InUseError
     from tmemd.device.config import DeviceConfig
@@ -67,14 +68,6 @@ MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each o
 # 16 threads each, Python's own 5 ms cost 180 to 730 us of CPU per 4 KiB request, 50 ms 54 to 61, 1 s 60 to 94.
 SWITCH_INTERVAL = 0.05
 
-pread = _core.pread
-pwrite = _core.pwrite
-flush = _core.flush
-trim = _core.trim
-zero = _core.zero
-cache = _core.cache
-extents = _core.extents
-
 # nbdkit tells its plugins who their client is, but not through its module for Python.
 _nbdkit = ctypes.CDLL(None)
 _nbdkit.nbdkit_peer_pid.restype = ctypes.c_int64
@@ -90,15 +83,9 @@ def _stop(message: object) -> NoReturn:
     os._exit(1)
 
 
-class RefusedError(Exception):
-    """What a client is refused for."""
-
-
 def _format_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> list[str]:
     """One line for what is no fault of ours: clients that are refused, and requests that fail."""
-    if isinstance(error, OSError):
-        return [error.strerror or str(error)]
-    return [str(error)] if isinstance(error, RefusedError) else format_exception(kind, error, trace)
+    return [error.strerror or str(error)] if isinstance(error, OSError) else format_exception(kind, error, trace)
 
 
 # nbdkit looks it up by this name for whatever a callback raises, and logs what it returns (plugins/python/errors.c). It
@@ -250,12 +237,12 @@ def open(readonly: bool) -> _core.Device:  # noqa: A001
     """The device a client asks for. Its name is only looked up, never made into a path."""
     name = nbdkit.export_name() or default_export(readonly, False)
     if name not in _served:
-        raise RefusedError(f"there is no device {name[:64]!r}; this server has {', '.join(_served)}")
+        raise ConnectionRefusedError(f"there is no device {name[:64]!r}; this server has {', '.join(_served)}")
     served = _served[name]
     try:
         served.clients.enter(EVERYBODY if readonly or served.config.shared else _peer())
     except InUseError as holder:
-        raise RefusedError(f"{name} is in use by {holder}: one client at a time, or clients=any") from None
+        raise ConnectionRefusedError(f"{name} is in use by {holder}: one client at a time, or clients=any") from None
     return served.core
 
 

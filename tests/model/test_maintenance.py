@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.content import PAGE, compressible
-from tests.support.harness import MIB, taken, wait_until, waiting
+from tests.support.harness import MIB, counters, taken, wait_until, waiting
 from tests.support.index import Kind, kinds
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
@@ -73,7 +73,7 @@ def in_tmem(served: ServedDevice, pages: range) -> int:
 def fill(served: ServedDevice) -> None:
     """Write cold pages until there is no room for more."""
     write(served, COLD)
-    assert served.counters().puts_refused > 0
+    assert counters(served.pool_path).puts_refused > 0
 
 
 def test_cold_pages_make_room_for_hot_ones(opened: Open) -> None:
@@ -98,14 +98,14 @@ def test_without_a_watermark_what_came_first_stays(opened: Open) -> None:
     write(served, HOT)
     write(served, HOT)
     assert in_tmem(served, HOT) < len(HOT) / 10
-    assert served.counters().demotions == 0
+    assert counters(served.pool_path).demotions == 0
 
 
 def test_pages_no_older_than_those_that_come_in_stay(opened: Open) -> None:
     served = opened()
     fill(served)
     write(served, HOT)
-    assert served.counters().demotions == 0
+    assert counters(served.pool_path).demotions == 0
 
 
 def test_nothing_is_demoted_while_the_guest_does_nothing_or_only_reads(opened: Open) -> None:
@@ -116,7 +116,7 @@ def test_nothing_is_demoted_while_the_guest_does_nothing_or_only_reads(opened: O
     for page in COLD[::5]:
         _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
         rounds(served, 1)
-    assert served.counters().demotions == 0
+    assert counters(served.pool_path).demotions == 0
 
 
 def test_room_is_made_for_pages_that_come_back_soon(opened: Open) -> None:
@@ -143,7 +143,7 @@ def test_a_frozen_pool_makes_no_room(opened: Open) -> None:
     with served.pool_path.open("r+b") as pool:
         poolfile.write_frozen(pool.fileno(), True)
     write(served, HOT)
-    assert served.counters().demotions == 0
+    assert counters(served.pool_path).demotions == 0
 
 
 def test_a_device_without_a_file_has_nowhere_to_make_room_to(opened: Open) -> None:
@@ -154,18 +154,18 @@ def test_a_device_without_a_file_has_nowhere_to_make_room_to(opened: Open) -> No
     rounds(served, 3)
     with pytest.raises(OSError, match=r"Errno 5\b"):
         write(served, HOT)
-    assert served.counters().demotions == 0
+    assert counters(served.pool_path).demotions == 0
 
 
 def test_a_device_without_a_file_keeps_what_it_has_whatever_its_target(opened: Open) -> None:
     served = opened(backing=None)
     write(served, range(1100, 1900))
-    before = served.counters()
+    before = counters(served.pool_path)
     with served.pool_path.open("r+b") as pool:
         poolfile.write_target(pool.fileno(), before.minimum_bytes)
     assert before.used_bytes > before.minimum_bytes
     assert [served.maintenance.tick(time.monotonic()) for _ in range(3)] == [TICK] * 3
-    assert served.counters().used_bytes == before.used_bytes
+    assert counters(served.pool_path).used_bytes == before.used_bytes
 
 
 def test_room_is_made_within_the_bound_on_writes(opened: Open) -> None:
@@ -175,10 +175,10 @@ def test_room_is_made_within_the_bound_on_writes(opened: Open) -> None:
     with served.pool_path.open("r+b") as pool:
         poolfile.write_demotion_writes(pool.fileno(), 100)
         write(served, HOT)
-        assert served.counters().demotion_writes == 100
+        assert counters(served.pool_path).demotion_writes == 100
         poolfile.write_demotion_writes(pool.fileno(), None)
     write(served, HOT)
-    assert served.counters().demotion_writes > 100
+    assert counters(served.pool_path).demotion_writes > 100
 
 
 def test_a_falling_target_is_met_within_the_bound_and_a_request_is_not_bound(opened: Open) -> None:
@@ -188,14 +188,14 @@ def test_a_falling_target_is_met_within_the_bound_and_a_request_is_not_bound(ope
         poolfile.write_demotion_writes(pool.fileno(), 100)
         poolfile.write_target(pool.fileno(), LIMIT // 2)
         rounds(served, 3)
-        assert served.counters().demotion_writes == 100
-        assert served.counters().used_bytes > LIMIT // 2
+        assert counters(served.pool_path).demotion_writes == 100
+        assert counters(served.pool_path).used_bytes > LIMIT // 2
         requests.ask(pool.fileno(), Request.DEMOTE, MIB)
         rounds(served, 1)
-        assert served.counters().demotion_writes > 100
+        assert counters(served.pool_path).demotion_writes > 100
         poolfile.write_demotion_writes(pool.fileno(), None)
         rounds(served, 3)
-    assert taken(served.pool_path) == served.counters().used_bytes <= LIMIT // 2
+    assert taken(served.pool_path) == counters(served.pool_path).used_bytes <= LIMIT // 2
 
 
 def test_a_request_says_which_pages_go(opened: Open) -> None:
@@ -206,7 +206,7 @@ def test_a_request_says_which_pages_go(opened: Open) -> None:
     with served.pool_path.open("r+b") as pool:
         requests.ask(pool.fileno(), Request.DEMOTE, LIMIT, Choice(raw_only=True))
         rounds(served, 1)
-        assert served.counters().demotions == 0
+        assert counters(served.pool_path).demotions == 0
         requests.ask(pool.fileno(), Request.DEMOTE, LIMIT, Choice(min_age=4))
         rounds(served, 1)
     assert (in_tmem(served, range(1100, 1300)), in_tmem(served, range(1300, 1500))) == (0, 200)

@@ -83,13 +83,9 @@ class Maintenance:
                 self._failure = ""
             except Exception as error:
                 pause = TICK_AFTER_FAILURE
-                self._report(repr(error))
-
-    def _report(self, failure: str) -> None:
-        """Say it once, however often it comes."""
-        if failure != self._failure:
-            print(f"tmem: {self._config.name}: maintenance failed: {failure}", file=sys.stderr, flush=True)
-        self._failure = failure
+                if self._failure != repr(error):  # said once, however often it comes
+                    print(f"tmem: {self._config.name}: maintenance failed: {error!r}", file=sys.stderr, flush=True)
+                self._failure = repr(error)
 
     def tick(self, now: float) -> float:
         """Do what is due at *now*, in seconds of the monotonic clock: requests, the target, density, age.

@@ -11,8 +11,7 @@ from tmemd.device.clients import Clients
 from tmemd.device.config import Debug, DeviceConfig
 from tmemd.device.maintenance import Maintenance
 from tmemd.device.parts import Parts, open_parts
-from tmemd.store import poolfile
-from tmemd.store.poolfile import Counters, PoolError
+from tmemd.store.poolfile import PoolError
 
 
 class ServedDevice:
@@ -24,7 +23,6 @@ class ServedDevice:
         self.core = core
         self.clients = Clients()
         self.maintenance = Maintenance(core, parts.config, parts.pool_fd, parts.pool_path, debug)
-        self._pool_fd = parts.pool_fd
         self._owned = owned
 
     def start(self) -> None:
@@ -37,10 +35,6 @@ class ServedDevice:
         self.maintenance.stop()
         self.core.close()
         self._owned.close()
-
-    def counters(self) -> Counters:
-        """A snapshot of the device's counters."""
-        return poolfile.read_counters(self._pool_fd, self.pool_path)
 
 
 def check_together(configs: Sequence[DeviceConfig]) -> None:

@@ -262,11 +262,10 @@ class Snapshot:
 
     def __init__(self) -> None:
         self._data = bytearray(_SNAPSHOT_BYTES)
-        self._buffers = (self._data,)
 
     def take(self, fd: int, where: str | Path) -> Snapshot:
         """Read those of the pool behind *fd*; returns itself. Raises PoolError."""
-        if os.preadv(fd, self._buffers, COUNTERS_OFFSET) < _SNAPSHOT_BYTES:
+        if os.preadv(fd, (self._data,), COUNTERS_OFFSET) < _SNAPSHOT_BYTES:
             raise PoolError(f"{where}: the pool file is truncated ({os.fstat(fd).st_size} bytes)")
         return self
 
