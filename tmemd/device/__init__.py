@@ -1,1 +1,1 @@
-"""A device as the plugin serves it: its configuration, its parts opened together, its upkeep."""
+"""A device as the plugin serves it: its configuration, its parts, its life cycle, its maintenance."""

@@ -85,7 +85,7 @@ class _Ring:
         for start in range(0, self._size, self._slot):
             body, crc = bytes(data[start:][: self._body.size]), data[start + self._body.size :][:8]
             number, *words = self._body.unpack(body)
-            # The pool's owner can write what he likes: the next number must fit as well.
+            # The pool belongs to another user, who can write anything: the next number must fit as well.
             if number < _BOUND and int.from_bytes(crc, "little") == google_crc32c.value(body):
                 found[number] = tuple(words)
         return found
