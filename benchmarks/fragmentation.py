@@ -137,7 +137,7 @@ def measure_tight(corpus: mmap.mmap, percent: int, limit: int) -> tuple[int, flo
         stored, refused = fill(served, corpus, range(n))
         trim(served, gone := chosen(stored, percent))
         more = fill(served, corpus, [*gone, *range(len(stored), n)], n // 4)[1]
-        return refused + more, (counters(served.pool_path).used_bytes - served.core.wasted()) / limit
+        return refused + more, (counters(served.pool_path).used_bytes - served.core.free_slot_bytes()) / limit
 
 
 def measure_trimmed(name: str, corpus: mmap.mmap, percent: int) -> Trimmed:

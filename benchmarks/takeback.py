@@ -72,7 +72,7 @@ def measure(case: str, stride: int, corpus: bytes, n: int) -> Result:
         served = open_device(DeviceConfig("takeback", size, Path(disk) / "backing", 2 * size, Path(pools)))
         try:
             fill(served, corpus, n)
-            served.core.age()
+            served.core.begin_generation()
             for page in range(FIRST, FIRST + n, stride) if stride else ():
                 _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
             served.core.compact(1 << 30)

@@ -127,7 +127,7 @@ int main(void)
     word = spill(1);
     uint64_t before = atomic_load(&tm_counters(device)->promotions);
     for (unsigned i = 0; i < TM_ANCIENT / 2; i++)
-        tm_age(device);
+        tm_begin_generation(device);
     CHECK(second_byte() == 1 && word_kind(index_word(device, PAGE)) == TM_FILE);
     CHECK(word_generation(index_word(device, PAGE)) != word_generation(word));
     promote_page(device, PAGE, old, word);

@@ -1,4 +1,4 @@
-/* Many threads on overlapping pages, while others demote, settle, drain, age and change the target.
+/* Many threads on overlapping pages, while others demote, compact, drain, age and change the target.
  *
  * usage: stress OPERATIONS SEED file|durable|ram
  *
@@ -226,9 +226,9 @@ static void set(struct tm_checked *word, uint64_t value)
     atomic_store(&word->complement, ~value);
 }
 
-static struct tm_choice any_choice(uint64_t *seed)
+static struct tm_filter any_choice(uint64_t *seed)
 {
-    return (struct tm_choice){
+    return (struct tm_filter){
         .min_age = rnd(seed) % 3, .raw_only = rnd(seed) % 4 == 0, .bounded = rnd(seed) % 2};
 }
 
@@ -253,7 +253,7 @@ static void *keeper(void *argument)
             tm_compact(device, some % 100);
             break;
         case 3:
-            tm_age(device);
+            tm_begin_generation(device);
             break;
         case 4:
             error = tm_flush(device);

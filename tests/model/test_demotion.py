@@ -50,8 +50,8 @@ def filed(rig: Rig, pages: range) -> list[int]:
 def test_pages_younger_than_asked_for_stay(rig: Rig) -> None:
     old, young = range(FIRST, FIRST + 200), range(FIRST + 200, FIRST + 400)
     put(rig, old)
-    rig.device.age()
-    rig.device.age()
+    rig.device.begin_generation()
+    rig.device.begin_generation()
     put(rig, young)
     assert rig.device.demote(ALL, min_age=3) == 0
     rig.device.demote(ALL, min_age=2)
@@ -111,7 +111,7 @@ def test_pages_that_the_file_holds_cost_no_write_and_are_not_bound(rig: Rig) -> 
 def age(rig: Rig, times: int) -> None:
     """Begin the next generations."""
     for _ in range(times):
-        rig.device.age()
+        rig.device.begin_generation()
 
 
 def test_a_page_that_cannot_be_moved_is_looked_at_once_in_a_generation(rig: Rig) -> None:
@@ -202,7 +202,7 @@ def test_many_threads_demote_what_is_asked_for_and_memory_returns(rig: Rig) -> N
     pages = range(FIRST, PAGES)
     put(rig, pages)
     # Every other page is hot, so that each cold one is a write of its own.
-    rig.device.age()
+    rig.device.begin_generation()
     for page in pages[::2]:
         rig.read(page * PAGE, PAGE)
     before = taken(rig.pool)

@@ -228,7 +228,7 @@ def test_records_that_cannot_be_moved_do_not_stop_their_class(ram: Rig, number: 
 
 def assert_free_slots_are_there(rig: Rig) -> None:
     """As many raw pages can be put without any more memory as there are said to be free slots, and no more."""
-    free = rig.device.wasted()
+    free = rig.device.free_slot_bytes()
     rig.target(rig.minimum)
     held = {page for page, word in enumerate(words(rig.pool)) if word.kind is Kind.TMEM}
     anew = put(rig, [page for page in range(PAGES) if page not in held], incompressible, 9)

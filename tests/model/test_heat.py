@@ -26,7 +26,7 @@ def generations(rig: Rig, pages: range) -> set[int]:
 def age(rig: Rig, times: int) -> None:
     """Let generations pass."""
     for _ in range(times):
-        rig.device.age()
+        rig.device.begin_generation()
 
 
 IN_TMEM, IN_FILE = range(200, 300), range(300, 400)

@@ -163,7 +163,7 @@ def test_a_damaged_last_page_that_ends_early_can_be_written(core_device: OpenDev
 def test_the_coldest_pages_are_demoted_first(rig: Rig) -> None:
     write(rig, range(1, 401), 1)
     for _ in range(3):
-        rig.device.age()
+        rig.device.begin_generation()
         assert wrong(rig, range(200, 401), 1) == []
     rig.device.demote(100 * PAGE)
     where = kinds(rig.pool)

@@ -61,7 +61,7 @@ def rounds(served: ServedDevice, n: int, now: float | None = None) -> None:
 def grow_old(served: ServedDevice, generations: int = 3) -> None:
     """Time passes, and nothing happens."""
     for _ in range(generations):
-        served.core.age()
+        served.core.begin_generation()
 
 
 def in_tmem(served: ServedDevice, pages: range) -> int:

@@ -196,7 +196,7 @@ class Machine(RuleBasedStateMachine):
     def age(self, times: int) -> None:
         """Begin the next generations."""
         for _ in range(times):
-            self.rig.device.age()
+            self.rig.device.begin_generation()
 
     @rule()
     def survey(self) -> None:

@@ -58,7 +58,7 @@ def test_a_page_that_comes_back_soon_is_in_tmem_afterwards(rig: Rig) -> None:
 @pytest.mark.parametrize("times", [0, 1, PROMOTE_AGE - 1, PROMOTE_AGE, 14, 15, 40])
 def test_only_a_page_that_was_used_lately_is_promoted(rig: Rig, times: int) -> None:
     for _ in range(times):
-        rig.device.age()
+        rig.device.begin_generation()
     assert read(rig, 600) is (Kind.TMEM if times < PROMOTE_AGE else Kind.FILE)
     assert read(rig, 600) is Kind.TMEM  # now it was
     assert rig.counters().promotions == 1
@@ -120,7 +120,7 @@ def test_reads_of_many_pages_promote_nothing(rig: Rig, n: int, kind: Kind) -> No
 
 def test_of_a_run_only_pages_that_were_used_lately_are_promoted(rig: Rig) -> None:
     for _ in range(PROMOTE_AGE):
-        rig.device.age()
+        rig.device.begin_generation()
     spill(rig, range(602, 604), 1)
     rig.write(605 * PAGE, compressible(605, 1))
     rig.read(600 * PAGE, 8 * PAGE)
@@ -159,7 +159,7 @@ def test_what_has_no_checksum_is_not_promoted(rig: Rig) -> None:
 def test_a_cache_request_is_counted_as_promotions_not_as_puts(rig: Rig) -> None:
     before = rig.counters()
     for _ in range(PROMOTE_AGE):
-        rig.device.age()
+        rig.device.begin_generation()
     _core.cache(rig.device, 100 * PAGE, 600 * PAGE, 0)
     after = rig.counters()
     assert (after.promotions, after.puts) == (100, before.puts)

@@ -49,7 +49,7 @@ def write_to_file(rig: Rig, pages: range) -> None:
 def age(rig: Rig, times: int) -> None:
     """Let generations pass."""
     for _ in range(times):
-        rig.device.age()
+        rig.device.begin_generation()
 
 
 def test_each_stored_put_get_spilled_run_and_run_read_from_the_file_has_its_latency(rig: Rig) -> None:

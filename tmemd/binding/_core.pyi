@@ -47,7 +47,7 @@ class Device:
     size: int  # in bytes
     name: str
 
-    def serve(self) -> None:
+    def publish_pid(self) -> None:
         """Note that this process serves the device from now on."""
     def close(self) -> None:
         """Unmap and free; descriptors stay open. Idempotent; the caller has ended all other calls."""
@@ -59,13 +59,13 @@ class Device:
         """
     def drain(self) -> None:
         """Demote everything, make the file durable and the bitmap clean. Puts are refused meanwhile. Raises OSError."""
-    def compact(self, budget: int) -> int:
-        """Compact for density and punch out free memory, moving at most *budget* records; returns bytes given back."""
-    def age(self) -> None:
+    def compact(self, moves: int) -> int:
+        """Compact for density and punch out free memory, moving at most *moves* records; returns bytes given back."""
+    def begin_generation(self) -> None:
         """Begin the next coldness generation."""
     def publish_ages(self) -> None:
         """Publish in the statistics page what lies in tmem and in the file, by age."""
-    def wasted(self) -> int:
+    def free_slot_bytes(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""
 
 # The callbacks of nbdkit's Python plugin, API version 2; the handle is a Device. All raise OSError, EIO with its cause.

@@ -55,18 +55,18 @@ cdef extern from "tmem.h" nogil:
     int tm_flush(tm_device *device)
     int tm_cache(tm_device *device, uint64_t count, uint64_t offset)
     int tm_extents(tm_device *device, uint64_t count, uint64_t offset, tm_extent *extents, size_t *n)
-    struct tm_choice:
+    struct tm_filter:
         unsigned min_age
         bint raw_only
         bint bounded
 
-    int tm_demote(tm_device *device, uint64_t nbytes, tm_choice choice, uint64_t *freed)
+    int tm_demote(tm_device *device, uint64_t nbytes, tm_filter filter, uint64_t *freed)
     int tm_drain(tm_device *device)
     uint64_t tm_compact(tm_device *device, uint64_t moves)
-    void tm_age(tm_device *device)
+    void tm_begin_generation(tm_device *device)
     void tm_publish_ages(tm_device *device)
-    void tm_serve(tm_device *device)
-    uint64_t tm_wasted(tm_device *device)
+    void tm_publish_pid(tm_device *device)
+    uint64_t tm_free_slot_bytes(tm_device *device)
 
 cdef extern from "crc32c.h" nogil:
     uint32_t core_crc32c "crc32c"(uint32_t crc, const void *data, size_t length)
@@ -189,18 +189,18 @@ cdef class Device:
             fail(EINVAL)
         return self.device
 
-    def serve(self):
+    def publish_pid(self):
         """Note that this process serves the device from now on."""
-        tm_serve(self.handle(0, 0))
+        tm_publish_pid(self.handle(0, 0))
 
     def demote(self, uint64_t nbytes, *, unsigned min_age=0, bint raw_only=False, bint bounded=False):
         """Move the coldest of the pages chosen to the file until *nbytes* of records are gone; returns how many were."""
         cdef tm_device *device = self.handle(0, 0)
-        cdef tm_choice choice = tm_choice(min_age, raw_only, bounded)
+        cdef tm_filter chosen = tm_filter(min_age, raw_only, bounded)
         cdef uint64_t freed
         cdef int code
         with nogil:
-            code = tm_demote(device, nbytes, choice, &freed)
+            code = tm_demote(device, nbytes, chosen, &freed)
         if code:
             fail(code)
         return freed
@@ -214,19 +214,19 @@ cdef class Device:
         if code:
             fail(code)
 
-    def compact(self, uint64_t budget):
-        """Compact and punch out free memory, moving at most *budget* records; returns the bytes given back."""
+    def compact(self, uint64_t moves):
+        """Compact and punch out free memory, moving at most *moves* records; returns the bytes given back."""
         cdef tm_device *device = self.handle(0, 0)
-        cdef uint64_t given
+        cdef uint64_t punched
         with nogil:
-            given = tm_compact(device, budget)
-        return given
+            punched = tm_compact(device, moves)
+        return punched
 
-    def age(self):
+    def begin_generation(self):
         """Begin the next coldness generation."""
         cdef tm_device *device = self.handle(0, 0)
         with nogil:
-            tm_age(device)
+            tm_begin_generation(device)
 
     def publish_ages(self):
         """Publish in the statistics page what lies in tmem and in the file, by age."""
@@ -234,9 +234,9 @@ cdef class Device:
         with nogil:
             tm_publish_ages(device)
 
-    def wasted(self):
+    def free_slot_bytes(self):
         """Bytes of the pool's memory that hold no live slot."""
-        return tm_wasted(self.handle(0, 0))
+        return tm_free_slot_bytes(self.handle(0, 0))
 
 
 def pread(Device h not None, buf, uint64_t offset, flags):
@@ -276,7 +276,7 @@ def pwrite(Device h not None, buf, uint64_t offset, uint32_t flags):
 
 
 def flush(Device h not None, flags):
-    """Durable devices: sync the file. Others: nothing."""
+    """Write again what failed writes have left stale in the file; of durable devices, sync it."""
     cdef tm_device *device = h.handle(0, 0)
     cdef int code
     if pinning:

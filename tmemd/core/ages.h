@@ -1,6 +1,6 @@
-/* What lies where, by the generation that the index words say. Every change of a word changes it,
- * too, so that nobody has to look through the index for it: that took 60 ms for a device of 64 GiB
- * with every page in tmem. No lock; it may be wrong by the pages that change. */
+/* Sums over the index words by generation, kept up with every word that changes: to scan the index
+ * took 60 ms for a device of 64 GiB with every page in tmem. No lock; they may be wrong by the
+ * pages that change. */
 #pragma once
 
 #include <stdatomic.h>
@@ -14,7 +14,7 @@ struct ages {
     _Atomic uint64_t in_file[TM_GENERATIONS]; /* pages */
 };
 
-/* Account for a page whose word changes, or which enters the index (old: TM_NOWHERE). */
+/* The word of a page changes, or enters the index (old: TM_NOWHERE). */
 void ages_change(struct ages *ages, uint64_t old, uint64_t new);
 
 /* A generation's sum; while it is being changed it may be below 0 for a moment, which is 0. */

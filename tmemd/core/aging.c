@@ -15,7 +15,7 @@ static void forget_page(struct tm_device *device, uint64_t page, unsigned genera
     lock_entry(&device->locks, page);
     uint64_t word = index_word(device, page);
     if (is_of(word, generation))
-        index_touch(device, page, word_with_generation(word, 0));
+        index_update_locked(device, page, word_with_generation(word, 0));
     unlock_entry(&device->locks, page);
 }
 
@@ -24,7 +24,7 @@ static void forget_generation(struct tm_device *device, unsigned generation)
 {
     if (!atomic_load(&device->ages.stored[generation]) &&
         !atomic_load(&device->ages.in_file[generation]))
-        return; /* so it is after a while without use */
+        return; /* the usual case on an idle device */
     for (uint64_t page = 0; page < device->layout.pages; page++)
         if (is_of(index_word(device, page), generation))
             forget_page(device, page, generation);
@@ -37,13 +37,13 @@ void aging_init(struct tm_device *device)
     device->backoff.age = TM_GENERATIONS;
 }
 
-void tm_age(struct tm_device *device)
+void tm_begin_generation(struct tm_device *device)
 {
     pthread_mutex_lock(&device->demote_lock);
     unsigned next = atomic_load(&device->generation) % TM_ANCIENT + 1;
     forget_generation(device, next);
     atomic_store(&device->statistics->generation,
-                 next); /* first: whoever attaches must not know pages younger than now */
+                 next); /* first: after a crash no page may seem younger than now */
     atomic_store(&device->generation, next);
     device->backoff.age = TM_GENERATIONS;
     pthread_mutex_unlock(&device->demote_lock);
@@ -52,7 +52,8 @@ void tm_age(struct tm_device *device)
 void tm_publish_ages(struct tm_device *device)
 {
     struct tm_statistics *statistics = device->statistics;
-    unsigned now = atomic_load(&device->generation); /* once: tm_age may come between */
+    unsigned now =
+        atomic_load(&device->generation); /* once: tm_begin_generation may come between */
     for (unsigned age = 0; age < TM_GENERATIONS; age++) {
         unsigned then = ages_generation(now, age);
         const struct ages *ages = &device->ages;

@@ -1,4 +1,4 @@
-/* Generations begin, 1 to TM_ANCIENT in turn (0: all that are older); ages are published. */
+/* Generations begin, 1 to TM_ANCIENT in turn (0: all that are older); sums by age are published. */
 #pragma once
 
 #include "state.h"

@@ -1,3 +1,6 @@
+/* In this order: the index is allocated; allocated memory is found, the rest punched; states of
+ * blocks become words; each word is checked and counted, and its slot claimed; what no slot needs
+ * is given back. */
 #define _GNU_SOURCE
 #include "attach.h"
 
@@ -21,7 +24,7 @@ static int seek(int fd, uint64_t at, uint64_t end, int whence, uint64_t *found)
     return 0;
 }
 
-/* Allocate [from, to) of the index and touch it, for what is not written SEEK_DATA does not see. */
+/* Allocate [from, to) of the index and write it: SEEK_DATA skips allocated pages never written. */
 static int allocate_index(struct tm_device *device, uint64_t from, uint64_t to)
 {
     int error = 0;
@@ -53,9 +56,9 @@ static int complete_index(struct tm_device *device)
     return 0;
 }
 
-/* Find what is backed of the data area. What lies between may have been allocated for a write that
- * never came, which SEEK_DATA does not see: it is punched out. */
-static int find_backed(struct tm_device *device)
+/* Find the allocated pages of the data area; punch the gaps, which may hold allocated pages that
+ * were never written. */
+static int find_allocated(struct tm_device *device)
 {
     uint64_t start = device->layout.data_offset, end = start + device->layout.data_bytes;
     for (uint64_t at = start, data = start, hole = start; at < end; at = hole) {
@@ -67,7 +70,7 @@ static int find_backed(struct tm_device *device)
         if (error)
             return error;
         stats_add(&device->counters->used, hole - data);
-        slots_backed(&device->slots, data - start, hole - data);
+        slots_adopt_allocated(&device->slots, data - start, hole - data);
     }
     return 0;
 }
@@ -82,18 +85,18 @@ static int adopt_memory(struct tm_device *device)
     atomic_store(&counters->payload_bytes, 0);
     atomic_store(&counters->index_bytes, 0);
     int error = complete_index(device);
-    return error ? error : find_backed(device);
+    return error ? error : find_allocated(device);
 }
 
 /* The word that a page of a block in this state has. Pages that blkid reads are never lost. */
 static uint64_t state_word(const struct tm_device *device, uint8_t state, uint64_t page)
 {
-    bool in_file = state == TM_STATE_FILE || state_is_probed(device, page);
+    bool in_file = state == TM_STATE_FILE || state_is_read_by_blkid(device, page);
     return state == TM_STATE_ZERO ? TM_ZERO : in_file ? TM_FILE | TM_WORD_UNVERIFIED : TM_LOST;
 }
 
 /* Write a block's state into its index words. If it is killed on the way it is done again. */
-static bool spell_out(struct tm_device *device, uint64_t block)
+static bool expand_block(struct tm_device *device, uint64_t block)
 {
     uint8_t state = atomic_load(&device->states[block]);
     uint64_t first = block * TM_BLOCK_PAGES, end = first + index_block_pages(device, block);
@@ -128,19 +131,19 @@ static bool is_valid(struct tm_device *device, uint64_t word)
     }
 }
 
-/* Count the page, claim its slot, and note what the file lacks. A write to the file ended with the
- * process before: its mark goes, but from a page that is only in the file, which is old or new.
- * Returns 0 or an errno; EINVAL for a word that cannot be. */
+/* Count the page, claim its slot, and note what the file lacks. The mark of a write that was killed
+ * goes, except from file pages, which hold old or new content. Returns 0 or an errno; EINVAL for a
+ * word that cannot be. */
 static int adopt_page(struct tm_device *device, uint64_t page)
 {
     uint64_t word = index_word(device, page);
-    if (word_is_writing(word) && !word_is_undecided(word))
+    if (word_is_writing(word) && !word_is_in_doubt(word))
         atomic_store(&device->index[page], word &= ~TM_WORD_WRITING);
     if (!is_valid(device, word))
         return EINVAL;
     index_account(device, TM_NOWHERE, word);
-    if (state_is_amiss(device, page, word))
-        stats_add(&device->amiss, 1);
+    if (state_is_stale(device, page, word))
+        stats_add(&device->stale, 1);
     bool lacking = !state_is_in_file(device, word) && !state_is_written_through(device, page);
     return lacking ? bitmap_set(&device->bitmap, page, 1) : 0;
 }
@@ -154,7 +157,7 @@ int attach_index(struct tm_device *device, char *error, size_t error_size)
         return failed;
     }
     for (uint64_t block = 0; block < device->layout.blocks; block++)
-        if (!spell_out(device, block)) {
+        if (!expand_block(device, block)) {
             snprintf(error, error_size, "block %" PRIu64 " is in no known state", block);
             return EINVAL;
         }

@@ -3,8 +3,8 @@
 
 #include "state.h"
 
-/* Allocate what is missing of the index, all of it within the limit, so that no later change fails
- * for want of memory; rebuild from it what is counted, and what slots are live. Pages that the file
- * may lack are marked in the bitmap, or counted as amiss. Returns 0 or an errno; *error (of
- * error_size bytes) says what is wrong, or is left alone. */
+/* Allocate the whole index within the limit, so that later changes never need memory for it;
+ * rebuild counters and live slots from it. Pages that the file may lack get their bit in the
+ * bitmap, or are counted as stale. Returns 0 or an errno; *error (of error_size bytes) says what is
+ * wrong, or is left alone. */
 int attach_index(struct tm_device *device, char *error, size_t error_size);

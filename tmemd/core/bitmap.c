@@ -26,7 +26,8 @@ static void count_set(struct bitmap *bitmap)
     atomic_store(&bitmap->counters->regions_set, set);
 }
 
-/* Write the byte that holds these eight regions' bits; only of a clean one it is clear. */
+/* Write the byte that holds these eight regions' bits; a bit is clear only if its region is
+ * BITMAP_CLEAN. */
 static int write_byte(struct bitmap *bitmap, uint64_t byte)
 {
     uint8_t bits = 0;
@@ -38,7 +39,7 @@ static int write_byte(struct bitmap *bitmap, uint64_t byte)
 
 static int sync_bits(struct bitmap *bitmap) { return fdatasync(bitmap->fd) < 0 ? errno : 0; }
 
-/* They are written again first: after a failed sync the kernel takes them for clean. */
+/* All are written again first: after a failed fdatasync the kernel marks its dirty pages clean. */
 static int make_durable(struct bitmap *bitmap)
 {
     int error = 0;

@@ -28,10 +28,10 @@ int bitmap_init(struct bitmap *bitmap, int fd, uint64_t region, const struct tm_
                 struct tm_counters *counters);
 void bitmap_destroy(struct bitmap *bitmap);
 
-/* Set the bits of n pages, durably, where they are not: no lock is held. */
+/* Set the bits of n pages, durably, where they are not. The caller holds no page lock. */
 int bitmap_set(struct bitmap *bitmap, uint64_t first, uint32_t n);
-/* Whether they are set and will stay so as long as the pages' page locks are held, which they are:
- * a cleaning that is under way there is called off. */
+/* Call with the page locks held: cancels a cleaning of these regions. Whether their bits are set,
+ * and stay so while the locks are held. */
 bool bitmap_is_set(struct bitmap *bitmap, uint64_t first, uint32_t n);
 
 /* Cleaning, for one caller at a time: begin turns every set region into cleaning, keep takes one

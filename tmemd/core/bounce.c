@@ -14,7 +14,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct bounce *spare;
 static unsigned n_spare;
 
-/* Mapped, not allocated: where it comes from the heap, what is freed may stay with the process. */
+/* By mmap, so that freeing returns the memory to the host. */
 static struct bounce *new_bounce(void)
 {
     struct bounce *bounce = malloc(sizeof *bounce);

@@ -7,11 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A cgroup at its limit kills instead of answering ENOSPC, and many devices, in processes that know
- * nothing of each other, take from it at once: stay this far away from it, which is what 256
- * threads may take between a look and the next. It is looked at each time: 2 to 4 us beside the 17
- * us that 16 pages take. What was known to be free a moment ago and kept for later, 64 devices
- * spent together long after it was gone. */
+/* A cgroup at its limit kills instead of answering ENOSPC. Leave this much free: 256 threads, of
+ * any number of processes, may allocate between two reads. They are read every time, 2 to 4 us
+ * beside the 17 us that 16 pages take: with a cached value 64 devices overran the limit. */
 #define CGROUP_MARGIN (UINT64_C(16) << 20)
 
 /* The part of the target that promotion leaves to writes. Of what is kept free little more than

@@ -20,7 +20,7 @@ static bool lacks_zeros(const struct tm_device *device, uint64_t page)
 }
 
 /* Find out which of the two an undecided page is. One that is damaged stays as it is. */
-static void decide(struct tm_device *device, uint64_t page)
+static void resolve(struct tm_device *device, uint64_t page)
 {
     uint8_t content[TM_PAGE];
     struct io_range io = {.first = page, .n = 1};
@@ -28,7 +28,7 @@ static void decide(struct tm_device *device, uint64_t page)
     lock_io(&device->locks, &io);
     bool known = fetch_page(device, page, content, &word) == 0;
     lock_pages(&device->locks, page, 1);
-    if (known && word_is_undecided(word) && word_same_content(index_word(device, page), word))
+    if (known && word_is_in_doubt(word) && word_same_content(index_word(device, page), word))
         index_set(device, page, word_of_file(crc32c(0, content, TM_PAGE), word_generation(word)));
     unlock_pages(&device->locks, page, 1);
     unlock_io(&device->locks, &io);
@@ -41,8 +41,8 @@ static int complete_region(struct tm_device *device, uint64_t region)
     int error = 0;
     while (page < end && !error) {
         struct overwrite zeros = {.first = page, .is_wanted = lacks_zeros};
-        if (word_is_undecided(index_word(device, page)))
-            decide(device, page);
+        if (word_is_in_doubt(index_word(device, page)))
+            resolve(device, page);
         if (lacks_zeros(device, page)) {
             zeros.n = state_alike_run(device, page, end - page);
             error = overwrite_run(device, &zeros);
@@ -80,12 +80,12 @@ int clean_regions(struct tm_device *device)
     return error ? error : bitmap_finish_cleaning(bitmap);
 }
 
-/* Write what tmem holds of the page, under its I/O lock, under which alone it changes. */
-static int mend_page(struct tm_device *device, uint64_t page, uint8_t *content)
+/* The caller holds the page's I/O lock; pages that are written through change only under it. */
+static int resync_page(struct tm_device *device, uint64_t page, uint8_t *content)
 {
     uint64_t word = index_word(device, page);
     struct overwrite run = {.first = page, .n = 1};
-    if (!state_is_amiss(device, page, word))
+    if (!state_is_stale(device, page, word))
         return 0;
     if (word_kind(word) == TM_TMEM) {
         if (!page_copy_out(device, page, content, &word))
@@ -96,7 +96,7 @@ static int mend_page(struct tm_device *device, uint64_t page, uint8_t *content)
     return overwrite_locked(device, &run);
 }
 
-static int mend_pages(struct tm_device *device)
+static int resync_pages(struct tm_device *device)
 {
     struct bounce *bounce = bounce_get();
     if (!bounce)
@@ -104,23 +104,23 @@ static int mend_pages(struct tm_device *device)
     int error = 0;
     for (uint64_t page = 0; page < device->layout.pages && !error; page++) {
         struct io_range io = {.first = page, .n = 1};
-        if (!state_is_amiss(device, page, index_word(device, page)))
+        if (!state_is_stale(device, page, index_word(device, page)))
             continue;
         lock_io(&device->locks, &io);
-        error = mend_page(device, page, bounce->pages);
+        error = resync_page(device, page, bounce->pages);
         unlock_io(&device->locks, &io);
     }
     bounce_put(bounce);
     return error ? error : file_sync(&device->file);
 }
 
-int clean_mend(struct tm_device *device)
+int clean_resync(struct tm_device *device)
 {
     pthread_mutex_lock(&device->demote_lock);
-    uint64_t amiss = atomic_load(&device->amiss);
-    int error = amiss ? mend_pages(device) : 0;
+    uint64_t stale = atomic_load(&device->stale);
+    int error = stale ? resync_pages(device) : 0;
     if (!error)
-        atomic_fetch_sub(&device->amiss, amiss);
+        atomic_fetch_sub(&device->stale, stale);
     pthread_mutex_unlock(&device->demote_lock);
     return error;
 }
@@ -128,7 +128,7 @@ int clean_mend(struct tm_device *device)
 int tm_flush(struct tm_device *device)
 {
     stats_add(&device->counters->flushes, 1);
-    int error = atomic_load(&device->amiss) ? clean_mend(device) : 0;
+    int error = atomic_load(&device->stale) ? clean_resync(device) : 0;
     if (!device->durable)
         return 0;
     if (!error)

@@ -1,4 +1,4 @@
-/* Pages to records and back. */
+/* Pages to records and back. Pure functions. */
 #pragma once
 
 #include <stdatomic.h>

@@ -32,7 +32,7 @@ static uint64_t compact(struct tm_device *device, uint32_t size, uint64_t *moves
 {
     struct compaction compaction = {.size = size, .source = TM_NO_SPAN, .done = TM_NO_SPAN};
     struct slots_move move;
-    while (*moves && compaction.given < enough &&
+    while (*moves && compaction.punched < enough &&
            slots_next_move(&device->slots, &compaction, &move)) {
         if (move_record(device, size, &move))
             stats_add(&device->counters->moves, 1);
@@ -41,15 +41,15 @@ static uint64_t compact(struct tm_device *device, uint32_t size, uint64_t *moves
         --*moves;
     }
     slots_end_moves(&device->slots, &compaction);
-    return compaction.given;
+    return compaction.punched;
 }
 
 uint64_t tm_compact(struct tm_device *device, uint64_t moves)
 {
-    uint64_t given = 0;
+    uint64_t punched = 0;
     for (uint32_t size = TM_SLOT_MIN; size <= TM_SLOT_MAX; size += TM_SLOT_ALIGN)
-        given += compact(device, size, &moves, UINT64_MAX);
-    return given;
+        punched += compact(device, size, &moves, UINT64_MAX);
+    return punched;
 }
 
 bool compact_is_worth(const struct tm_device *device)

@@ -6,6 +6,6 @@
 
 /* Whether enough of the pool is free slots for a put without memory to compact. */
 bool compact_is_worth(const struct tm_device *device);
-/* Let the host have memory back that free slots of any class take, so that a slot that was refused
- * can be had: false when there is nothing to be gained. */
+/* Compact until a page is punched out, so that a refused allocation can be tried again; false when
+ * there is none to be had. */
 bool compact_reclaim(struct tm_device *device);

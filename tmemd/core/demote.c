@@ -22,10 +22,13 @@ enum { HELPER_BYTES = 512 << 10, HELPERS = 7, HELPER_STACK = 256 << 10 };
 static _Atomic unsigned all_helpers;
 enum { ALL_HELPERS = 16 };
 
-/* What is demoted, and how far it is; its threads share it. */
+/* A demotion: 1. the sums by age tell down to which age pages go; 2. threads take blocks, from
+ * where the last demotion ended; 3. of each run of neighbours, under its I/O lock, clean pages
+ * leave and the others are marked, written, and leave; 4. nothing could leave: once more for pages
+ * of any age; 5. still not enough: back off until the next generation. */
 struct demotion {
     struct tm_device *device;
-    struct tm_choice choice;
+    struct tm_filter choice;
     uint64_t bytes;         /* of slots to come free */
     unsigned age;           /* down to which pages go */
     uint64_t hand;          /* the block it begins with */
@@ -166,7 +169,7 @@ static int demote_run(struct demotion *demotion, uint64_t first, uint32_t n)
     return error;
 }
 
-/* Bytes of slots of this age, at most, that may be chosen. */
+/* Upper bound on the bytes of this age that may be demoted. */
 static uint64_t candidates(const struct demotion *demotion, unsigned age, bool may_write)
 {
     const struct backoff *backoff = &demotion->device->backoff;
@@ -179,8 +182,7 @@ static uint64_t candidates(const struct demotion *demotion, unsigned age, bool m
     return may_write || bytes < clean ? bytes : clean;
 }
 
-/* Find the age down to which pages must go; false when there is no need to look for them. Who
- * demotes without a bound was asked to, or cannot go on without, and does look. */
+/* Find the age down to which pages go; false when none can. An unbounded demotion always looks. */
 static bool find_age(struct demotion *demotion)
 {
     uint64_t sum = 0;
@@ -270,8 +272,8 @@ static uint64_t next_hand(const struct demotion *demotion, unsigned helpers)
     return (demotion->hand + (begun > back ? begun - back : 0)) % demotion->device->layout.blocks;
 }
 
-/* Once round, and not done: what is still there cannot go, and need not be looked for again before
- * the next generation. Of age 0 there may be more at any time. */
+/* A full round did not free enough: skip these ages until the next generation. Of age 0 there may
+ * be more at any time. */
 static void back_off(const struct demotion *demotion, uint64_t bound)
 {
     if (!is_done(demotion) && demotion->choice.bounded && !demotion->choice.raw_only)
@@ -293,15 +295,15 @@ static void go_round(struct demotion *demotion)
     device->hand = next_hand(demotion, n);
 }
 
-/* Whether nothing of the ages it was to take could go, so that whoever cannot go on without needs
- * what is younger: damaged records are counted, but cannot be moved. */
+/* Whether nothing of the chosen ages could be moved, such as damaged records, so that younger pages
+ * must go. */
 static bool needs_younger(const struct demotion *demotion)
 {
     return !demotion->choice.bounded && demotion->age > demotion->choice.min_age &&
            !atomic_load(&demotion->freed) && !atomic_load(&demotion->error);
 }
 
-int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_choice choice,
+int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_filter choice,
                   uint64_t *freed)
 {
     struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes};
@@ -319,7 +321,7 @@ int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_choice cho
     return atomic_load(&demotion.error);
 }
 
-int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed)
+int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_filter choice, uint64_t *freed)
 {
     *freed = 0;
     if (!state_has_file(device))

@@ -4,5 +4,5 @@
 #include "state.h"
 
 /* What tm_demote does, under demote_lock. */
-int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_choice choice,
+int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_filter choice,
                   uint64_t *freed);

@@ -71,7 +71,7 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
 static int begin_with_bitmap(struct tm_device *device)
 {
     int error = 0;
-    if (file_sync(&device->file) == 0 && clean_mend(device) == 0)
+    if (file_sync(&device->file) == 0 && clean_resync(device) == 0)
         return 0;
     for (uint64_t page = 0; page < device->layout.pages && !error;
          page += device->bitmap.region_pages)
@@ -79,14 +79,14 @@ static int begin_with_bitmap(struct tm_device *device)
     return error;
 }
 
-/* A durable device begins with all pages in the file and the bitmap clear, for it does not keep it.
- * Where a sync has failed it is served all the same, for its pages can be read, and each FLUSH says
- * so. */
+/* A durable device does not keep the bitmap, so it must begin clear, with all pages in the file.
+ * After a failed sync it is served all the same, for its pages can be read, and each FLUSH fails.
+ */
 static int begin_without_bitmap(struct tm_device *device, char *error, size_t error_size)
 {
     if (file_sync(&device->file) != 0)
         return 0;
-    int failed = clean_mend(device);
+    int failed = clean_resync(device);
     if (!failed)
         failed = clean_regions(device);
     uint64_t lost = atomic_load(&device->counters->regions_set);
@@ -159,11 +159,11 @@ void tm_close(struct tm_device *device)
     free(device);
 }
 
-void tm_serve(struct tm_device *device)
+void tm_publish_pid(struct tm_device *device)
 {
     atomic_store(&device->counters->pid, (uint64_t)getpid());
 }
 
-uint64_t tm_wasted(struct tm_device *device) { return slots_free_bytes(&device->slots); }
+uint64_t tm_free_slot_bytes(struct tm_device *device) { return slots_free_bytes(&device->slots); }
 
 const struct tm_counters *tm_counters(const struct tm_device *device) { return device->counters; }

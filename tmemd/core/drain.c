@@ -8,7 +8,7 @@ static int drain(struct tm_device *device)
 {
     uint64_t freed;
     locks_wait_for_pages(&device->locks);
-    int error = demote_locked(device, UINT64_MAX, (struct tm_choice){0}, &freed);
+    int error = demote_locked(device, UINT64_MAX, (struct tm_filter){0}, &freed);
     if (!error)
         error = clean_regions(device);
     if (!error && atomic_load(&device->counters->pages_in_tmem))
@@ -18,7 +18,7 @@ static int drain(struct tm_device *device)
 
 int tm_drain(struct tm_device *device)
 {
-    int error = state_has_file(device) ? clean_mend(device) : ENOTSUP;
+    int error = state_has_file(device) ? clean_resync(device) : ENOTSUP;
     if (error)
         return error;
     pthread_mutex_lock(&device->demote_lock);

@@ -41,7 +41,7 @@ void index_account(struct tm_device *device, uint64_t old, uint64_t new)
     ages_change(&device->ages, old, new);
 }
 
-void index_touch(struct tm_device *device, uint64_t page, uint64_t word)
+void index_update_locked(struct tm_device *device, uint64_t page, uint64_t word)
 {
     uint64_t old = index_word(device, page);
     atomic_store_explicit(&device->index[page], word, memory_order_release);
@@ -51,7 +51,7 @@ void index_touch(struct tm_device *device, uint64_t page, uint64_t word)
 void index_update(struct tm_device *device, uint64_t page, uint64_t word)
 {
     lock_entry(&device->locks, page);
-    index_touch(device, page, word);
+    index_update_locked(device, page, word);
     unlock_entry(&device->locks, page);
 }
 

@@ -16,8 +16,9 @@ uint32_t index_block_pages(const struct tm_device *device, uint64_t block);
 /* Account for a page whose word changes, or which enters the index (old: TM_NOWHERE). */
 void index_account(struct tm_device *device, uint64_t old, uint64_t new);
 
-/* Change bits of the page's word that do not move it; index_touch: under its entry lock already. */
-void index_touch(struct tm_device *device, uint64_t page, uint64_t word);
+/* Change bits of the page's word that do not move it; index_update_locked: under its entry lock
+ * already. */
+void index_update_locked(struct tm_device *device, uint64_t page, uint64_t word);
 void index_update(struct tm_device *device, uint64_t page, uint64_t word);
 
 /* Store a new word under the page lock, then free the slot of the old one, which is returned. */

@@ -4,6 +4,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+/* What Python repeats of these tests/unit/test_layout.py holds against them. */
 enum {
     TM_PAGE = 4096,
     TM_BLOCK_PAGES = 512, /* pages whose index words share one page of the index */
@@ -11,7 +12,7 @@ enum {
     TM_CONTROL_OFFSET = 2 * TM_PAGE,
     TM_STATISTICS_OFFSET = 3 * TM_PAGE,
     TM_STATES_OFFSET = 4 * TM_PAGE,
-    TM_SPAN_BYTES = 64 * TM_PAGE, /* 64 pages, so that one word says which of them are backed */
+    TM_SPAN_BYTES = 64 * TM_PAGE, /* 64 pages, so that one word says which of them are allocated */
     TM_SPAN_PAGES = TM_SPAN_BYTES / TM_PAGE,
     TM_SLOT_ALIGN = 16,
     TM_SLOT_MIN = 32,
@@ -24,7 +25,7 @@ enum {
 #define TM_MAX_DATA (UINT64_C(1) << 40) /* locations are 36 bits of 16 bytes */
 
 /* What all pages of a block of a new pool are; attaching writes it into the index. */
-enum tm_state { TM_STATE_INDEX = 0, TM_STATE_FILE = 1, TM_STATE_LOST = 2, TM_STATE_ZERO = 3 };
+enum tm_block_state { TM_STATE_INDEX = 0, TM_STATE_FILE = 1, TM_STATE_LOST = 2, TM_STATE_ZERO = 3 };
 
 #define TM_GENERATIONS 16u
 #define TM_PROMOTE_AGE 6u /* younger pages that are read from the file are put again */

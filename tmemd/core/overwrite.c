@@ -57,8 +57,8 @@ static int write_run(struct tm_device *device, const struct overwrite *run)
     return error;
 }
 
-/* Find the pages that a write which failed has left as they were in the file: the checksums of a
- * mixture do not outlive the next overwrite, nor the host. */
+/* Find the pages that a failed write left intact. The others become torn: a word holds no checksum
+ * of a mixture. */
 static void find_intact(struct tm_device *device, const struct overwrite *run,
                         const uint64_t *before, bool *intact)
 {
@@ -71,7 +71,7 @@ static void find_intact(struct tm_device *device, const struct overwrite *run,
         bounce_put(bounce);
 }
 
-static void give_up(struct tm_device *device, const struct overwrite *run, const uint64_t *before)
+static void fail(struct tm_device *device, const struct overwrite *run, const uint64_t *before)
 {
     bool intact[TM_RUN_MAX];
     find_intact(device, run, before, intact);
@@ -84,15 +84,15 @@ static void give_up(struct tm_device *device, const struct overwrite *run, const
             index_set(device, page, intact[i] ? before[i] : TM_TORN);
         } else {
             index_update(device, page, word & ~TM_WORD_WRITING);
-            stats_add(&device->amiss, 1);
+            stats_add(&device->stale, 1);
         }
     }
     unlock_pages(&device->locks, run->first, run->n);
 }
 
 /* The file has the page: let the index say so. */
-static void tell_page(struct tm_device *device, uint64_t page, const uint8_t *content, uint32_t crc,
-                      bool put)
+static void complete_page(struct tm_device *device, uint64_t page, const uint8_t *content,
+                          uint32_t crc, bool put)
 {
     if (content && put && page_put(device, page, content, true))
         return;
@@ -102,15 +102,15 @@ static void tell_page(struct tm_device *device, uint64_t page, const uint8_t *co
 }
 
 /* A cleaning that began meanwhile may have synced too early: the bitmap is looked at again. */
-static int tell(struct tm_device *device, struct overwrite *run, const uint32_t *crcs)
+static int complete(struct tm_device *device, struct overwrite *run, const uint32_t *crcs)
 {
     int error = overwrite_lock_pages(device, run->first, run->n);
     if (error)
         return error;
     for (uint32_t i = 0; i < run->n; i++)
         if (word_is_writing(index_word(device, run->first + i))) {
-            tell_page(device, run->first + i, page_of(run, i), crcs[i], run->put);
-            run->n_told++;
+            complete_page(device, run->first + i, page_of(run, i), crcs[i], run->put);
+            run->n_completed++;
         }
     unlock_pages(&device->locks, run->first, run->n);
     return 0;
@@ -120,15 +120,15 @@ int overwrite_locked(struct tm_device *device, struct overwrite *run)
 {
     uint64_t before[TM_RUN_MAX], start = stats_now();
     uint32_t crcs[TM_RUN_MAX];
-    run->n_told = 0;
+    run->n_completed = 0;
     int error = mark(device, run, before, crcs);
     if (error || !run->n)
         return error;
     error = write_run(device, run);
     if (!error)
-        error = tell(device, run, crcs);
+        error = complete(device, run, crcs);
     if (error)
-        give_up(device, run, before);
+        fail(device, run, before);
     else if (run->content && !run->put)
         stats_took(&device->statistics->spill, start);
     return error;

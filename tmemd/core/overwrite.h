@@ -6,8 +6,8 @@
  * content apart.
  * 2. write: without any other lock. Readers find what they would find without it; whoever puts or
  * trims a page replaces its word, and with it the mark.
- * 3. tell:  words that still have the mark say what is in the file now. Where the write has failed
- * they say what they said before, or that the page is torn, where it is not found intact. */
+ * 3. complete:  words that still have the mark say what is in the file now. Where the write has
+ * failed they say what they said before, or that the page is torn, where it is not found intact. */
 #pragma once
 
 #include "page.h"
@@ -20,8 +20,8 @@ struct overwrite {
     /* Whether the page is still to be written, under its page lock; the first that is not ends the
      * run. NULL: all are. */
     bool (*is_wanted)(const struct tm_device *device, uint64_t page);
-    uint32_t n_told; /* afterwards n is how many were written, and this how many of them nobody has
-                        changed meanwhile */
+    uint32_t n_completed; /* afterwards n is how many were written, and this how many of them nobody
+                        has changed meanwhile */
 };
 
 /* Write the pages and say so in the index: 0 or an errno. On failure each is old, new or EIO. The
@@ -29,6 +29,6 @@ struct overwrite {
 int overwrite_run(struct tm_device *device, struct overwrite *run);
 int overwrite_locked(struct tm_device *device, struct overwrite *run);
 
-/* Take the page locks of a run, with the bitmap saying that the file is not to be trusted there,
- * unless it is written through. On an error none is taken. No page lock is held before. */
+/* Set the bits of the bitmap, unless the run is written through, then take the page locks. On an
+ * error none is taken. The caller holds no page lock. */
 int overwrite_lock_pages(struct tm_device *device, uint64_t first, uint32_t n);

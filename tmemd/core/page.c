@@ -21,7 +21,7 @@ static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
 {
     unsigned generation = state_generation(device);
     if (word_generation(word) != generation)
-        index_touch(device, page, word_with_generation(word, generation));
+        index_update_locked(device, page, word_with_generation(word, generation));
 }
 
 static int get_stored(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
@@ -103,8 +103,8 @@ uint64_t page_store(struct tm_device *device, uint64_t page, const uint8_t *cont
     struct encoded encoded;
     enum encoding encoding;
     uint64_t location;
-    /* A new page will hardly find a free slot of its size in a full pool: where it can spill it is
-     * not compressed in vain. One that is in tmem leaves a slot itself. */
+    /* In a full pool a new page rarely finds a slot: if it can spill it is not compressed to see. A
+     * stored page frees its own slot. */
     bool is_new = word_kind(index_word(device, page)) != TM_TMEM;
     bool is_hopeless = is_new && state_has_file(device) && budget_is_full(&device->budget) &&
                        !compact_is_worth(device);

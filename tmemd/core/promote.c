@@ -4,7 +4,7 @@
 
 #include "probes.h"
 
-/* A guest reads 8 pages around the one it needs; who reads more at once copies the device. */
+/* A guest reads 8 pages around the one it needs; a longer read is a copy, not a fault. */
 enum { PROMOTE_RUN = 8 };
 
 /* Put what the file holds as well, under its page lock: its content does not change. */

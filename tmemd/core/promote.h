@@ -3,7 +3,8 @@
 
 #include "fetch.h"
 
-/* Put a page that was read from the file under `word`; false when it is not stored. */
+/* Put a page that was read from the file under `word`; false when it is not stored. Takes its page
+ * lock, or gives up. */
 bool promote_page(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t word);
 /* Put those of n pages that were read from the file under these words and are in use, if there is
  * room to spare. */

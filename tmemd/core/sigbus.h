@@ -1,5 +1,6 @@
 /* A pool file that is truncated while mapped makes the next touch a SIGBUS. There is no page to go
- * on with: say which pool it was and end the process. Other faults go to the handler before. */
+ * on with: say which pool it was and end the process. Other faults go to the handler before. One
+ * mutex, which the handler does not take. */
 #pragma once
 
 #include <stdint.h>

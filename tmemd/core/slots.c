@@ -30,10 +30,10 @@ static uint64_t slot_pages(uint32_t size, uint32_t slot)
     return (UINT64_C(2) << last) - (UINT64_C(1) << first);
 }
 
-/* Pages of a span that its slots reach into and that are not backed, as a mask. */
-static uint64_t missing_pages(const struct span *span)
+/* Pages of a span that its slots reach into and that are not allocated, as a mask. */
+static uint64_t unallocated_pages(const struct span *span)
 {
-    return lowest(pages_for(slots_in_span(span->size), span->size)) & ~span->backed;
+    return lowest(pages_for(slots_in_span(span->size), span->size)) & ~span->allocated;
 }
 
 static bool is_live(const struct span *span, uint32_t slot)
@@ -45,9 +45,9 @@ static void flip(struct span *span, uint32_t slot)
     span->live[slot / 64] ^= UINT64_C(1) << slot % 64;
 }
 
-static bool is_backed(const struct span *span, uint32_t slot)
+static bool is_allocated(const struct span *span, uint32_t slot)
 {
-    return !(slot_pages(span->size, slot) & ~span->backed);
+    return !(slot_pages(span->size, slot) & ~span->allocated);
 }
 
 /* The lowest free slot; there is one. */
@@ -56,7 +56,7 @@ static uint32_t lowest_free(const struct span *span)
     for (uint32_t word = 0;; word++)
         for (uint64_t gaps = ~span->live[word]; gaps; gaps &= gaps - 1) {
             uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(gaps);
-            if (is_backed(span, slot))
+            if (is_allocated(span, slot))
                 return slot;
         }
 }
@@ -75,12 +75,12 @@ static bool next_live_below(const struct span *span, uint32_t *slot)
 }
 
 /* Backed pages of a span that no live slot reaches into, as a mask. */
-static uint64_t dead_pages(const struct span *span)
+static uint64_t unused_pages(const struct span *span)
 {
     uint64_t touched = 0;
     for (uint32_t slot = slots_in_span(span->size); next_live_below(span, &slot);)
         touched |= slot_pages(span->size, slot);
-    return span->backed & ~touched;
+    return span->allocated & ~touched;
 }
 
 int slots_init(struct slots *slots, uint8_t *data, const struct tm_layout *layout,
@@ -90,8 +90,8 @@ int slots_init(struct slots *slots, uint8_t *data, const struct tm_layout *layou
     slots->data_offset = layout->data_offset;
     slots->budget = budget;
     slots->n_spans = (uint32_t)(layout->data_bytes / TM_SPAN_BYTES);
-    slots->unused = TM_NO_SPAN;
-    slots->fresh = 0;
+    slots->free_spans = TM_NO_SPAN;
+    slots->n_initialized = 0;
     pthread_mutex_init(&slots->lock, NULL);
     for (size_t i = 0; i < TM_SIZE_CLASSES; i++) {
         memset(slots->classes[i].first, 0xff, sizeof slots->classes[i].first);
@@ -106,7 +106,7 @@ void slots_destroy(struct slots *slots)
 {
     if (!slots->spans || slots->spans == MAP_FAILED)
         return;
-    for (uint32_t i = 0; i < slots->fresh; i++)
+    for (uint32_t i = 0; i < slots->n_initialized; i++)
         free(slots->spans[i].live);
     munmap(slots->spans, slots->n_spans * sizeof *slots->spans);
     for (size_t i = 0; i < TM_SIZE_CLASSES; i++)
@@ -118,7 +118,7 @@ static void move_to_list(struct slots *slots, struct size_class *class, uint32_t
                          uint8_t list)
 {
     struct span *spans = slots->spans, *span = &spans[index];
-    if (span->list < TM_LISTS) {
+    if (span->list < SPAN_LISTS) {
         *(span->prev != TM_NO_SPAN ? &spans[span->prev].next : &class->first[span->list]) =
             span->next;
         if (span->next != TM_NO_SPAN)
@@ -127,7 +127,7 @@ static void move_to_list(struct slots *slots, struct size_class *class, uint32_t
             class->lists &= ~(1u << span->list);
     }
     span->list = list;
-    if (list < TM_LISTS) {
+    if (list < SPAN_LISTS) {
         span->prev = TM_NO_SPAN;
         span->next = class->first[list];
         if (span->next != TM_NO_SPAN)
@@ -141,12 +141,12 @@ static void move_to_list(struct slots *slots, struct size_class *class, uint32_t
 static void list_span(struct slots *slots, struct size_class *class, uint32_t index)
 {
     const struct span *span = &slots->spans[index];
-    uint8_t list = TM_UNLISTED;
+    uint8_t list = SPAN_UNLISTED;
     if (span->n_free)
-        list = (uint8_t)(1 + span->n_live * span->size / (TM_SPAN_BYTES / TM_FULLNESS));
-    else if (missing_pages(span))
-        list = TM_GROWABLE;
-    if (list != span->list && span->list != TM_HELD)
+        list = (uint8_t)(1 + span->n_live * span->size / (TM_SPAN_BYTES / SPAN_FULLNESS));
+    else if (unallocated_pages(span))
+        list = SPAN_GROWABLE;
+    if (list != span->list && span->list != SPAN_ISOLATED)
         move_to_list(slots, class, index, list);
 }
 
@@ -158,15 +158,15 @@ static void count_free(struct size_class *class, struct span *span, int n)
 }
 
 /* Back more pages of the span (lost: no more of these), and count which slots are free now. */
-static void change_backed(struct size_class *class, struct span *span, uint64_t gained,
-                          uint64_t lost)
+static void change_allocated(struct size_class *class, struct span *span, uint64_t gained,
+                             uint64_t lost)
 {
     int n_free = 0;
-    span->backed = (span->backed | gained) & ~lost;
-    class->backed_pages +=
+    span->allocated = (span->allocated | gained) & ~lost;
+    class->allocated_pages +=
         (uint64_t)__builtin_popcountll(gained) - (uint64_t)__builtin_popcountll(lost);
     for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
-        n_free += !is_live(span, slot) && is_backed(span, slot);
+        n_free += !is_live(span, slot) && is_allocated(span, slot);
     count_free(class, span, n_free - span->n_free);
 }
 
@@ -175,18 +175,18 @@ static bool assign_span(struct span *span, uint32_t size)
     span->live = calloc(bitmap_words(size), sizeof *span->live);
     span->size = size;
     span->n_free = span->n_live = 0;
-    span->list = TM_UNLISTED;
+    span->list = SPAN_UNLISTED;
     return span->live != NULL;
 }
 
-/* Let any class have the span, whose pages are not backed. */
+/* Let any class have the span, whose pages are not allocated. */
 static void retire_span(struct slots *slots, uint32_t index)
 {
     free(slots->spans[index].live);
     slots->spans[index].live = NULL;
     pthread_mutex_lock(&slots->lock);
-    slots->spans[index].next = slots->unused;
-    slots->unused = index;
+    slots->spans[index].next = slots->free_spans;
+    slots->free_spans = index;
     pthread_mutex_unlock(&slots->lock);
 }
 
@@ -194,11 +194,11 @@ static void retire_span(struct slots *slots, uint32_t index)
 static uint32_t new_span(struct slots *slots, uint32_t size)
 {
     pthread_mutex_lock(&slots->lock);
-    uint32_t index = slots->unused;
+    uint32_t index = slots->free_spans;
     if (index != TM_NO_SPAN)
-        slots->unused = slots->spans[index].next;
-    else if (slots->fresh < slots->n_spans)
-        index = slots->fresh++;
+        slots->free_spans = slots->spans[index].next;
+    else if (slots->n_initialized < slots->n_spans)
+        index = slots->n_initialized++;
     pthread_mutex_unlock(&slots->lock);
     if (index == TM_NO_SPAN || assign_span(&slots->spans[index], size))
         return index;
@@ -235,29 +235,29 @@ static void punch(struct slots *slots, uint32_t index, uint64_t pages)
 
 /* Give back the pages of a held span that no live slot touches; returns bytes. The class's lock is
  * not held over the punching: nobody takes a slot of what is held, or grows it. */
-static uint64_t give_dead_pages(struct slots *slots, struct size_class *class, uint32_t index)
+static uint64_t punch_unused(struct slots *slots, struct size_class *class, uint32_t index)
 {
-    uint64_t given = 0, dead;
-    while ((dead = dead_pages(&slots->spans[index]))) {
-        change_backed(class, &slots->spans[index], 0, dead);
+    uint64_t punched = 0, dead;
+    while ((dead = unused_pages(&slots->spans[index]))) {
+        change_allocated(class, &slots->spans[index], 0, dead);
         pthread_mutex_unlock(&class->lock);
         punch(slots, index, dead);
         pthread_mutex_lock(&class->lock);
-        given += run_bytes(dead);
+        punched += run_bytes(dead);
     }
-    return given;
+    return punched;
 }
 
 /* Give back what of a held span no live slot touches, and hold it no longer. Returns bytes. */
-static uint64_t let_go(struct slots *slots, struct size_class *class, uint32_t index)
+static uint64_t put_back(struct slots *slots, struct size_class *class, uint32_t index)
 {
-    uint64_t given = give_dead_pages(slots, class, index);
-    slots->spans[index].list = TM_UNLISTED;
+    uint64_t punched = punch_unused(slots, class, index);
+    slots->spans[index].list = SPAN_UNLISTED;
     if (slots->spans[index].n_live)
         list_span(slots, class, index);
     else
         retire_span(slots, index);
-    return given;
+    return punched;
 }
 
 /* Back pages of a span; false: refused. */
@@ -273,12 +273,12 @@ static bool grow_span(struct slots *slots, struct size_class *class, uint32_t in
     uint64_t used = atomic_load_explicit(&slots->budget->counters->used, memory_order_relaxed);
     uint64_t target = budget_target(slots->budget),
              room = target > used ? (target - used) / TM_PAGE : 0;
-    uint64_t share = (room < class->backed_pages ? room : class->backed_pages) / GROW_SHARE;
+    uint64_t share = (room < class->allocated_pages ? room : class->allocated_pages) / GROW_SHARE;
     uint32_t most = share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
-    uint64_t run = first_run(missing_pages(&slots->spans[index]), most);
+    uint64_t run = first_run(unallocated_pages(&slots->spans[index]), most);
     if (!back(slots, index, run) && !back(slots, index, run &= -run))
         return false;
-    change_backed(class, &slots->spans[index], run, 0);
+    change_allocated(class, &slots->spans[index], run, 0);
     return true;
 }
 
@@ -287,13 +287,13 @@ static uint32_t grow(struct slots *slots, struct size_class *class, uint32_t ind
 {
     if (index == TM_NO_SPAN)
         return TM_NO_SPAN;
-    move_to_list(slots, class, index, TM_HELD);
+    move_to_list(slots, class, index, SPAN_ISOLATED);
     while (!slots->spans[index].n_free) /* one page may hold less than a slot */
         if (!grow_span(slots, class, index)) {
-            let_go(slots, class, index);
+            put_back(slots, class, index);
             return TM_NO_SPAN;
         }
-    slots->spans[index].list = TM_UNLISTED;
+    slots->spans[index].list = SPAN_UNLISTED;
     list_span(slots, class, index);
     return index;
 }
@@ -301,7 +301,7 @@ static uint32_t grow(struct slots *slots, struct size_class *class, uint32_t ind
 /* The fullest of the spans with free slots. */
 static uint32_t fullest(const struct size_class *class)
 {
-    uint32_t lists = class->lists & ~(1u << TM_GROWABLE);
+    uint32_t lists = class->lists & ~(1u << SPAN_GROWABLE);
     return lists ? class->first[31 - __builtin_clz(lists)] : TM_NO_SPAN;
 }
 
@@ -322,7 +322,7 @@ bool slots_alloc(struct slots *slots, uint32_t size, uint64_t *location)
     pthread_mutex_lock(&class->lock);
     uint32_t index = fullest(class);
     if (index == TM_NO_SPAN) {
-        index = class->first[TM_GROWABLE];
+        index = class->first[SPAN_GROWABLE];
         index = grow(slots, class, index != TM_NO_SPAN ? index : new_span(slots, size));
     }
     if (index != TM_NO_SPAN)
@@ -342,22 +342,23 @@ void slots_free(struct slots *slots, uint32_t size, uint64_t location)
     count_free(class, span, 1);
     /* An empty span goes when others have free slots: else it would be taken from the host again by
      * the next put, which took 10 us more where a page was put and trimmed in turns. */
-    if (!span->n_live && span->list != TM_HELD && atomic_load(&class->n_free) > span->n_free) {
-        move_to_list(slots, class, index, TM_HELD);
-        let_go(slots, class, index);
+    if (!span->n_live && span->list != SPAN_ISOLATED &&
+        atomic_load(&class->n_free) > span->n_free) {
+        move_to_list(slots, class, index, SPAN_ISOLATED);
+        put_back(slots, class, index);
     } else {
         list_span(slots, class, index);
     }
     pthread_mutex_unlock(&class->lock);
 }
 
-void slots_backed(struct slots *slots, uint64_t offset, uint64_t bytes)
+void slots_adopt_allocated(struct slots *slots, uint64_t offset, uint64_t bytes)
 {
     for (uint64_t at = offset; at < offset + bytes; at += TM_PAGE) {
         uint32_t index = (uint32_t)(at / TM_SPAN_BYTES);
-        slots->spans[index].backed |= UINT64_C(1) << at % TM_SPAN_BYTES / TM_PAGE;
-        if (index >= slots->fresh)
-            slots->fresh = index + 1;
+        slots->spans[index].allocated |= UINT64_C(1) << at % TM_SPAN_BYTES / TM_PAGE;
+        if (index >= slots->n_initialized)
+            slots->n_initialized = index + 1;
     }
 }
 
@@ -365,13 +366,13 @@ bool slots_claim(struct slots *slots, uint32_t size, uint64_t location)
 {
     uint32_t index = (uint32_t)(location / TM_SPAN_BYTES),
              at = (uint32_t)(location % TM_SPAN_BYTES);
-    if (index >= slots->fresh || at % size || at / size >= slots_in_span(size))
+    if (index >= slots->n_initialized || at % size || at / size >= slots_in_span(size))
         return false;
     struct span *span = &slots->spans[index];
     if (!span->live && !assign_span(span, size))
         return false;
     uint32_t slot = at / size;
-    if (span->size != size || is_live(span, slot) || !is_backed(span, slot))
+    if (span->size != size || is_live(span, slot) || !is_allocated(span, slot))
         return false;
     flip(span, slot);
     span->n_live++;
@@ -380,15 +381,15 @@ bool slots_claim(struct slots *slots, uint32_t size, uint64_t location)
 
 void slots_finish(struct slots *slots)
 {
-    for (uint32_t index = slots->fresh; index-- > 0;) {
+    for (uint32_t index = slots->n_initialized; index-- > 0;) {
         struct span *span = &slots->spans[index];
         uint32_t size = span->size, last = span->live ? slots_in_span(size) : 0;
         bool any = span->live && next_live_below(span, &last);
-        uint64_t kept = any ? span->backed & lowest(pages_for(last + 1, size)) : 0;
-        punch(slots, index, span->backed & ~kept);
-        span->backed = kept;
+        uint64_t kept = any ? span->allocated & lowest(pages_for(last + 1, size)) : 0;
+        punch(slots, index, span->allocated & ~kept);
+        span->allocated = kept;
         if (span->live) {
-            change_backed(class_of(slots, size), span, kept, 0);
+            change_allocated(class_of(slots, size), span, kept, 0);
             list_span(slots, class_of(slots, size), index);
         } else {
             retire_span(slots, index);
@@ -417,13 +418,14 @@ static uint32_t emptiest(const struct slots *slots, const struct size_class *cla
     if (!class->lists)
         return TM_NO_SPAN;
     const struct span *spans = slots->spans;
-    uint32_t fullness = class->lists & ~(1u << TM_GROWABLE), growable = class->first[TM_GROWABLE];
+    uint32_t fullness = class->lists & ~(1u << SPAN_GROWABLE),
+             growable = class->first[SPAN_GROWABLE];
     uint32_t index = fullness ? class->first[__builtin_ctz(fullness)] : growable;
     if (growable != TM_NO_SPAN && spans[growable].n_live < spans[index].n_live)
         index = growable;
     bool alone = !(class->lists & (class->lists - 1)) && spans[index].next == TM_NO_SPAN;
     bool dense = (int)pages_for(spans[index].n_live, spans[index].size) >=
-                 __builtin_popcountll(spans[index].backed);
+                 __builtin_popcountll(spans[index].allocated);
     return alone && dense ? TM_NO_SPAN : index;
 }
 
@@ -434,7 +436,7 @@ static bool find_move(struct slots *slots, struct size_class *class,
     const struct span *source = &slots->spans[compaction->source];
     uint32_t index = fullest(class);
     if (index == TM_NO_SPAN)
-        index = grow(slots, class, class->first[TM_GROWABLE]);
+        index = grow(slots, class, class->first[SPAN_GROWABLE]);
     if (index == TM_NO_SPAN && source->n_free && lowest_free(source) < compaction->slot)
         index = compaction->source;
     if (index == TM_NO_SPAN)
@@ -452,7 +454,7 @@ static void leave_source(struct slots *slots, struct size_class *class,
 {
     uint32_t index = compaction->source;
     compaction->source = TM_NO_SPAN;
-    compaction->given += give_dead_pages(slots, class, index);
+    compaction->punched += punch_unused(slots, class, index);
     if (!slots->spans[index].n_live) {
         retire_span(slots, index);
         return;
@@ -472,7 +474,7 @@ bool slots_next_move(struct slots *slots, struct compaction *compaction, struct 
             if (compaction->source == TM_NO_SPAN)
                 break;
             compaction->slot = slots_in_span(compaction->size);
-            move_to_list(slots, class, compaction->source, TM_HELD);
+            move_to_list(slots, class, compaction->source, SPAN_ISOLATED);
         }
         found = next_live_below(&slots->spans[compaction->source], &compaction->slot) &&
                 find_move(slots, class, compaction, move);
@@ -493,7 +495,7 @@ void slots_end_moves(struct slots *slots, struct compaction *compaction)
     while (compaction->done != TM_NO_SPAN) {
         uint32_t index = compaction->done;
         compaction->done = slots->spans[index].next;
-        compaction->given += let_go(slots, class, index);
+        compaction->punched += put_back(slots, class, index);
     }
     pthread_mutex_unlock(&class->lock);
 }

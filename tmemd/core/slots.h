@@ -1,4 +1,4 @@
-/* Memory for records: size-classed slots in spans, backed by the host page by page.
+/* Memory for records: size-classed slots in spans, allocated by the host page by page.
  *
  * A span is 256 KiB of the pool file's address space, given to one size class (every multiple of 16
  * bytes is one) for as long as it has a live slot. Its slots lie one behind the other without
@@ -25,22 +25,29 @@
 /* Lists of a class's spans, then what spans say that are on none: those without room, and those
  * held by a thread that empties them or gives their memory back, in which nobody else takes a slot.
  */
-enum { TM_GROWABLE = 0, TM_FULLNESS = 16, TM_LISTS = TM_FULLNESS + 1, TM_UNLISTED, TM_HELD };
+enum {
+    SPAN_GROWABLE = 0,
+    SPAN_FULLNESS = 16,
+    SPAN_LISTS = SPAN_FULLNESS + 1,
+    SPAN_UNLISTED,
+    SPAN_ISOLATED
+};
 
 struct span {
-    uint64_t backed;         /* one bit for each 4 KiB page that is allocated */
-    uint64_t *live;          /* one bit for each slot in use; NULL: the span has no class */
-    uint32_t prev, next;     /* in its list, or in that of spans without a class */
-    uint32_t size;           /* of its slots, in bytes */
-    uint16_t n_live, n_free; /* a slot is free when it is not live and all its pages are backed */
+    uint64_t allocated;  /* one bit for each 4 KiB page that is allocated */
+    uint64_t *live;      /* one bit for each slot in use; NULL: the span has no class */
+    uint32_t prev, next; /* in its list, or in that of spans without a class */
+    uint32_t size;       /* of its slots, in bytes */
+    uint16_t n_live,
+        n_free; /* a slot is free when it is not live and all its pages are allocated */
     uint8_t list;
 };
 
 struct size_class {
     pthread_mutex_t lock; /* guards this and all spans of the class */
     uint32_t lists;       /* one bit for each that is not empty */
-    uint32_t first[TM_LISTS];
-    uint64_t backed_pages;
+    uint32_t first[SPAN_LISTS];
+    uint64_t allocated_pages;
     _Atomic uint64_t n_free; /* written under the lock */
 };
 
@@ -50,9 +57,9 @@ struct slots {
     struct budget *budget;
     struct span *spans;
     uint32_t n_spans;
-    pthread_mutex_t lock; /* guards the two below; taken inside a class's lock */
-    uint32_t unused;      /* first of the spans that had a class once */
-    uint32_t fresh;       /* spans from here on never had one */
+    pthread_mutex_t lock;   /* guards the two below; taken inside a class's lock */
+    uint32_t free_spans;    /* first of the spans that had a class once */
+    uint32_t n_initialized; /* spans from here on never had one */
     struct size_class classes[TM_SIZE_CLASSES];
 };
 
@@ -77,18 +84,19 @@ static inline void slots_fill(const struct slots *slots, uint64_t location,
            TM_RECORD_HEADER - sizeof page + length);
 }
 
-/* A free slot of `size` bytes: *location is its offset in the data area. False: refused. */
+/* A free slot of `size` bytes: *location is its offset in the data area. False: refused. These two
+ * take the class's lock; slots_alloc may call fallocate under it. */
 bool slots_alloc(struct slots *slots, uint32_t size, uint64_t *location);
 void slots_free(struct slots *slots, uint32_t size, uint64_t location);
 
-/* Attach, in this order: mark what the file has allocated, claim every live record's slot, then
- * finish, which gives back what lies behind a span's last live slot. Claiming fails (false) for a
- * location that cannot be. */
-void slots_backed(struct slots *slots, uint64_t offset, uint64_t bytes);
+/* Attach, one thread and no lock, in this order: mark what the file has allocated, claim every live
+ * record's slot, then finish, which gives back what lies behind a span's last live slot. Claiming
+ * fails (false) for a location that cannot be. */
+void slots_adopt_allocated(struct slots *slots, uint64_t offset, uint64_t bytes);
 bool slots_claim(struct slots *slots, uint32_t size, uint64_t location);
 void slots_finish(struct slots *slots);
 
-/* Bytes of slots of one size, or of all, that are backed and not in use. */
+/* Bytes of slots of one size, or of all, that are allocated and not in use. */
 uint64_t slots_free_of(const struct slots *slots, uint32_t size);
 uint64_t slots_free_bytes(const struct slots *slots);
 
@@ -97,11 +105,11 @@ uint64_t slots_free_bytes(const struct slots *slots);
  * begins with {.size, .source = TM_NO_SPAN, .done = TM_NO_SPAN}. */
 struct compaction {
     uint32_t size;
-    uint32_t source; /* the span that is being emptied */
-    uint32_t slot;   /* the one that was tried last */
-    uint32_t done;   /* spans that were tried and have live slots left, linked; they are held until
-                        the end */
-    uint64_t given;  /* bytes given back */
+    uint32_t source;  /* the span that is being emptied */
+    uint32_t slot;    /* the one that was tried last */
+    uint32_t done;    /* spans that were tried and have live slots left, linked; they are held until
+                         the end */
+    uint64_t punched; /* bytes given back */
 };
 struct slots_move {
     uint64_t from, to;

@@ -11,9 +11,8 @@
 #include "tmem.h"
 #include "word.h"
 
-/* What a demotion has looked for in vain: from this age on nothing is left that may go within this
- * bound on writes. What is old stays so until the next generation begins, and what the file lacks
- * until it is copied there. */
+/* From this age on nothing is left that may be demoted within this bound on writes; valid until the
+ * next generation. */
 struct backoff {
     unsigned age; /* TM_GENERATIONS: none */
     uint64_t bound;
@@ -32,7 +31,7 @@ struct tm_device {
     struct tm_statistics *statistics;
     _Atomic uint8_t *states; /* of blocks; only attaching looks at them */
     _Atomic uint64_t *index; /* the words, each written under its page's entry lock */
-    _Atomic uint64_t amiss;  /* failed writes since the file was last known to hold all pages that
+    _Atomic uint64_t stale;  /* failed writes since the file was last known to hold all pages that
                                 are written through */
     pthread_mutex_t demote_lock; /* one demotion, cleaning or change of generation at a time; guards
                                     `hand` and `backoff` */
@@ -57,7 +56,7 @@ static inline unsigned state_generation(const struct tm_device *device)
 /* Whether libblkid (util-linux 2.38; strace of blkid -p) reads the page when it looks for
  * signatures: half a MiB at either end, and four places more. It gives up at the first error, and
  * swapon asks it: these pages are never lost. */
-static inline bool state_is_probed(const struct tm_device *device, uint64_t page)
+static inline bool state_is_read_by_blkid(const struct tm_device *device, uint64_t page)
 {
     uint64_t pages = device->layout.pages;
     return page <= 128 || pages - page <= 128 || page == 256 || page == 512 || page == 1024 ||
@@ -68,7 +67,7 @@ static inline bool state_is_probed(const struct tm_device *device, uint64_t page
  * not durable it is also synced before that. */
 static inline bool state_is_written_through(const struct tm_device *device, uint64_t page)
 {
-    return state_has_file(device) && (device->durable || state_is_probed(device, page));
+    return state_has_file(device) && (device->durable || state_is_read_by_blkid(device, page));
 }
 
 /* How many of n neighbours, at most TM_RUN_MAX, are written through, or not, as `page` is. */
@@ -87,15 +86,15 @@ static inline bool state_is_clean(const struct tm_device *device, uint64_t word)
     return word & TM_WORD_CLEAN && !file_is_doubtful(&device->file);
 }
 
-/* Whether the file holds the page. That it is lost no file can hold: the bitmap says that. */
+/* Whether the file holds the page. A lost page is not in it: only the bitmap records that. */
 static inline bool state_is_in_file(const struct tm_device *device, uint64_t word)
 {
-    return word == TM_NOWHERE || (word_kind(word) == TM_FILE && !word_is_undecided(word)) ||
+    return word == TM_NOWHERE || (word_kind(word) == TM_FILE && !word_is_in_doubt(word)) ||
            (word_kind(word) == TM_TMEM && state_is_clean(device, word));
 }
 
 /* Whether the page is written through, and the file may hold something else. */
-static inline bool state_is_amiss(const struct tm_device *device, uint64_t page, uint64_t word)
+static inline bool state_is_stale(const struct tm_device *device, uint64_t page, uint64_t word)
 {
     return state_is_written_through(device, page) &&
            (word_kind(word) == TM_ZERO || (word_kind(word) == TM_TMEM && !(word & TM_WORD_CLEAN)));

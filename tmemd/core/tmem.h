@@ -1,9 +1,8 @@
 /* The page path: one device's pool in a tmpfs file, its backing file and its write-intent bitmap.
  *
- * All calls return 0 or an errno (to the client each is EIO) and may be made from any thread, but
- * for tm_open and tm_close. Offsets and counts are bytes of the device; the caller has checked that
- * they lie within it.
- */
+ * Calls that return int return 0 or an errno (to the client each is EIO). All may be made from any
+ * thread, but tm_open and tm_close. Offsets and counts are bytes of the device; the caller has
+ * checked that they lie within it. tm_flush is in clean.c, tm_cache in promote.c. */
 #pragma once
 
 #include <stdbool.h>
@@ -55,7 +54,7 @@ struct tm_extent {
 int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents,
                size_t *n);
 
-struct tm_choice {
+struct tm_filter {
     unsigned min_age; /* generations, below TM_GENERATIONS: younger pages stay */
     bool raw_only;    /* only incompressible pages go */
     bool bounded; /* the control page's bound on demotion's writes holds; what the file has already
@@ -63,19 +62,19 @@ struct tm_choice {
 };
 /* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from
  * tmem; *freed tells how many. It takes tm_compact to give their memory back to the host. */
-int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_choice choice, uint64_t *freed);
+int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_filter choice, uint64_t *freed);
 /* Demote everything, make the file durable and the bitmap clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
 /* Compact, trying to move at most `moves` records; returns the bytes given back. */
 uint64_t tm_compact(struct tm_device *device, uint64_t moves);
 /* Begin the next coldness generation. */
-void tm_age(struct tm_device *device);
+void tm_begin_generation(struct tm_device *device);
 /* Publish in the statistics what lies in tmem and in the file, by age. It looks at no page. */
 void tm_publish_ages(struct tm_device *device);
 
 /* Note that the calling process serves the device from now on. */
-void tm_serve(struct tm_device *device);
+void tm_publish_pid(struct tm_device *device);
 
 /* Bytes of memory for records that hold no live slot. */
-uint64_t tm_wasted(struct tm_device *device);
+uint64_t tm_free_slot_bytes(struct tm_device *device);
 const struct tm_counters *tm_counters(const struct tm_device *device);

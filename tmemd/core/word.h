@@ -6,8 +6,15 @@
 
 #include "layout.h"
 
-/* TM_LOST: gone with the host. TM_TORN: a write to the file failed and left neither old nor new. */
-enum kind { TM_NOWHERE = 0, TM_TMEM = 1, TM_FILE = 2, TM_ZERO = 3, TM_LOST = 4, TM_TORN = 5 };
+/* What a page is; docs/architecture.md has the states in full. */
+enum kind {
+    TM_NOWHERE = 0, /* zeros, here and in the file */
+    TM_TMEM = 1,    /* in a slot */
+    TM_FILE = 2,    /* in the file alone */
+    TM_ZERO = 3,    /* zeros, and anything in the file */
+    TM_LOST = 4,    /* gone with the host */
+    TM_TORN = 5,    /* a write to the file failed, and left neither old nor new there */
+};
 
 enum encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 
@@ -64,10 +71,9 @@ static inline uint64_t word_with_location(uint64_t word, uint64_t location)
     return (word & ((UINT64_C(1) << 28) - 1)) | location / TM_SLOT_ALIGN << 28;
 }
 
-/* Mark a page that is about to be written to the file with content of this checksum. It says no
- * more that the file holds it. A page that is only in the file keeps what tells old and new apart:
- * a process that is killed meanwhile leaves it so. Of what no checksum was known before, whatever
- * is found is taken. */
+/* Mark a page that is about to be written to the file with content of this checksum: clears CLEAN.
+ * A file page keeps old and new checksum, so that a killed write can be resolved; without an old
+ * one any content is accepted. */
 static inline uint64_t word_writing(uint64_t word, uint32_t crc)
 {
     if (word_kind(word) != TM_FILE)
@@ -81,7 +87,7 @@ static inline uint64_t word_writing(uint64_t word, uint32_t crc)
 static inline bool word_is_writing(uint64_t word) { return word & TM_WORD_WRITING; }
 
 /* Whether a write to the file was killed: the page is what it was, or what it was to be. */
-static inline bool word_is_undecided(uint64_t word)
+static inline bool word_is_in_doubt(uint64_t word)
 {
     return word_kind(word) == TM_FILE && word_is_writing(word);
 }

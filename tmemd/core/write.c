@@ -88,8 +88,8 @@ static int put_part(struct tm_device *device, uint64_t page, const struct part *
     return error;
 }
 
-/* Fill `content` with what the page will be, under its I/O lock, so that a change after that is
- * noticed: who puts or trims a page takes its mark away, and none comes back to the file. */
+/* Fill `content` with what the page will be, under its I/O lock, and mark the page unless it is in
+ * the file: a put or trim clears the mark, which is_as_read then sees. */
 static int read_and_merge(struct tm_device *device, uint64_t page, const struct part *part,
                           uint8_t *content)
 {
@@ -100,7 +100,7 @@ static int read_and_merge(struct tm_device *device, uint64_t page, const struct 
     if (!is_in_file)
         error = merge(device, page, part, content, error);
     if (!error)
-        index_update(device, page, index_word(device, page) | TM_WORD_WRITING);
+        index_update(device, page, word_writing(index_word(device, page), 0));
     unlock_pages(&device->locks, page, 1);
     return is_in_file ? merge(device, page, part, content, fetch_page(device, page, content, &word))
                       : error;
@@ -124,7 +124,7 @@ static int overwrite_part(struct tm_device *device, uint64_t page, const struct 
         .first = page, .content = bounce->pages, .put = true, .is_wanted = is_as_read};
     int error = 0;
     lock_io(&device->locks, &io);
-    while (!error && !run.n_told) {
+    while (!error && !run.n_completed) {
         run.n = 1;
         error = read_and_merge(device, page, part, bounce->pages);
         if (!error)

@@ -4,18 +4,13 @@
 #include "clean.h"
 #include "overwrite.h"
 
-/* Whether the page is zeros, and nothing is to be done about it in the file. */
-static bool is_zeroed(const struct tm_device *device, uint64_t page)
+/* Whether the page is not zeros yet, here or (if it is written through) in the file. */
+static bool needs_zeroing(const struct tm_device *device, uint64_t page)
 {
     uint64_t word = index_word(device, page);
     return state_is_written_through(device, page)
-               ? word == TM_NOWHERE && !file_is_doubtful(&device->file)
-               : word == TM_NOWHERE || word_kind(word) == TM_ZERO;
-}
-
-static bool is_not_zeroed(const struct tm_device *device, uint64_t page)
-{
-    return !is_zeroed(device, page);
+               ? word != TM_NOWHERE || file_is_doubtful(&device->file)
+               : word != TM_NOWHERE && word_kind(word) != TM_ZERO;
 }
 
 /* Pages that are not written through become zeros. */
@@ -25,7 +20,7 @@ static int zero_in_index(struct tm_device *device, uint64_t first, uint32_t n)
     if (error)
         return error;
     for (uint64_t page = first; page < first + n; page++)
-        if (!is_zeroed(device, page))
+        if (needs_zeroing(device, page))
             index_replace(device, page, state_has_file(device) ? TM_ZERO : TM_NOWHERE);
     unlock_pages(&device->locks, first, n);
     return 0;
@@ -35,8 +30,8 @@ static int zero_pages(struct tm_device *device, uint64_t page, uint64_t end)
 {
     int error = 0;
     while (page < end && !error) {
-        struct overwrite run = {.first = page, .n = 1, .is_wanted = is_not_zeroed};
-        if (!is_zeroed(device, page)) {
+        struct overwrite run = {.first = page, .n = 1, .is_wanted = needs_zeroing};
+        if (needs_zeroing(device, page)) {
             run.n = state_alike_run(device, page, end - page);
             error = state_is_written_through(device, page) ? overwrite_run(device, &run)
                                                            : zero_in_index(device, page, run.n);

@@ -128,7 +128,7 @@ class Maintenance:
     def _age(self, now: float) -> None:
         if now - self._aged >= GENERATION_SECONDS:
             self._aged = now
-            self._core.age()
+            self._core.begin_generation()
 
     def _publish_ages(self, counters: Counters, now: float) -> None:
         """Publish what is stored by age, if it can have changed."""
@@ -186,7 +186,7 @@ class Maintenance:
         missing = self._watermark.missing(counters, back, target)
         if not missing or not self._config.backing or pool.control().frozen:
             return False
-        if self._core.wasted() > counters.used_bytes * WASTE_WHILE_REFUSING:
+        if self._core.free_slot_bytes() > counters.used_bytes * WASTE_WHILE_REFUSING:
             missing -= self._core.compact(MOVES_STEP)
         return missing <= 0 or self._demote(missing, Choice(MIN_AGE), bounded=True) > 0
 
@@ -216,7 +216,7 @@ class Maintenance:
         if marks == self._compacted:
             return False
         share = WASTE_WHILE_REFUSING if refusing else WASTE
-        if not idle and self._core.wasted() <= now.used_bytes * share:
+        if not idle and self._core.free_slot_bytes() <= now.used_bytes * share:
             return False
         did = self._compact()
         if not did and idle:

@@ -27,7 +27,7 @@ class ServedDevice:
 
     def start(self) -> None:
         """Serve it from this process on, with its maintenance in a thread (call it after any fork)."""
-        self.core.serve()
+        self.core.publish_pid()
         self.maintenance.start()
 
     def close(self) -> None:
