@@ -1,4 +1,5 @@
-/* Many threads on overlapping pages, while others demote, compact, drain, age and change the target.
+/* Many threads on overlapping pages, while others demote, compact, drain, age and change the
+ * target.
  *
  * usage: stress OPERATIONS SEED file|durable|ram
  *
@@ -259,7 +260,7 @@ static void *keeper(void *argument)
             error = tm_flush(device);
             break;
         case 5:
-            tm_wasted(device);
+            tm_free_slot_bytes(device);
             tm_publish_ages(device);
             break;
         case 6:
