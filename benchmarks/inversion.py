@@ -39,7 +39,7 @@ DEPTH: Final = 8
 GROWN_COLD: Final = 12.0  # seconds that the cold pages are left alone: two generations
 READ_BACK: Final = 0xFFFFFFFF
 GOAL: Final = 0.95
-MODES: Final = {"refuse when full": 0, "demote ahead": None}  # headroom in percent; None: the default
+MODES: Final = {"refuse when full": 0, "demote ahead": None}  # free watermark in percent; None: the default
 
 COLD_PAGES: Final = range(FIRST, FIRST + COLD)
 HOT_PAGES: Final = range(FIRST + COLD, FIRST + COLD + HOT)
@@ -214,12 +214,12 @@ def measure(pattern: Pattern, mode: str, device: Device) -> Result:
 
 
 @contextlib.contextmanager
-def new_device(name: str, headroom: int | None, place: peers.Place) -> Iterator[Device]:
+def new_device(name: str, watermark: int | None, place: peers.Place) -> Iterator[Device]:
     """Serve a new device."""
     size = DEVICE_PAGES * pages.PAGE
     keys = {"name": name, "size": size, "backing": place.disk / name, "limit": LIMIT, "pools": place.pools}
-    if headroom is not None:
-        keys["headroom"] = f"{headroom}%"
+    if watermark is not None:
+        keys["watermark"] = f"{watermark}%"
     plugin = [str(peers.ROOT / "plugin" / "tmem.py"), *(f"{key}={value}" for key, value in keys.items())]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(peers.serving(peers.Peer(name, ["python", *plugin]), place))
@@ -232,8 +232,8 @@ def run(place: peers.Place, patterns: Sequence[Pattern], modes: dict[str, int | 
     with contextlib.ExitStack() as stack, ThreadPoolExecutor() as together:
         devices: dict[tuple[str, str], Device] = {}
         for pattern in patterns:
-            for number, (mode, headroom) in enumerate(modes.items()):
-                device = stack.enter_context(new_device(f"{pattern.name}-{number}", headroom, place))
+            for number, (mode, watermark) in enumerate(modes.items()):
+                device = stack.enter_context(new_device(f"{pattern.name}-{number}", watermark, place))
                 device.run(Phase(Trace(random.Random(0)).write(COLD_PAGES)))
                 devices[pattern.name, mode] = device
         time.sleep(GROWN_COLD)
@@ -263,7 +263,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/inversion.py", description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--only", choices=[pattern.name for pattern in PATTERNS], help="one pattern only")
-    parser.add_argument("--headroom", type=int, help="percent of the target to keep free (default: the device's own)")
+    parser.add_argument("--watermark", type=int, help="percent of the target to keep free (default: the device's own)")
     parser.add_argument("--corpus", type=Path, help="use pages captured before by benchmarks/pages.py")
     return parser.parse_args()
 
@@ -272,7 +272,7 @@ def main() -> int:
     """Measure and print; exit status 1 when a hot set that fits is not in RAM."""
     args = parse_args()
     patterns = [pattern for pattern in PATTERNS if args.only in (None, pattern.name)]
-    modes = MODES | {"demote ahead": args.headroom}
+    modes = MODES | {"demote ahead": args.watermark}
     with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory(dir=TMPFS) as memory:
         subprocess.run(["make", "-s", "-C", str(HERE), f"BUILD={disk}"], check=True)
         corpus = args.corpus or Path(memory) / "corpus"
