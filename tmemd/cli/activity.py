@@ -1,14 +1,15 @@
-"""What a pool did between two looks at it: rates, shares and latencies, as people want to see them."""
+"""What a pool did, between two looks at it or since it was made: rates, shares and latencies as people want them."""
 
 from __future__ import annotations
 
-from typing import Final
+from itertools import accumulate, pairwise
+from typing import Any, Final
 
 import msgspec
 
 from tmemd.protocol import PoolStatus
 from tmemd.store.latency import difference, quantile
-from tmemd.store.poolfile import Histogram
+from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Histogram, Latencies
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -18,9 +19,9 @@ class Latency(msgspec.Struct, frozen=True):
     p99: float | None = None
 
     @classmethod
-    def of(cls, histogram: Histogram) -> Latency:
+    def of(cls, histogram: Histogram | None) -> Latency:
         """What a histogram says."""
-        return cls(quantile(histogram, 0.5), quantile(histogram, 0.99))
+        return cls(quantile(histogram, 0.5), quantile(histogram, 0.99)) if histogram else cls()
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +78,9 @@ def activity(before: PoolStatus | None, now: PoolStatus, seconds: float) -> Acti
         spills=interval.rate("spills"),
         demotions=interval.rate("demotions"),
         file_reads=file_reads,
-        put_seconds=interval.latency("put"),
-        get_seconds=interval.latency("get"),
-        spill_seconds=interval.latency("spill"),
-        file_read_seconds=interval.latency("file_read"),
         state="damaged" if now.error else "unfinished" if now.unfinished else "served" if now.served else "idle",
         warnings=warnings(now),
+        **{f"{operation}_seconds": interval.latency(operation) for operation in Latencies.__struct_fields__},
     )
 
 
@@ -132,3 +130,57 @@ class _Interval:
 def _is_another(before: PoolStatus, now: PoolStatus) -> bool:
     """Whether the pool was made anew meanwhile: what is only ever counted up has fallen."""
     return any(getattr(now.counters, field) < getattr(before.counters, field) for field in _COUNTED)
+
+
+# Up to which age, in generations, memory is added up: a few steps are enough to see what is idle.
+_AGES: Final = (1, 3, 7, GENERATIONS - 2)
+# A page of age n was last used n - 1 to n + 1 generations ago.
+AGES_SECONDS: Final = tuple((age + 1) * GENERATION_SECONDS for age in _AGES)
+
+
+class Age(msgspec.Struct, frozen=True):
+    """Memory of pages by when they were last put or read."""
+
+    seconds: float | None  # at most; None: longer ago than all before
+    stored_bytes: int
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """Since the pool was made. None: there is nothing to say it of, or nobody asked for latencies and ages."""
+
+    hit_share: float | None  # of the pages read, those that came from tmem: 0 to 1
+    compression_ratio: float | None  # bytes of the pages in tmem for each byte that they take compressed
+    put_seconds: Latency
+    get_seconds: Latency
+    spill_seconds: Latency
+    file_read_seconds: Latency
+    stored_by_age: list[Age]  # as last published; empty: nothing was yet
+
+
+def summary(status: PoolStatus) -> Summary:
+    """Of a pool, from its counters, latencies and ages."""
+    counters = status.counters
+    read = counters.gets + counters.file_reads
+    return Summary(
+        hit_share=counters.gets / read if read else None,
+        compression_ratio=counters.compression,
+        stored_by_age=_by_age(status.ages.stored_bytes) if status.ages and status.ages.published else [],
+        **{
+            f"{operation}_seconds": Latency.of(getattr(status.latencies, operation, None))
+            for operation in Latencies.__struct_fields__
+        },
+    )
+
+
+def long_form(status: PoolStatus) -> dict[str, Any]:
+    """One flat JSON object with all that is known and what follows from it."""
+    known: dict[str, Any] = msgspec.to_builtins(summary(status))
+    return status.flat() | known
+
+
+def _by_age(stored: tuple[int, ...]) -> list[Age]:
+    upto = list(accumulate(stored))
+    bounds = [0, *(upto[age] for age in _AGES), upto[-1]]
+    return [
+        Age(seconds, end - start) for seconds, (start, end) in zip((*AGES_SECONDS, None), pairwise(bounds), strict=True)
+    ]

@@ -10,9 +10,8 @@ import argparse
 from collections.abc import Iterable, Sequence
 
 from tmemd.cli import common
-from tmemd.cli.activity import Latency
+from tmemd.cli.activity import AGES_SECONDS, Latency, long_form, summary
 from tmemd.cli.screen import format_seconds
-from tmemd.cli.summary import AGES_SECONDS, long_form, summary
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
 

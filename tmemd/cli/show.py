@@ -10,8 +10,8 @@ import argparse
 from typing import Any
 
 from tmemd.cli import common
+from tmemd.cli.activity import long_form
 from tmemd.cli.screen import format_seconds
-from tmemd.cli.summary import long_form
 from tmemd.sizes import format_size
 
 _SIZES = {"size", "cap", "minimum", "target"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final
+from typing import Final, TypeAlias, TypeVar
 
 import prometheus_client
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
@@ -55,13 +55,14 @@ class Snapshot:
 # bucket is a time series for each pool and operation.
 _EVERY_OTHER: Final = range(2, len(LATENCY_BOUNDS_NS), 2)
 
-_EVERY_POOL_GAUGES: Final[Mapping[str, tuple[str, Callable[[PoolStatus], float]]]] = {
+_PoolGauges: TypeAlias = Mapping[str, tuple[str, Callable[[PoolStatus], float | None]]]
+_EVERY_POOL_GAUGES: Final[_PoolGauges] = {
     "damaged": ("Whether the pool cannot be used.", lambda pool: pool.error is not None),
     "unfinished": ("Whether no plugin has made it a pool yet.", lambda pool: pool.unfinished),
     "taken_bytes": ("RAM that the pool's file takes, as the kernel counts it.", lambda pool: pool.taken_bytes),
 }
 
-_POOL_GAUGES: Final[Mapping[str, tuple[str, Callable[[PoolStatus], float | None]]]] = {
+_POOL_GAUGES: Final[_PoolGauges] = {
     "size_bytes": ("Size of the device.", lambda pool: pool.size),
     "target_bytes": ("RAM that the pool may take now.", lambda pool: pool.target_bytes),
     "used_bytes": ("RAM that the pool takes, its index included.", lambda pool: pool.counters.used_bytes),
@@ -69,8 +70,9 @@ _POOL_GAUGES: Final[Mapping[str, tuple[str, Callable[[PoolStatus], float | None]
     "payload_bytes": ("What the pages in tmem take compressed.", lambda pool: pool.counters.payload_bytes),
     "index_bytes": ("RAM that the index takes.", lambda pool: pool.counters.index_bytes),
     "freeable_bytes": ("RAM that demotion could give back.", lambda pool: pool.freeable_bytes),
-    "map_granules_set": ("Granules of the backing file that are not to be trusted if the host dies.",
-                         lambda pool: pool.counters.regions_set),
+    "regions_set": ("Regions of the backing file that are not to be trusted if the host dies.",
+                    lambda pool: pool.counters.regions_set),
+    "map_granules_set": ("The same, by its old name.", lambda pool: pool.counters.regions_set),
     "weight": ("The share that was set for it.", lambda pool: pool.settings.weight),
     "minimum_bytes": ("What its target may not be pushed below.", lambda pool: pool.settings.minimum),
     "cap_bytes": ("What its target may not rise above; absent without a cap.", lambda pool: pool.settings.cap),
@@ -129,40 +131,40 @@ class _Collected(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics of the snapshot."""
+        snapshot = self._snapshot
         yield InfoMetricFamily("tmemd_build", "Which tmemd this is.", {"version": version()})
-        if self._snapshot.host:
-            yield from _of_host(self._snapshot.host)
-        if self._snapshot.ticks:
-            yield from _without_creation(self._snapshot.ticks.collect())
-        yield _of_problems(self._snapshot.problems)
-        yield _gauge("tmemd_pools", "Pools there are.", len(self._snapshot.pools))
-        yield from _of_pools(self._snapshot.pools)
+        if snapshot.host:
+            yield from _of_host(snapshot.host)
+        if snapshot.ticks:
+            yield from _without_creation(snapshot.ticks.collect())
+        words = "1 for each thing that keeps tmemd from doing as it was told."
+        problems = [((problem.what, problem.words), 1) for problem in snapshot.problems]
+        yield _filled(GaugeMetricFamily("tmemd_problem", words, labels=["what", "words"]), problems)
+        yield GaugeMetricFamily("tmemd_pools", "Pools there are.", value=len(snapshot.pools))
+        yield from _of_pools(snapshot.pools)
 
 
-def _of_problems(problems: Iterable[Problem]) -> Metric:
-    gauge = GaugeMetricFamily(
-        "tmemd_problem", "1 for each thing that keeps tmemd from doing as it was told.", labels=["what", "words"]
-    )
-    for problem in problems:
-        gauge.add_metric([problem.what, problem.words], 1)
-    return gauge
+_Family = TypeVar("_Family", GaugeMetricFamily, CounterMetricFamily)
+
+
+def _filled(family: _Family, values: Iterable[tuple[Sequence[str], float | None]]) -> _Family:
+    """With a sample for each value that there is, by its labels."""
+    for labels, value in values:
+        if value is not None:
+            family.add_metric(labels, value)
+    return family
 
 
 def _of_host(host: HostStatus) -> Iterator[Metric]:
     yield InfoMetricFamily("tmemd_policy", "How the budget is shared out.", {"policy": host.policy})
     for name, (text, value) in _HOST_GAUGES.items():
-        number = value(host)
-        if number is not None:
-            yield _gauge(f"tmemd_{name}", text, number)
+        yield _filled(GaugeMetricFamily(f"tmemd_{name}", text, labels=[]), [((), value(host))])
     pressure = GaugeMetricFamily(
         "tmemd_host_memory_pressure_ratio",
         "Share of the time in which some task, and all tasks, waited for memory; absent where the kernel does not say.",
         labels=["kind"],
     )
-    for kind, share in (("some", host.pressure_some), ("full", host.pressure_full)):
-        if share is not None:
-            pressure.add_metric([kind], share)
-    yield pressure
+    yield _filled(pressure, [(("some",), host.pressure_some), (("full",), host.pressure_full)])
 
 
 def _without_creation(families: Iterable[Metric]) -> Iterator[Metric]:
@@ -172,56 +174,28 @@ def _without_creation(families: Iterable[Metric]) -> Iterator[Metric]:
         yield family
 
 
-def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, text, value=value)
-
-
 def _of_pools(pools: Sequence[PoolStatus]) -> Iterator[Metric]:
-    for name, (text, value) in _EVERY_POOL_GAUGES.items():
-        gauge = GaugeMetricFamily(f"tmemd_pool_{name}", text, labels=["pool"])
-        for pool in pools:
-            gauge.add_metric([pool.name], value(pool))
-        yield gauge
     # Nothing else of a damaged one: a counter that falls to 0 and comes back looks like a burst of events.
     sound = [pool for pool in pools if pool.error is None and not pool.unfinished]
-    for name, (text, known) in _POOL_GAUGES.items():
-        gauge = GaugeMetricFamily(f"tmemd_pool_{name}", text, labels=["pool"])
-        for pool in sound:
-            number = known(pool)
-            if number is not None:
-                gauge.add_metric([pool.name], number)
-        yield gauge
-    yield _pages(sound)
+    for gauges, shown in ((_EVERY_POOL_GAUGES, pools), (_POOL_GAUGES, sound)):
+        for name, (text, value) in gauges.items():
+            gauge = GaugeMetricFamily(f"tmemd_pool_{name}", text, labels=["pool"])
+            yield _filled(gauge, (((pool.name,), value(pool)) for pool in shown))
+    pages = GaugeMetricFamily("tmemd_pool_pages", "Pages of the device, by where they are.", labels=["pool", "place"])
+    yield _by_kind(pages, sound, {"tmem": "pages_in_tmem", "file": "pages_in_file", "lost": "pages_lost"})
     for field, text in _POOL_COUNTERS.items():
         counter = CounterMetricFamily(f"tmemd_pool_{field}", text, labels=["pool"])
-        for pool in sound:
-            counter.add_metric([pool.name], getattr(pool.counters, field))
-        yield counter
-    yield _requests(sound)
+        yield _filled(counter, (((pool.name,), getattr(pool.counters, field)) for pool in sound))
+    requests = CounterMetricFamily("tmemd_pool_requests", "Requests of the guest.", labels=["pool", "type"])
+    yield _by_kind(requests, sound, {"read": "reads", "write": "writes", "trim": "trims", "flush": "flushes"})
     yield _latencies(sound)
 
 
-def _pages(pools: Iterable[PoolStatus]) -> Metric:
-    gauge = GaugeMetricFamily("tmemd_pool_pages", "Pages of the device, by where they are.", labels=["pool", "place"])
-    for pool in pools:
-        counters = pool.counters
-        for place, pages in (
-            ("tmem", counters.pages_in_tmem), ("file", counters.pages_in_file), ("lost", counters.pages_lost),
-        ):  # fmt: skip
-            gauge.add_metric([pool.name, place], pages)
-    return gauge
-
-
-def _requests(pools: Iterable[PoolStatus]) -> Metric:
-    counter = CounterMetricFamily("tmemd_pool_requests", "Requests of the guest.", labels=["pool", "type"])
-    for pool in pools:
-        counters = pool.counters
-        for kind, count in (
-            ("read", counters.reads), ("write", counters.writes),
-            ("trim", counters.trims), ("flush", counters.flushes),
-        ):  # fmt: skip
-            counter.add_metric([pool.name, kind], count)
-    return counter
+def _by_kind(family: _Family, pools: Iterable[PoolStatus], fields: Mapping[str, str]) -> _Family:
+    """With the counters in *fields*, each by its label."""
+    return _filled(family, (
+        ((pool.name, kind), getattr(pool.counters, field)) for pool in pools for kind, field in fields.items()
+    ))  # fmt: skip
 
 
 def _latencies(pools: Iterable[PoolStatus]) -> Metric:
