@@ -45,12 +45,9 @@ def _path(arguments: argparse.Namespace, pool: str) -> Path:
 
 
 def _print(report: check.Report) -> None:
-    for problem in report.problems:
-        print(f"{report.path}: {problem}")
-    if report.more_problems:
-        print(f"{report.path}: and {report.more_problems} problems more")
-    for note in report.notes:
-        print(f"{report.path}: note: {note}")
+    more = [f"and {report.more_problems} problems more"] if report.more_problems else []
+    for line in (*report.problems, *more, *(f"note: {note}" for note in report.notes)):
+        print(f"{report.path}: {line}")
     pages = ", ".join(f"{count} {place}" for place, count in report.pages.items() if count)
     print(
         f"{report.path}: {'ok' if report.ok else 'DAMAGED'}: {pages or 'no'} pages; {report.records} records in"

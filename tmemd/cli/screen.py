@@ -102,28 +102,20 @@ def draw(frame: Frame, view: View, keys: str = "") -> RenderableType:
     below = [*_complaints(frame, view.width)]
     if keys:
         below += [Text(), Text(f"sorted by {view.sort}   {keys}", _QUIET, no_wrap=True, overflow="ellipsis")]
-    pools = _sorted(frame.pools, view.sort)
+    pools = sorted(frame.pools, key=lambda pool: (-SORTS[view.sort](pool), pool.name))
     rows = len(pools) if view.height is None else max(1, view.height - len(above) - len(below) - 2)
     shown = pools if len(pools) <= rows else pools[: max(1, rows - 1)]
     body: list[RenderableType] = [_table(shown, pools, view, stale=frame.error is not None)]
     lines = 2 + len(shown)
     if len(shown) < len(pools):
-        body.append(_left_out(pools[len(shown) :]))
+        used = format_size(sum(pool.used_bytes for pool in pools[len(shown) :]))
+        body.append(Text(f"and {len(pools) - len(shown)} more, with {used} of RAM", _QUIET, no_wrap=True))
         lines += 1
     elif not pools:
         body.append(Text("no pools", _QUIET))
         lines += 1
     blank = 0 if view.height is None else max(0, view.height - len(above) - lines - len(below))
     return Group(*above, *body, *[Text()] * blank, *below)
-
-
-def _sorted(pools: Sequence[Activity], sort: str) -> list[Activity]:
-    return sorted(pools, key=lambda pool: (-SORTS[sort](pool), pool.name))
-
-
-def _left_out(pools: Sequence[Activity]) -> Text:
-    used = format_size(sum(pool.used_bytes for pool in pools))
-    return Text(f"and {len(pools)} more, with {used} of RAM", _QUIET, no_wrap=True)
 
 
 def _complaints(frame: Frame, width: int) -> list[Text]:

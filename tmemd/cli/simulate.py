@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from tmemd.cli import common, work
-from tmemd.policy import by_name
+from tmemd.policy import NAMES, by_name
 from tmemd.simulation import recording, simulate
 from tmemd.simulation.storemodel import Counts
 from tmemd.sizes import size_argument
 
-POLICIES: Final = (
-    "fair",
-    "greedy",
-    "static",
-    "reconf-static",
-    *(f"smart-alloc:{percent}" for percent in ("0.75", "2", "4", "6")),
-)
+POLICIES: Final = (*NAMES[:-1], *(f"smart-alloc:{percent}" for percent in ("0.75", "2", "4", "6")))
 AS_RECORDED: Final = "as recorded"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
     parser.add_argument("recording", type=Path, metavar="RECORDING", help="a file that tmemctl record wrote")
-    parser.add_argument(
-        "--policy",
-        type=_policy,
-        action="append",
-        metavar="NAME",
-        help=f"can be repeated (default: {', '.join(POLICIES)})",
-    )
+    parser.add_argument("--policy", type=_policy, action="append", metavar="NAME",
+                        help=f"can be repeated (default: {', '.join(POLICIES)})")  # fmt: skip
     parser.add_argument("--budget", type=size_argument, metavar="SIZE", help="RAM for all pools (default: as recorded)")
 
 
@@ -59,21 +48,15 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(outcome.total != Counts() for outcome in outcomes.values()):
         common.warn("nobody swapped while this was recorded: it says nothing about policies")
     if arguments.json:
-        common.print_json(_json(replayed, times, outcomes))
+        common.print_json({
+            "recorded_policy": replayed.header.policy,
+            "seconds": replayed.seconds,
+            "times": msgspec.to_builtins(times),
+            "outcomes": msgspec.to_builtins(outcomes),
+        })  # fmt: skip
     else:
         _print(replayed, times, outcomes)
     return 0
-
-
-def _json(
-    replayed: recording.Recording, times: simulate.Times, outcomes: dict[str, simulate.Outcome]
-) -> dict[str, Any]:
-    return {
-        "recorded_policy": replayed.header.policy,
-        "seconds": replayed.seconds,
-        "times": msgspec.to_builtins(times),
-        "outcomes": msgspec.to_builtins(outcomes),
-    }
 
 
 def _print(replayed: recording.Recording, times: simulate.Times, outcomes: dict[str, simulate.Outcome]) -> None:

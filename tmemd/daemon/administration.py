@@ -1,8 +1,8 @@
 """What tmemd does to pools for those who ask, and what it remembers of them.
 
 Settings are on disk before they are in a pool's control page, and there before anybody is told that they hold: whenever
-tmemd dies, what it told survives. What it finds in a pool that it adopts is made what is on disk. Where the disk is
-full, or what is kept is damaged, they hold without, for memory may have to be taken back now; who sets them is told so.
+tmemd dies, what it confirmed survives. A pool that it adopts gets what is on disk. Where the disk is full, or the file
+damaged, settings hold all the same, for memory may have to be taken back now; whoever sets them gets a note.
 
 The disk may be slow: it is written in a thread, and meanwhile what was set before holds. Changes wait for each other.
 
@@ -205,27 +205,24 @@ class Administration:
 
     async def perform(self, request: protocol.Request) -> protocol.Answer:
         """Carry out anything but an Attach. Raises PoolError."""
-        match request:
-            case protocol.Set() | protocol.Freeze() | protocol.Destroy():
-                async with self.changing:
-                    await self._change(request)
-                    return protocol.Done(self._store.problem)
-            case _:
-                answer = operations.perform(self.pools, request)
-                if isinstance(answer, protocol.Listed):
-                    return protocol.Listed([self._with_settings(status) for status in answer.pools])
-                return answer
+        if isinstance(request, protocol.Set | protocol.Freeze | protocol.Destroy):
+            async with self.changing:
+                await self._change(request)
+                return protocol.Done(self._store.problem)
+        answer = operations.perform(self.pools, request)
+        if isinstance(answer, protocol.Listed):
+            return protocol.Listed([self._with_settings(status) for status in answer.pools])
+        return answer
 
     async def _change(self, request: protocol.Set | protocol.Freeze | protocol.Destroy) -> None:
-        match request:
-            case protocol.Set():
-                await self._set(request)
-            case protocol.Freeze(None, frozen):
-                await self._freeze_all(frozen)
-            case protocol.Freeze(str(name), frozen):
-                await self._freeze(name, frozen)
-            case protocol.Destroy(name, lose_pages):
-                await self._destroy(name, lose_pages=lose_pages)
+        if isinstance(request, protocol.Set):
+            await self._set(request)
+        elif isinstance(request, protocol.Destroy):
+            await self._destroy(request.name, lose_pages=request.lose_pages)
+        elif request.name is None:
+            await self._freeze_all(request.frozen)
+        else:
+            await self._freeze(request.name, request.frozen)
 
     def status(self, name: str) -> PoolStatus | None:
         """All that is known of one pool, latencies and ages too; None where there is none."""
@@ -281,14 +278,11 @@ class Administration:
         others = {other: self.settings(other).promised for other in self._names() if other != name}
         there, wanted = self._most(), sum(others.values()) + promised
         if wanted > there:
-            away = sorted(other for other in others.keys() - set(self.pools.names()) if others[other])
+            away = ", ".join(sorted(name for name in others.keys() - set(self.pools.names()) if others[name]))
             raise PoolError(
                 f"pool {name}: minimums and fixed targets would be {format_size(wanted)} in all,"
                 f" and the host gives at most {format_size(there)} (budget.maximum, or the size of the tmpfs)"
-                + (
-                    f"; those of pools that are away count, {', '.join(away)}: destroy what does not come back"
-                    * bool(away)
-                )
+                + (f"; those of pools that are away count, {away}: destroy what does not come back" if away else "")
             )
 
     async def _freeze(self, name: str, frozen: bool) -> None:

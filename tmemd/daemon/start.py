@@ -17,6 +17,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -111,18 +112,16 @@ def _usable_config(path: Path | None, total: int) -> tuple[DaemonConfig, str | N
         return DaemonConfig(), f"{problem}; the defaults hold until it is mended"
 
 
-def _uid(text: str) -> int:
+def _number(text: str, kind: str, find: Callable[[str], int]) -> int:
+    """Of a user or group, given by number or name."""
     try:
-        return int(text) if text.isascii() and text.isdigit() else pwd.getpwnam(text).pw_uid
+        return int(text) if text.isascii() and text.isdigit() else find(text)
     except KeyError:
-        raise argparse.ArgumentTypeError(f"there is no user {text!r}") from None
+        raise argparse.ArgumentTypeError(f"there is no {kind} {text!r}") from None
 
 
-def _gid(text: str) -> int:
-    try:
-        return int(text) if text.isascii() and text.isdigit() else grp.getgrnam(text).gr_gid
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"there is no group {text!r}") from None
+_uid = partial(_number, kind="user", find=lambda name: pwd.getpwnam(name).pw_uid)
+_gid = partial(_number, kind="group", find=lambda name: grp.getgrnam(name).gr_gid)
 
 
 def _address(text: str) -> Address:

@@ -59,7 +59,7 @@ class Budget:
     def __init__(self, limits: Limits, start: int | None = None) -> None:
         """Begin with *start* bytes, what targets add up to already; None: with what there is room for."""
         self.limits = limits
-        self.bytes = start
+        self._bytes = start
         self.change = 0  # bytes, in the last step
         self.cause = ""  # why
         self._ceilings: deque[int] = deque(maxlen=HOLD_MAX)  # of the last ticks; what the budget might grow to
@@ -67,6 +67,11 @@ class Budget:
         self._calm = 0  # ticks since the last shrink
         self._growing = False
         self._grew = False  # since the last shrink
+
+    @property
+    def bytes(self) -> int:
+        """What holds since the last step."""
+        return self._bytes or 0
 
     def step(self, now: MemoryState) -> int:
         """The budget from now on, in bytes: taken back at once, given step by step, left alone in between.
@@ -76,7 +81,7 @@ class Budget:
         """
         band = int(now.total * BAND)
         ceiling = now.used + now.spare
-        known = ceiling - band // 2 if self.bytes is None else self.bytes
+        known = ceiling - band // 2 if self._bytes is None else self._bytes
         before = self._clamp(known)
         unreserved = ceiling - band // 2 if ceiling < before else before
         squeezed = self._squeezed(before, now)
@@ -90,7 +95,7 @@ class Budget:
         if self._growing:
             self._grew = True
             wanted = self._clamp(wanted + min(int(self.limits.maximum * GROWTH), room - band // 2))
-        self.bytes, self.change = wanted, wanted - known
+        self._bytes, self.change = wanted, wanted - known
         return wanted
 
     def _clamp(self, nbytes: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from tmemd.governor.budget import Budget
 from tmemd.governor.observer import Observation
@@ -11,26 +11,21 @@ from tmemd.sizes import format_size
 
 
 def explain(
-    observed: Iterable[Observation],
-    demands: Mapping[str, Demand],
-    shares: Mapping[str, int],
-    targets: Mapping[str, int],
-    *,
-    budget: Budget,
-    overdrawn: Collection[int],
-) -> str:
+    observed: Mapping[str, Observation], demands: Sequence[Demand], shares: Mapping[str, int],
+    targets: Mapping[str, int], *, budget: Budget, overdrawn: Collection[int],
+) -> str:  # fmt: skip
     """'web 64.0M -> 80.0M (demand), ...' for each served pool whose target was another before; '' where none was.
 
     *demands* are of the pools that the policy decides about, *shares* what it gave, *targets* what they have now;
     *overdrawn*: users whose idle pools take more than their share.
     """
+    by_name = {each.name: each for each in demands}
     changes = []
-    for each in observed:
-        name = each.pool.name
+    for name, each in observed.items():
         if each.sample and each.control and targets[name] != each.control.target:
             limit = each.sample.counters.limit_bytes
             old = limit if each.control.target is None else each.control.target
-            cause = _cause(each, demands.get(name), shares[name], targets[name], overdrawn) or (
+            cause = _cause(each, by_name.get(name), shares[name], targets[name], overdrawn) or (
                 budget.cause if budget.change * (targets[name] - old) > 0 else "demand"
             )
             changes.append(f"{name} {format_size(old)} -> {format_size(targets[name])} ({cause})")

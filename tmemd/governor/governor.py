@@ -100,23 +100,16 @@ class Governor:
         before, self._memory = self._memory, read_memory(self._root)
         self._observed = self._observer.look(self._pools.kept())
         self._strays = self._pools.strays()
-        number, tightest = min(enumerate(self._memory), key=lambda found: self._spare(found[1]))
-        comparable = len(before) == len(self._memory)  # otherwise its pressure may have been another group's
         stray_bytes = sum(stray.taken for stray in self._strays)
-        state = MemoryState(
-            total=tightest.total,
-            spare=self._spare(tightest),
-            used=sum(each.taken for each in self._observed.values()) + stray_bytes,
-            pressure=(comparable and _stalled(before[number], tightest, seconds)[0]) or 0.0,
-        )
+        tightest, state = self._memory_state(before, seconds, stray_bytes)
         budget = self._next_budget(state)
-        self._set_targets(budget - stray_bytes, budget, short=state.spare < 0)
+        self._set_targets(budget, budget.bytes - stray_bytes, short=state.spare < 0)
         self._allow_writes(seconds, short=state.spare < 0)
         some, full = _stalled(before[0], self._memory[0], seconds)
         self._promised = 0
         self._status = HostStatus(
             policy=self._config.policy,
-            budget_bytes=budget,
+            budget_bytes=budget.bytes,
             targets_bytes=self._committed() + stray_bytes,
             used_bytes=state.used,
             total_bytes=tightest.total,
@@ -127,6 +120,17 @@ class Governor:
             writes_left_bytes=self._writes.left_bytes if self._writes else None,
         )
         return self._status
+
+    def _memory_state(self, before: Sequence[Memory], seconds: float, stray_bytes: int) -> tuple[Memory, MemoryState]:
+        """Of the host, or of the cgroup that has the least to spare."""
+        number, tightest = min(enumerate(self._memory), key=lambda found: self._spare(found[1]))
+        comparable = len(before) == len(self._memory)  # otherwise its pressure may have been another group's
+        return tightest, MemoryState(
+            total=tightest.total,
+            spare=self._spare(tightest),
+            used=sum(each.taken for each in self._observed.values()) + stray_bytes,
+            pressure=(comparable and _stalled(before[number], tightest, seconds)[0]) or 0.0,
+        )
 
     def first_target(self, request: Attach, wanted: int) -> int:
         """What a device that attaches may take until the next tick: at most *wanted* bytes. Raises PoolError, OSError.
@@ -175,7 +179,7 @@ class Governor:
     def _spare(self, memory: Memory) -> int:
         return memory.available - self._reserve(memory)
 
-    def _next_budget(self, state: MemoryState) -> int:
+    def _next_budget(self, state: MemoryState) -> Budget:
         total = min(memory.total for memory in self._memory)
         asked = self._config.budget
         # Targets that the pools' tmpfs cannot hold would be kept by nobody: who puts first would have it all.
@@ -185,10 +189,11 @@ class Governor:
             # What targets add up to already: a tmemd that comes back changes nothing at once.
             self._budget = Budget(limits, self._committed() if self.samples else None)
         self._budget.limits = limits
-        return self._budget.step(state)
+        self._budget.step(state)
+        return self._budget
 
-    def _set_targets(self, left: int, budget: int, *, short: bool) -> None:
-        """Share out what strays leave of the budget, and write what changed."""
+    def _set_targets(self, budget: Budget, left: int, *, short: bool) -> None:
+        """Share out what strays have *left* of the budget, and write what changed."""
         fixed = {name: kept for name, each in self._observed.items() if (kept := _fixed(each, short=short)) is not None}
         left = max(left - sum(fixed.values()), 0)
         self._demands = {
@@ -197,7 +202,7 @@ class Governor:
             if each.sample and name not in fixed
         }
         demands = _limit_without_file(list(self._demands.values()), left)
-        shares = self._share_out(demands, budget, left) | fixed
+        shares = self._share_out(demands, budget.bytes, left) | fixed
         owed = sum(max(each.taken - shares[name], 0) for name, each in self._observed.items() if each.sample)
         targets = shares | limit_raises(demands, shares, owed)
         for name, each in self._observed.items():
@@ -205,18 +210,9 @@ class Governor:
                 self._write(each, poolfile.write_target, targets[name])
                 each.sample = msgspec.structs.replace(each.sample, target_bytes=targets[name])
         if _log.isEnabledFor(logging.DEBUG):
-            self._log_changes(demands, shares, targets, budget)
-
-    def _log_changes(
-        self, demands: Sequence[Demand], shares: Mapping[str, int], targets: Mapping[str, int], budget: int
-    ) -> None:
-        assert self._budget
-        changes = explain(
-            self._observed.values(), {each.name: each for each in demands}, shares, targets,
-            budget=self._budget, overdrawn=self._overdrawn(budget),
-        )  # fmt: skip
-        if changes:
-            _log.debug("budget %s, targets %s", format_size(budget), changes)
+            overdrawn = self._overdrawn(budget.bytes)
+            if changes := explain(self._observed, demands, shares, targets, budget=budget, overdrawn=overdrawn):
+                _log.debug("budget %s, targets %s", format_size(budget.bytes), changes)
 
     def _share_out(self, demands: Sequence[Demand], budget: int, left: int) -> dict[str, int]:
         """Share out what is *left* of the budget. Who takes too much where nobody serves it has the less elsewhere."""

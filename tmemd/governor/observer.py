@@ -19,7 +19,7 @@ from tmemd.sizes import format_size
 from tmemd.store import poolfile
 from tmemd.store.pool import Pool
 from tmemd.store.poolfile import Ages, Control, Counters, Identity, PoolError
-from tmemd.store.sample import PoolSample
+from tmemd.store.sample import NO_AGES, PoolSample
 
 _log: Final = logging.getLogger("tmemd")
 
@@ -28,8 +28,6 @@ MINIMUM_MORE: Final = 1 << 20
 LIMIT_MOST: Final = 1 << 62
 # What a plugin takes before its pool is one: header and states, 8 MiB for a device of 16 TiB.
 UNFINISHED_MOST: Final = 9 << 20
-_NONE: Final = (0,) * poolfile.GENERATIONS
-_NO_AGES: Final = Ages(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, 0)
 
 
 class Observation(msgspec.Struct, gc=False):
@@ -165,7 +163,7 @@ def clamped(counters: Counters, taken: int, identity: Identity) -> Counters:
 def checked_ages(ages: Ages, identity: Identity) -> Ages:
     """The ages, or none where they are of more than the device can have."""
     fits = sum(ages.stored_bytes) <= identity.data_bytes and sum(ages.in_file_pages) <= identity.pages
-    return ages if fits else _NO_AGES
+    return ages if fits else NO_AGES
 
 
 def _goes_on(before: Counters, now: Counters) -> bool:

@@ -18,14 +18,12 @@ import msgspec
 
 from tmemd.protocol import PoolStatus
 from tmemd.settings import MAX_WEIGHT
-from tmemd.store.poolfile import GENERATIONS, Ages, PoolError, is_name
-from tmemd.store.sample import PoolSample
+from tmemd.store.poolfile import GENERATIONS, PoolError, is_name
+from tmemd.store.sample import NO_AGES, PoolSample
 
 VERSION: Final = 1
 _MAX_LINE: Final = 16 << 20
 _MAX_NUMBER: Final = 1 << 62
-_NEVER: Final = (0,) * GENERATIONS
-_NO_AGES: Final = Ages(_NEVER, _NEVER, _NEVER, _NEVER, _NEVER, _NEVER, 0)
 
 
 class RecordingError(PoolError):
@@ -91,7 +89,7 @@ def pool_record(status: PoolStatus) -> PoolRecord:
         served=status.served,
         has_file=status.has_file,
         counters=status.counters,
-        ages=status.ages or _NO_AGES,
+        ages=status.ages or NO_AGES,
     )
     latencies = status.latencies
     return PoolRecord(

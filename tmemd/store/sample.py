@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from tmemd.store.poolfile import Ages, Counters
+from tmemd.store.poolfile import GENERATIONS, Ages, Counters
+
+_NONE: Final = (0,) * GENERATIONS
+NO_AGES: Final = Ages(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, 0)  # of a pool whose ages are not known
 
 
 class PoolSample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
