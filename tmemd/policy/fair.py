@@ -47,7 +47,7 @@ def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     In that tier nobody gets less than for the tiers before, nor more than it wants, and what each pool has in all is in
     proportion to its weight as far as these bounds allow. How long ago a tier reaches is a pool's own: twice as long
     where its weight is twice that of the lightest, less where its pages are seldom read. The last tier is of what
-    nobody wants now: headroom, up to the caps.
+    nobody wants now, up to the caps.
     """
     if not demands:
         return {}
