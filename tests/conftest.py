@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from tests.support import leftovers
 from tests.support.harness import Serve, Server
@@ -18,6 +19,27 @@ settings.register_profile(
     "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
 )
 settings.load_profile("tests")
+
+
+# Who shares something, and is therefore left to one worker. All other tests are given out one by one.
+GROUPS = {
+    "tests/vm/test_systemd.py": "build in the source tree",
+    "tests/unit/test_packaging.py": "build in the source tree",
+    "tests/vm/": "guests, which take all processors",
+    "tests/nbd/test_pressure.py": "memory of this host",
+    "tests/crash/test_swap_area.py": "memory of this host",
+    "tests/core/": "the core, compiled with sanitizers",
+}
+
+
+def group_of(nodeid: str) -> str:
+    return next((group for prefix, group in GROUPS.items() if nodeid.startswith(prefix)), nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = group_of
+    return scheduler
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -63,8 +63,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((THREAD, "10000"), id="thread", marks=pytest.mark.xdist_group("core for threads")),
-        pytest.param((ADDRESS, "60000"), id="address,undefined", marks=pytest.mark.xdist_group("core for addresses")),
+        pytest.param((THREAD, "10000"), id="thread"),
+        pytest.param((ADDRESS, "60000"), id="address,undefined"),
     ],
 )
 def stress(request: pytest.FixtureRequest, build: Build) -> tuple[str, str]:
@@ -79,7 +79,6 @@ def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress
     run([*stress, "1", mode])
 
 
-@pytest.mark.xdist_group("core for addresses")
 @pytest.mark.parametrize(
     ("program", "options"),
     [

@@ -19,7 +19,6 @@ SIZE = 64 * MIB
 TOOLS = ("nbdfuse", "losetup", "mkswap", "blkid", "swapon", "swapoff")
 
 pytestmark = [
-    pytest.mark.xdist_group("memory of this host"),  # all of it swaps there
     pytest.mark.skipif(os.geteuid() != 0 or not Path("/dev/fuse").exists(), reason="needs root and /dev/fuse"),
     pytest.mark.skipif(
         not all(map(shutil.which, TOOLS)), reason=f"needs {', '.join(tool for tool in TOOLS if not shutil.which(tool))}"

@@ -18,8 +18,6 @@ from tests.support.writers import pages
 from tmemd.governor.host import read_memory
 from tmemd.store import poolfile
 
-pytestmark = pytest.mark.xdist_group("memory of this host")
-
 GUESTS = ("a", "b", "c")
 PAGES = 40 * MIB // PAGE
 MOST = 256 * MIB  # the budget's maximum

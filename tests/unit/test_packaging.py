@@ -7,8 +7,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 import tmemd
 from tests.support.harness import PLUGIN, ROOT
 
@@ -17,7 +15,6 @@ def test_the_plugin_is_found_in_the_source_tree() -> None:
     assert tmemd.plugin_path() == PLUGIN
 
 
-@pytest.mark.xdist_group("build in the source tree")
 def test_a_wheel_carries_plugin_and_core(tmp_path: Path) -> None:
     options = ["-q", "--no-build-isolation", "--no-deps", "-w", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True, capture_output=True)

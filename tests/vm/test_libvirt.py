@@ -101,12 +101,12 @@ def goes_on(pages_done: Callable[[], int]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pc qemu:commandline", "q35 qemu:commandline", "pc disk"])
-def test_a_guest_survives_its_server(tmp_path: Path, serve: Serve, pools: Path, initrd: Path, kind: str) -> None:
-    server = serve(device("web", pools, "64M", tmp_path / "backing", "64M"))
+def test_a_guest_survives_its_server(serve: Serve, pools: Path, disks: Path, initrd: Path, kind: str) -> None:
+    server = serve(device("web", pools, "64M", disks / "backing", "64M"))
     machine, tag = kind.split()
     element = documented(tag).replace("/run/tmemd-devices/web.sock", str(server.socket))
     assert str(server.socket) in element
-    with guest(tmp_path, initrd, machine, element) as pages_done:
+    with guest(disks, initrd, machine, element) as pages_done:
         for _ in range(2):
             goes_on(pages_done)
             server.kill()

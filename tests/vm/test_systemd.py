@@ -19,7 +19,6 @@ SECONDS = 600  # a guard against a hang; the first boot takes 114 to 175 beside 
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.timeout(2700),
-    pytest.mark.xdist_group("build in the source tree"),
     *uml.needs_uml,
 ]
 
