@@ -1,7 +1,7 @@
 """What random trims leave of a pool: puts refused, memory taken (against zram's), and what compaction costs.
 
-Devices without a backing file or upkeep; settling is one call of the core's settle. One with room for all its pages is
-filled, trimmed at random, settled, and filled again; zram gets the same pages and trims, and is told to compact. One
+Devices without a backing file or maintenance; compacting is one call of the core. One with room for all its pages is
+filled, trimmed at random, compacted, and filled again; zram gets the same pages and trims, and is told to compact. One
 whose limit holds a part of its pages is filled to it, trimmed, and, without settling, filled again with pages of other
 sizes. At the end, the time of a move of compaction in a small and in a large pool.
 """
@@ -35,7 +35,7 @@ RUN: Final = 32  # pages written by one request where the contents do not matter
 SHARES: Final = 70, 90  # percent of the pages that are trimmed
 POOLS: Final = 256 * MIB, 8 << 30
 SMALL_ROUNDS: Final = 16  # pools of the smaller size
-MOVES: Final = 20_000  # in one settle, as upkeep has it
+MOVES: Final = 20_000  # in one call, as maintenance has it
 BELOW: Final = 0.95  # of the limit, no put may be refused
 
 
@@ -47,15 +47,15 @@ class Trimmed:
     percent: int  # of the pages were trimmed
     refused: int  # puts, while less than 95 % of the limit was used
     again: float  # live slots as a part of the limit when the pool was full again
-    settled: int
+    compacted: int
     zram: int | None  # None: there is none here
 
     def __str__(self) -> str:
         """A row of the table."""
-        ratio = f"{self.settled / self.zram:.3f}" if self.zram else "no zram"
+        ratio = f"{self.compacted / self.zram:.3f}" if self.zram else "no zram"
         return (
             f"{self.corpus:<15} {self.percent:>5} % {self.refused:>13} {self.again:>13.1%}"
-            f" {self.settled / MIB:>8.1f} MiB {ratio:>9}"
+            f" {self.compacted / MIB:>8.1f} MiB {ratio:>9}"
         )
 
 
@@ -66,7 +66,7 @@ class Moved:
     pool: int
     moves: int
     seconds: float  # of CPU, as everywhere here
-    longest: float  # for one settle of MOVES moves
+    longest: float  # for one call of MOVES moves
 
     @property
     def microseconds(self) -> float:
@@ -120,14 +120,14 @@ def chosen(stored: list[int], percent: int) -> list[int]:
 
 
 def measure_roomy(corpus: mmap.mmap, percent: int) -> tuple[int, int]:
-    """With room for all pages: what is taken once settled, and how many puts are refused after."""
+    """With room for all pages: what is taken once compacted, and how many puts are refused after."""
     n = len(corpus) // PAGE
     with ram_only(n * PAGE, 2 * n * PAGE) as served:
         stored, _ = fill(served, corpus, range(n))
         trim(served, gone := chosen(stored, percent))
         served.core.compact(1 << 40)
-        settled = counters(served.pool_path).used_bytes
-        return settled, fill(served, corpus, gone)[1]
+        compacted = counters(served.pool_path).used_bytes
+        return compacted, fill(served, corpus, gone)[1]
 
 
 def measure_tight(corpus: mmap.mmap, percent: int, limit: int) -> tuple[int, float]:
@@ -142,10 +142,10 @@ def measure_tight(corpus: mmap.mmap, percent: int, limit: int) -> tuple[int, flo
 
 def measure_trimmed(name: str, corpus: mmap.mmap, percent: int) -> Trimmed:
     """One corpus, one share."""
-    settled, refused = measure_roomy(corpus, percent)
+    compacted, refused = measure_roomy(corpus, percent)
     more, again = measure_tight(corpus, percent, len(corpus) // (4 if name == "captured" else 2))
     zrams = zram_taken(corpus, percent) if os.access(zram.CONTROL / "hot_add", os.R_OK) else None
-    return Trimmed(name, percent, refused + more, again, settled, zrams)
+    return Trimmed(name, percent, refused + more, again, compacted, zrams)
 
 
 def zram_taken(corpus: mmap.mmap, percent: int) -> int:
@@ -227,9 +227,9 @@ def main() -> int:
         print(json.dumps({"trims": [asdict(it) for it in trims], "moves": moved}, indent=1))
         return 0
     if trims:
-        print("corpus          trimmed       refused  filled again      settled   of zram", *trims, sep="\n")
+        print("corpus          trimmed       refused  filled again      compacted   of zram", *trims, sep="\n")
     if moves:
-        print("pool          moves  us of CPU a move  longest settle", *moves, sep="\n")
+        print("pool          moves  us of CPU a move    longest call", *moves, sep="\n")
     return 0
 
 

@@ -50,7 +50,7 @@ class Load:
                 used_bytes=used, puts=done * 100, puts_refused=done, gets=done * 90, file_reads=done * 5,
                 pages_in_tmem=used // 1400, pages_in_file=4000, index_bytes=4096, demotion_writes=done,
             ))  # fmt: skip
-            # A plugin surveys once a second: before each other tick.
+            # A plugin publishes ages once a second: before each other tick.
             words = [(done + i) % 900 for i in range(96)] + [self._ticks // 2, 1 + self._ticks // 10 % 15]
             at = poolfile.STATISTICS_OFFSET + 4 * 48 * 8
             os.pwrite(fd, struct.pack(f"<{len(words)}Q", *words), at)

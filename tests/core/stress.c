@@ -22,13 +22,13 @@
 
 #include "state.h"
 
-enum { THREADS = 4, REGION = 640, PAGES = 3 * REGION, RUN = 8, GRANULE = 1 << 20 };
+enum { THREADS = 4, SPAN = 640, PAGES = 3 * SPAN, RUN = 8, REGION = 1 << 20 };
 
 static struct tm_device *device;
 static struct tm_control *control;
 static uint64_t operations, minimum, limit;
 static bool has_file;
-static _Atomic uint32_t begun[REGION], acknowledged[REGION];
+static _Atomic uint32_t begun[SPAN], acknowledged[SPAN];
 static _Atomic int working = THREADS;
 
 #define CHECK(condition, ...)                                                                      \
@@ -94,7 +94,7 @@ static void write_pages(const uint8_t *data, uint32_t first, uint32_t count, boo
 static void write_own(uint64_t *seed, unsigned thread)
 {
     uint8_t data[RUN * TM_PAGE];
-    uint32_t first = (hot(seed, REGION / RUN / THREADS) * THREADS + thread) * RUN;
+    uint32_t first = (hot(seed, SPAN / RUN / THREADS) * THREADS + thread) * RUN;
     uint32_t version = atomic_load(&begun[first]) + 1;
     int error = 0;
 
@@ -130,7 +130,7 @@ static void read_own(uint32_t number)
 static void write_shared(uint64_t *seed)
 {
     uint8_t data[RUN * TM_PAGE];
-    uint32_t first = REGION + (uint32_t)(rnd(seed) % (REGION - RUN)),
+    uint32_t first = SPAN + (uint32_t)(rnd(seed) % (SPAN - RUN)),
              count = (uint32_t)(rnd(seed) % RUN) + 1;
 
     for (uint32_t i = 0; i < count; i++)
@@ -142,7 +142,7 @@ static void read_shared(uint64_t *seed)
 {
     static const uint8_t zeros[TM_PAGE];
     uint8_t data[RUN * TM_PAGE];
-    uint32_t first = REGION + (uint32_t)(rnd(seed) % (REGION - RUN));
+    uint32_t first = SPAN + (uint32_t)(rnd(seed) % (SPAN - RUN));
     int error = tm_read(device, data, sizeof data, (uint64_t)first * TM_PAGE);
 
     CHECK(error == 0, "read of page %u: %s", first, strerror(error));
@@ -158,11 +158,11 @@ static void read_shared(uint64_t *seed)
 
 static void any_request(uint64_t *seed)
 {
-    static const uint64_t base = 2 * (uint64_t)REGION * TM_PAGE;
+    static const uint64_t base = 2 * (uint64_t)SPAN * TM_PAGE;
     static const uint64_t last_block = (uint64_t)PAGES / TM_BLOCK_PAGES * TM_BLOCK_PAGES * TM_PAGE;
     uint8_t data[3 * TM_PAGE] = {0};
     uint32_t count = (uint32_t)(rnd(seed) % sizeof data) + 1;
-    uint64_t offset = base + rnd(seed) % ((uint64_t)REGION * TM_PAGE - count);
+    uint64_t offset = base + rnd(seed) % ((uint64_t)SPAN * TM_PAGE - count);
     struct tm_extent extents[8];
     size_t n = 8;
     int error = 0;
@@ -214,7 +214,7 @@ static void *worker(void *argument)
             any_request(&seed);
             break;
         default:
-            read_own(hot(&seed, REGION));
+            read_own(hot(&seed, SPAN));
         }
     }
     atomic_fetch_sub(&working, 1);
@@ -316,7 +316,7 @@ static void verify(int pool_fd)
 {
     struct stat status;
 
-    for (uint32_t number = 0; number < REGION; number++)
+    for (uint32_t number = 0; number < SPAN; number++)
         read_own(number);
     CHECK(fstat(pool_fd, &status) == 0, "fstat: %s", strerror(errno));
     CHECK(atomic_load(&tm_counters(device)->used) == (uint64_t)status.st_blocks * 512,
@@ -362,7 +362,7 @@ int main(int argc, char **argv)
         .bitmap_fd = has_file ? memory_file("map", 2 * TM_PAGE) : -1,
         .size = size,
         .limit = limit,
-        .region = GRANULE,
+        .region = REGION,
         .file_bytes = has_file ? size : 0,
         .durable = strcmp(argv[3], "durable") == 0,
     };

@@ -10,7 +10,7 @@ from tests.support.content import PAGE, content
 from tests.support.harness import MIB
 
 SIZE = 160 * MIB
-# Pages at both ends of several granules of the map, so that some granules are clean while others are not.
+# Pages at both ends of several regions of the bitmap, so that some regions are clean while others are not.
 PAGES = [first + n for first in (0, 8192 - 8, 16384 - 8, SIZE // PAGE - 16) for n in range(16)]
 
 

@@ -12,7 +12,7 @@ from tests.crash.truth import Kind
 from tests.crash.world import World
 from tests.support.content import PAGE, compressible
 
-ANY = 8184  # a page like most, near the end of its granule
+ANY = 8184  # a page like most, near the end of its region
 FIRST = 0  # a page that is written through
 MANY = 16  # outcomes of each host death: what may be missing has been missing
 
@@ -75,7 +75,7 @@ def durable(pools: Path) -> Scene:
 FLUSH, DRAIN, DEMOTE, FREEZE = (Step(act) for act in (Act.FLUSH, Act.DRAIN, Act.DEMOTE, Act.FREEZE))
 
 
-def test_a_map_bit_that_was_not_synced_is_not_believed_after_a_kill(write_back: Scene) -> None:
+def test_a_bit_of_the_bitmap_that_was_not_synced_is_not_trusted_after_a_kill(write_back: Scene) -> None:
     steps = [write(ANY, 1), DRAIN, write(ANY, 2)]
     bit = write_back.number_of(Operation.WRITE, "backing.map", 3, steps)
     world = write_back.world()

@@ -14,7 +14,7 @@ from tmemd.binding import _core
 from tmemd.store import poolfile
 
 PAGES = 1024  # of the `rig` that modules without one of their own have
-GRANULE = 16 * MIB
+REGION = 16 * MIB
 OpenDevice = Callable[..., "Rig"]  # the fixture `core_device`
 _MAP = struct.Struct("<8sIIQQ16s16sQ")
 
@@ -47,7 +47,7 @@ class Rig:
         os.ftruncate(file_fd, self.identity.pages * PAGE)
         map_fd = os.open(f"{disk}.map", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         header = _MAP.pack(
-            b"TMEMMAP1", 1, 0, self.size, GRANULE, self.identity.uuid.bytes, self.identity.boot_id.bytes, 1
+            b"TMEMMAP1", 1, 0, self.size, REGION, self.identity.uuid.bytes, self.identity.boot_id.bytes, 1
         )
         header += struct.pack("<I", _core.crc32c(header))
         os.pwrite(map_fd, header.ljust(2 * PAGE, b"\0"), 0)
@@ -55,7 +55,7 @@ class Rig:
 
     def _open(self) -> _core.Device:
         return _core.Device(
-            self.pool_fd, self._file_fd, self._map_fd, name="rig", size=self.size, limit=self.limit, region=GRANULE,
+            self.pool_fd, self._file_fd, self._map_fd, name="rig", size=self.size, limit=self.limit, region=REGION,
             file_bytes=self.identity.pages * PAGE if self.disk else 0, direct=False, lost_zero=False,
             durable=self._durable, cgroup=[],
         )  # fmt: skip

@@ -173,10 +173,10 @@ class Machine(RuleBasedStateMachine):
         """Compress what is put from now on, or store it as it is."""
         poolfile.write_compression(self.rig.pool_fd, on)
 
-    @rule(budget=st.sampled_from([1, 20, 10_000]))
-    def settle(self, budget: int) -> None:
+    @rule(moves=st.sampled_from([1, 20, 10_000]))
+    def compact(self, moves: int) -> None:
         """Give memory back."""
-        self.rig.device.compact(budget)
+        self.rig.device.compact(moves)
 
     @rule(nbytes=st.sampled_from([1, 256 * KIB, 100 * MIB]))
     def demote(self, nbytes: int) -> None:
@@ -199,8 +199,8 @@ class Machine(RuleBasedStateMachine):
             self.rig.device.begin_generation()
 
     @rule()
-    def survey(self) -> None:
-        """A survey finds every page in tmem, and every page of the file, at its age."""
+    def ages(self) -> None:
+        """The published ages tell of every page in tmem, and every page of the file, at its age."""
         self.rig.device.publish_ages()
         found = poolfile.Snapshot().take(self.rig.pool_fd, self.rig.pool).ages()
         index = words(self.rig.pool)

@@ -179,12 +179,12 @@ def test_a_page_written_through_is_freed_once(rig: Rig) -> None:
 
 
 def published(rig: Rig) -> Ages:
-    """What a survey made now says."""
+    """The ages as published now."""
     rig.device.publish_ages()
     return ages(rig)
 
 
-def test_a_survey_says_what_lies_where_by_age(rig: Rig) -> None:
+def test_published_ages_say_what_lies_where(rig: Rig) -> None:
     before = ages(rig)
     assert (before.stored_bytes, before.raw_bytes, before.in_file_pages, before.published) == (at(), at(), at(), 0)
     write(rig, range(200, 250))
@@ -205,7 +205,7 @@ def test_a_survey_says_what_lies_where_by_age(rig: Rig) -> None:
     assert seen.in_file_pages == at((12, 30))
 
 
-def test_a_survey_forgets_the_one_before(rig: Rig) -> None:
+def test_published_ages_replace_those_before(rig: Rig) -> None:
     write(rig, range(200, 250))
     published(rig)
     _core.trim(rig.device, 50 * PAGE, 200 * PAGE, 0)

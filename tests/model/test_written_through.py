@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.rig import GRANULE, OpenDevice, Rig
+from tests.model.rig import REGION, OpenDevice, Rig
 from tests.support.content import PAGE, compressible, incompressible
 from tests.support.harness import MIB
 from tests.support.index import Kind, kinds
@@ -164,9 +164,9 @@ def lose_host(rig: Rig) -> None:
     assert rig.disk is not None
     bits = Path(f"{rig.disk}.map").read_bytes()[PAGE:]
     rig.device.close()
-    per_granule = GRANULE // BLOCK_BYTES
+    per_region = REGION // BLOCK_BYTES
     states = (
-        State.LOST if bits[block // per_granule // 8] >> block // per_granule % 8 & 1 else State.FILE
+        State.LOST if bits[block // per_region // 8] >> block // per_region % 8 & 1 else State.FILE
         for block in range(block_count(rig.size))
     )
     os.pwrite(rig.pool_fd, bytes(states), poolfile.STATES_OFFSET)

@@ -228,7 +228,7 @@ def test_a_map_of_another_device_is_refused(used: list[str], serve: Serve, pools
 
 def test_invariant_9_a_backing_file_or_pool_in_use_is_refused(serve: Serve, pools: Path, stage: Path) -> None:
     server = serve(device("busy", pools, "4M", stage / "file", "8M"))
-    # Stopped, so that whatever changes is not its own upkeep's doing.
+    # Stopped, so that whatever changes is not its own maintenance's doing.
     os.kill(server.pid, signal.SIGSTOP)
     assert "in use" in refused(device("busy", pools, "4M", stage / "file", "8M"), pools, stage)
     assert "in use" in refused(device("other", pools, "4M", stage / "file", "8M"), pools, stage)

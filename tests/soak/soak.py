@@ -24,11 +24,11 @@ from tests.support.harness import MIB, Control, Server, counters, device, enviro
 from tmemd.store.poolfile import Counters, PoolError
 from tmemd.store.requests import Request
 
-GRANULE: Final = 8192  # pages for which one bit of a map speaks
-GRANULES: Final = 3
-PAGES: Final = GRANULES * GRANULE
-# As many pages at the start of each granule, and the device's last, so that each kill can be followed by a look at all.
-RUNS: Final = [*(granule * GRANULE + at for granule in range(GRANULES) for at in range(0, 640, RUN)), PAGES - RUN]
+REGION: Final = 8192  # pages for which one bit of the bitmap speaks
+REGIONS: Final = 3
+PAGES: Final = REGIONS * REGION
+# As many pages at the start of each region, and the device's last, so that each kill can be followed by a look at all.
+RUNS: Final = [*(region * REGION + at for region in range(REGIONS) for at in range(0, 640, RUN)), PAGES - RUN]
 LIMIT: Final = 8 * MIB  # of those that have a file: they have 4.5 MiB of pages once compressed, and an index
 BUDGET: Final = 20 * MIB
 CONFIG: Final = f'[budget]\nminimum = {BUDGET}\nmaximum = {BUDGET}\nreserve = "0%"\n'

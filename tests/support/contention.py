@@ -232,7 +232,7 @@ def hand_over(guests: Mapping[str, Guest], sampler: Sampler) -> dict[str, float]
 def off_weights(sizes: Mapping[str, float], weights: Mapping[str, int] = WEIGHTS) -> dict[str, float]:
     """How far each one's part of all these sizes is from its part of all weights, as a share of that.
 
-    Unlike a comparison with shares of the budget this knows nothing of headroom, which all keep free alike.
+    Unlike a comparison with shares of the budget this knows nothing of the room that all keep free alike.
     """
     whole, weight = sum(sizes.values()), sum(weights.values())
     return {name: size / whole / (weights[name] / weight) - 1 for name, size in sizes.items()}

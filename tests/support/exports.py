@@ -25,7 +25,7 @@ from tests.support.harness import MIB, ROOT
 
 PATIENCE: Final = 60.0  # seconds for the server to start
 SAMPLE_INTERVAL: Final = 0.2  # seconds between two looks at smaps
-UNTIL_IDLE: Final = 4.0  # seconds until devices have compacted and surveyed what the load left, and rest
+UNTIL_IDLE: Final = 4.0  # seconds until devices have compacted and counted what the load left, and rest
 
 
 def memory(pid: int, pools: Path) -> dict[str, int]:

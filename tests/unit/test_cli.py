@@ -455,7 +455,7 @@ def test_without_a_tmemd_all_pools_are_frozen_too(directory: Path) -> None:
 
 
 def publish(fd: int, stored: dict[int, int], raw: dict[int, int]) -> None:
-    """A survey that found these bytes by age."""
+    """Published ages: these bytes."""
     tables = [[0] * poolfile.GENERATIONS for _ in range(6)]
     for table, found in ((tables[3], stored), (tables[4], raw)):
         for age, nbytes in found.items():

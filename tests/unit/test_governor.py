@@ -447,7 +447,7 @@ def test_damaged_pools_count_with_what_they_take(host: Host, caplog: pytest.LogC
     assert [record.getMessage().split()[1] for record in caplog.records] == ["broken", "cut"]
 
 
-def test_ages_that_cannot_be_are_not_believed(host: Host) -> None:
+def test_ages_that_cannot_be_are_ignored(host: Host) -> None:
     fd = host.pool("a")
     os.pwrite(fd, b"\xff" * 4096, poolfile.STATISTICS_OFFSET)
     host.tick()

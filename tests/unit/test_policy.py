@@ -167,7 +167,7 @@ def test_an_idle_pool_has_room_for_a_start() -> None:
     assert by_name("fair")(known, 128 * MIB) == {"busy": 126 * MIB, "idle": 2 * MIB}
 
 
-def test_what_nobody_wants_is_headroom_by_weight() -> None:
+def test_what_nobody_wants_is_shared_by_weight() -> None:
     targets = by_name("fair")([hot("a", MIB), pool("b", weight=300), pool("c", weight=100, cap=MIB)], 401 * MIB)
     assert targets == {"a": 100 * MIB, "b": 300 * MIB, "c": MIB}
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from tmemd.cli import common, work
 from tmemd.client import Client
+from tmemd.device import offline
 from tmemd.protocol import PoolStatus
 from tmemd.store.poolfile import PoolError
 
@@ -61,9 +62,6 @@ def _drain_idle(client: Client, before: PoolStatus) -> PoolStatus:
 
 
 def _drain_here(path: Path) -> None:
-    # The page path is loaded only here: every other command works where it was never built.
-    from tmemd.device import offline  # noqa: PLC0415
-
     try:
         offline.drain(path)
     except OSError as error:

@@ -64,10 +64,10 @@ struct tm_statistics {
     _Atomic uint64_t gets_by_age[TM_GENERATIONS], file_reads_by_age[TM_GENERATIONS];
     _Atomic uint64_t freed_by_age[TM_GENERATIONS];  /* pages, in tmem or in the file, that were
                                                        overwritten or trimmed */
-    _Atomic uint64_t stored_by_age[TM_GENERATIONS]; /* the last survey: bytes of slots */
+    _Atomic uint64_t stored_by_age[TM_GENERATIONS]; /* as last published: bytes of slots */
     _Atomic uint64_t
         raw_by_age[TM_GENERATIONS]; /* of these, bytes of slots of incompressible pages */
-    _Atomic uint64_t in_file_by_age[TM_GENERATIONS]; /* the last survey: pages in the file */
+    _Atomic uint64_t in_file_by_age[TM_GENERATIONS]; /* as last published: pages in the file */
     _Atomic uint64_t ages_published;
     _Atomic uint64_t generation; /* now: 1 to TM_ANCIENT */
 };
