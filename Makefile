@@ -56,10 +56,10 @@ format: setup  ## let ruff and clang-format rearrange the code
 	ruff format .
 	clang-format -i $(C_FILES)
 
-test: build lint  ## lint and all tests, real guests included
+test: build lint  ## lint and all tests, real guests included (13 minutes of CPU, in parallel)
 	pytest -n auto
 
-test-quick: build  ## the tests that take not long and boot no guest
+test-quick: build  ## without guests and what takes long (3 minutes of CPU, in parallel)
 	pytest -n auto -m 'not vm and not slow'
 
 mutants: setup  ## break the code by rule and see whether the quick tests notice (hours; ARGS=--help)
