@@ -194,13 +194,13 @@ class Judge:
         return Result(mutant.id, verdict, by, seconds, hash_of(source), self._tests)
 
     def _verdict(self, tree: Tree, mutant: Mutant) -> tuple[Verdict, str]:
-        if not mutant.file.endswith(".py"):
-            if tree.build():
-                return ledger.INVALID, ""
-            if tree.code() == self._clean:
-                return ledger.SAME, ""
-        elif not _compiles(tree.path / mutant.file):
+        is_python = mutant.file.endswith(".py")
+        if is_python and not _compiles(tree.path / mutant.file):
             return ledger.INVALID, ""
+        if tree.build():  # one of Python, too: the extension of the mutant before is gone
+            return ledger.INVALID, ""
+        if not is_python and tree.code() == self._clean:
+            return ledger.SAME, ""
         with self._lock:
             killers = self._known.killers(mutant)
         limits = self._baseline.limits()

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from tests.mutants import c_rules, ledger, python_rules
 from tests.mutants.__main__ import SURVIVORS
-from tests.mutants.judge import BLIND, BY_RULE, CANARIES, NEAR, Baseline, order
+from tests.mutants.judge import BLIND, BY_RULE, CANARIES, NEAR, Baseline, Judge, order
 from tests.mutants.ledger import Ledger, Result, Score, explanations
-from tests.mutants.mutant import Mutant, name_all
+from tests.mutants.mutant import Fault, Mutant, name_all
 from tests.mutants.sample import choose, mutants_of
-from tests.mutants.tree import Tree
+from tests.mutants.tree import Run, Tree
 from tests.support.harness import ROOT
 
 
@@ -255,6 +256,22 @@ def test_runs_end_with_the_first_failure_hang_or_crash(
     run = tree.test(["test_it.py"], first=first, limits=limits, limit=60, total=60)
     assert (run.passed, run.hung, run.by) == (False, hung, by), run.output
     assert (tmp_path / "ran").exists() is not bool(first)
+
+
+def test_a_mutant_of_python_is_tested_with_the_extension_that_one_of_c_took_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: set[bool] = set()
+
+    def build(_: Tree) -> str:
+        built.add(True)
+        return ""
+
+    monkeypatch.setattr(Tree, "build", build)
+    monkeypatch.setattr(Tree, "test", lambda *_, **__: Run(bool(built), False, "", [], ""))
+    judge = Judge(ROOT, tmp_path, Console(), Ledger(tmp_path / "results"), verify=False)
+    mutant = Mutant("an id", "tmemd/sizes.py", Fault("condition", "f", 1, ()))
+    assert judge._verdict(Tree(ROOT, ROOT, threading.Event()), mutant) == (ledger.SURVIVED, "")
 
 
 def test_a_mutant_is_gone_after_its_run(tree: Tree, tmp_path: Path) -> None:
