@@ -280,3 +280,7 @@ def test_a_pool_truncated_while_in_use_is_an_error_not_a_silent_end(serve: Serve
         with pytest.raises(nbd.Error):
             assert_content(client, 1000)
     assert "truncated" in server.log()
+
+
+def test_a_directory_of_pools_that_was_made_in_vain_goes_again(stage: Path) -> None:
+    assert "not on a tmpfs" in refused(device("web", stage / "pools", "4M", stage / "file", "8M"), stage)
