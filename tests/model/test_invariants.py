@@ -125,7 +125,7 @@ def test_invariant_8_a_failed_spill_leaves_the_old_pages_and_a_consistent_index(
     rig.frozen(True)
     for page in range(1, 500, 50):
         with pytest.raises(OSError, match=r"Errno 5\b"):
-            rig.write(page * PAGE, b"".join(incompressible(n, 2) for n in range(page, page + 8)))
+            rig.write(page * PAGE, b"".join(incompressible(n, 2) for n in range(page, page + 64)))
     assert wrong(rig, range(1, 500), 1) == []
     assert rig.read(600 * PAGE, PAGE) == bytes(PAGE)
     assert rig.counters().io_errors > 0

@@ -230,10 +230,3 @@ def test_the_command_says_it_by_its_exit_status(directory: Path, capsys: pytest.
 def test_no_file_is_an_error(directory: Path) -> None:
     with pytest.raises(PoolError, match="no pool"):
         check(directory)
-
-
-def test_of_many_problems_the_first_are_named_and_the_others_counted() -> None:
-    report = Report("web.pool")
-    for number in range(105):
-        report.problem(f"web.pool: {number}")
-    assert (report.problems, report.more_problems) == ([str(number) for number in range(100)], 5)
