@@ -23,7 +23,7 @@ OPTIONS = {
 
 
 FLAGS = ["-std=c11", "-g", "-O1", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", f"-I{CORE}", "-pthread"]
-THREAD, ADDRESS = "-fsanitize=thread", "-fsanitize=address,undefined"
+THREAD, ADDRESS = "-fsanitize=thread", "-fsanitize=address,undefined,bounds-strict"
 Build = Callable[..., str]
 
 

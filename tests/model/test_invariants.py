@@ -145,6 +145,11 @@ def test_invariant_8_a_failed_demotion_or_drain_loses_nothing(rig: Rig) -> None:
     assert Kind.FILE not in kinds(rig.pool)[200:]
 
 
+def test_a_limit_that_does_not_hold_the_index_is_refused(core_device: OpenDevice) -> None:
+    with pytest.raises(OSError, match="memory cannot be found or allocated"):
+        core_device(64 * MIB, 64 << 10)
+
+
 def test_a_damaged_last_page_that_ends_early_can_be_written(core_device: OpenDevice, disk: Path) -> None:
     end = 16 * PAGE
     rig = core_device(end + 512, 32 * MIB)

@@ -227,6 +227,14 @@ def test_after_a_pool_was_lost_each_page_in_the_file_is_counted_once(core_device
     assert published(rig).in_file_pages == expected
 
 
+def test_neighbours_without_a_checksum_are_one_read(core_device: OpenDevice) -> None:
+    rig = core_device(8 * BLOCK * PAGE, 64 * MIB)
+    os.pwrite(rig.pool_fd, bytes([FILE] * 8), poolfile.STATES_OFFSET)
+    rig.reattach(clean=True)
+    rig.read(300 * PAGE, 8 * PAGE)
+    assert latencies(rig).file_read.count == 1
+
+
 @pytest.mark.parametrize("clean", [True, False])
 def test_ages_and_statistics_outlive_the_process(rig: Rig, clean: bool) -> None:
     write(rig, range(200, 250))

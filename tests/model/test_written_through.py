@@ -212,6 +212,14 @@ def test_what_a_durable_device_wrote_is_lost_with_the_host_if_it_cannot_be_synce
     assert_unreadable(rig, 300)
 
 
+def test_what_cannot_be_made_durable_is_not_served(rig: Rig) -> None:
+    rig.write(2000 * PAGE, compressible(2000, 1))
+    rig.make_durable(True)
+    rig.make_file_read_only()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        rig.reattach(clean=True)
+
+
 def flush(rig: Rig) -> None:
     """What the guest asks for."""
     _core.flush(rig.device, 0)
