@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -205,6 +207,16 @@ def test_hostile_bytes_get_an_error_and_change_nothing(tmemd: fakes.Tmemd, data:
         assert os.pread(fd, 16384, 0) == before
         assert [path.name for path in tmemd.directory.iterdir()] == ["web.pool"]
         assert len(tmemd.client.pools()) == 1
+
+
+def test_a_request_may_be_as_long_as_the_longest(tmemd: fakes.Tmemd) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(tmemd.socket))
+        sock.sendall(b'{"type":"list"}'.ljust(protocol.MAX_REQUEST))
+        unread = array.array("i", [1])
+        wait_until(lambda: not fcntl.ioctl(sock, termios.TIOCOUTQ, unread) and not unread[0], "it to be read")
+        sock.sendall(b"\n")
+        assert isinstance(protocol.decode_answer(sock.recv(65536)), protocol.Listed)
 
 
 def test_half_a_message_gets_no_answer_and_a_slow_one_an_error(tmemd: fakes.Tmemd) -> None:
