@@ -2,7 +2,7 @@
 #include "bounce.h"
 
 #include <pthread.h>
-#include <stdlib.h>
+#include <stddef.h>
 #include <sys/mman.h>
 
 #include "layout.h"
@@ -14,25 +14,21 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct bounce *spare;
 static unsigned n_spare;
 
-/* By mmap, so that freeing returns the memory to the host. */
+/* By mmap, so that freeing returns the memory to the host; the structure lies behind the pages. */
+enum { BYTES = TM_RUN_MAX * TM_PAGE };
+
 static struct bounce *new_bounce(void)
 {
-    struct bounce *bounce = malloc(sizeof *bounce);
-    if (!bounce)
+    uint8_t *pages = mmap(NULL, BYTES + sizeof(struct bounce), PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (pages == MAP_FAILED)
         return NULL;
-    bounce->pages = mmap(NULL, TM_RUN_MAX * TM_PAGE, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (bounce->pages != MAP_FAILED)
-        return bounce;
-    free(bounce);
-    return NULL;
+    struct bounce *bounce = (struct bounce *)(pages + BYTES);
+    bounce->pages = pages;
+    return bounce;
 }
 
-static void free_bounce(struct bounce *bounce)
-{
-    munmap(bounce->pages, TM_RUN_MAX * TM_PAGE);
-    free(bounce);
-}
+static void free_bounce(struct bounce *bounce) { munmap(bounce->pages, BYTES + sizeof *bounce); }
 
 static struct bounce *take_spare(void)
 {
