@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import fakes
 from tests.support.harness import waiting
-from tmemd import protocol
+from tmemd import operations, protocol
 from tmemd.client import Client
 from tmemd.store import poolfile, requests
 from tmemd.store.directory import Pools
@@ -321,3 +321,17 @@ def test_latencies_and_ages_come_only_where_asked_for(directory: Path) -> None:
     assert [histogram.count for histogram in (long.latencies.put, long.latencies.get)] == [0, 0]
     assert long.ages
     assert long.ages.published == 0
+
+
+def test_who_is_refused_the_directory_keeps_no_descriptor_of_it(directory: Path) -> None:
+    with closing(Pools(directory, keep=True)):
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with pytest.raises(PoolError, match="controls"):
+            Pools(directory, keep=True)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("request_", [protocol.Attach("web", MIB, True, MIB), protocol.Host()], ids=["attach", "host"])
+def test_what_only_tmemd_does_is_refused_without_one(directory: Path, request_: protocol.Request) -> None:
+    with closing(Pools(directory)) as pools, pytest.raises(PoolError, match="only tmemd"):
+        operations.perform(pools, request_)
