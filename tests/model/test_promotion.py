@@ -166,6 +166,18 @@ def test_a_cache_request_is_counted_as_promotions_not_as_puts(rig: Rig) -> None:
     assert {read(rig, page) for page in IN_FILE} == {Kind.TMEM}
 
 
+def test_a_cache_request_brings_in_no_page_more(rig: Rig) -> None:
+    _core.cache(rig.device, PAGE, 600 * PAGE, 0)
+    assert [kinds(rig.pool)[page] for page in (600, 601)] == [Kind.TMEM, Kind.FILE]
+
+
+def test_a_page_that_the_file_has_no_more_is_an_error(rig: Rig) -> None:
+    assert rig.disk is not None
+    os.truncate(rig.disk, 600 * PAGE)
+    with pytest.raises(OSError, match=r"Errno 5\b"):
+        rig.read(600 * PAGE, PAGE)
+
+
 def compression(rig: Rig, on: bool) -> None:
     """Switch compression."""
     poolfile.write_compression(rig.pool_fd, on)
