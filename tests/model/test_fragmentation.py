@@ -237,6 +237,7 @@ def assert_free_slots_are_there(rig: Rig) -> None:
     assert rig.counters().used_bytes == taken(rig.pool)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moves", [0, 1, 100, 150, 200, 1 << 30])
 @pytest.mark.parametrize("damaged", [False, True])
 def test_free_slots_are_counted_right_wherever_compaction_stops(ram: Rig, moves: int, damaged: bool) -> None:
