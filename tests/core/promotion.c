@@ -1,55 +1,14 @@
 /* What promotion may not do: wait, or put a page whose word has changed since it was read. Exit
  * status 0 and 'ok'. */
 #define _GNU_SOURCE
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
+#include "fixture.h"
 #include "promote.h"
 
-enum { PAGES = 2048, PAGE = 600, LIMIT = 64 << 20 };
-
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                        \
-            exit(1);                                                                               \
-        }                                                                                          \
-    } while (0)
+enum { PAGES = 2048, PAGE = 600, ROOM = 64 << 20 };
 
 static struct tm_device *device;
-static struct tm_control *control;
-
-static int memory_file(const char *name, uint64_t size)
-{
-    int fd = memfd_create(name, MFD_CLOEXEC);
-    CHECK(fd >= 0 && ftruncate(fd, (off_t)size) == 0);
-    return fd;
-}
-
-static void open_device(void)
-{
-    struct tm_layout layout;
-    char error[256];
-    uint64_t size = (uint64_t)PAGES * TM_PAGE;
-    CHECK(tm_layout_for(size, &layout) == 0);
-    struct tm_config config = {
-        .name = "promotion",
-        .pool_fd = memory_file("pool", layout.data_offset + layout.data_bytes),
-        .file_fd = memory_file("file", size),
-        .bitmap_fd = memory_file("map", 2 * TM_PAGE),
-        .size = size,
-        .limit = LIMIT,
-        .region = 1 << 20,
-        .file_bytes = size,
-    };
-    CHECK(tm_open(&config, &device, error, sizeof error) == 0);
-    control =
-        mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, config.pool_fd, TM_CONTROL_OFFSET);
-    CHECK(control != MAP_FAILED);
-}
 
 /* Write the page while puts are refused; returns its word. */
 static uint64_t spill(uint8_t version)
@@ -57,11 +16,9 @@ static uint64_t spill(uint8_t version)
     uint8_t content[TM_PAGE];
     for (size_t i = 0; i < sizeof content; i++)
         content[i] = (uint8_t)(i * version);
-    atomic_store(&control->frozen.value, 1);
-    atomic_store(&control->frozen.complement, ~UINT64_C(1));
+    freeze(device, 1);
     CHECK(tm_write(device, content, sizeof content, (uint64_t)PAGE * TM_PAGE, false) == 0);
-    atomic_store(&control->frozen.value, 0);
-    atomic_store(&control->frozen.complement, ~UINT64_C(0));
+    freeze(device, 0);
     CHECK(word_kind(index_word(device, PAGE)) == TM_FILE);
     return index_word(device, PAGE);
 }
@@ -101,7 +58,8 @@ void __wrap_unlock_io(struct locks *locks, struct io_range *io)
 int main(void)
 {
     uint8_t old[TM_PAGE];
-    open_device();
+    struct tm_config config = config_of(PAGES, ROOM);
+    device = open_device(&config);
     uint64_t word = spill(1);
     CHECK(file_read(&device->file, PAGE, 1, old) == 0);
 
@@ -143,7 +101,6 @@ int main(void)
     /* The lock was let go each time. */
     lock_pages(&device->locks, PAGE, 1);
     unlock_pages(&device->locks, PAGE, 1);
-    munmap(control, TM_PAGE);
     tm_close(device);
     puts("ok");
     return 0;
