@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/binding/*.[ch] tmemd/binding/*.pyx)
-C_FILES := $(wildcard tmemd/*/*.[ch] benchmarks/*.c tests/*/*.c tests/*/*/*.c)
+C_FILES := $(wildcard tmemd/*/*.[ch] benchmarks/*.c tests/*/*.[ch] tests/*/*/*.c)
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci --include='*' 2>/dev/null)
 
 KILLS := 2000
@@ -56,10 +56,10 @@ format: setup  ## let ruff and clang-format rearrange the code
 	ruff format .
 	clang-format -i $(C_FILES)
 
-test: build lint  ## lint and all tests, real guests included (13 minutes of CPU, in parallel)
+test: build lint  ## lint and all tests, real guests included (seven minutes on two cores)
 	pytest -n auto
 
-test-quick: build  ## without guests and what takes long (3 minutes of CPU, in parallel)
+test-quick: build  ## without guests and what takes long (two minutes on two cores)
 	pytest -n auto -m 'not vm and not slow'
 
 mutants: setup  ## break the code by rule and see whether the quick tests notice (hours; ARGS=--help)
