@@ -207,10 +207,17 @@ class Judge:
         files = order(mutant.file, mutant.rule, self._baseline, killers)
         first = [test for test, _ in killers.most_common(3)]
         total = LEAST_LIMIT + 2 * PATIENCE * sum(self._baseline.seconds.values())
-        run = tree.test(files, first=first, limits=limits, limit=LEAST_LIMIT, total=total)
-        if run.passed:
-            return ledger.SURVIVED, ""
-        return ledger.HUNG if run.hung else ledger.CAUGHT, run.by
+        doubted: list[str] = []
+        while True:
+            run = tree.test(files, first=first, without=doubted, limits=limits, limit=LEAST_LIMIT, total=total)
+            if run.passed:
+                return ledger.SURVIVED, ""
+            if run.by not in self._baseline.seconds:  # what fails before a test can begin fails each time
+                return ledger.HUNG if run.hung else ledger.CAUGHT, run.by
+            again = tree.test([run.by], first=[], limits=limits, limit=LEAST_LIMIT, total=total)
+            if not again.passed:
+                return ledger.HUNG if again.hung else ledger.CAUGHT, run.by
+            doubted.append(run.by)  # a test that fails now and then may have failed for another reason
 
     def _measure(self, tree: Tree) -> Baseline:
         """How long the tests take without a fault; they must pass, and fail where all is broken. Raises TreeError."""

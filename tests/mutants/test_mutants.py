@@ -7,6 +7,7 @@ import sys
 import sysconfig
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -272,6 +273,21 @@ def test_a_mutant_of_python_is_tested_with_the_extension_that_one_of_c_took_away
     judge = Judge(ROOT, tmp_path, Console(), Ledger(tmp_path / "results"), verify=False)
     mutant = Mutant("an id", "tmemd/sizes.py", Fault("condition", "f", 1, ()))
     assert judge._verdict(Tree(ROOT, ROOT, threading.Event()), mutant) == (ledger.SURVIVED, "")
+
+
+def test_a_failure_is_believed_only_when_it_comes_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flaky, sound = "tests/unit/test_a.py::test_flaky", "tests/unit/test_b.py::test_sound"
+
+    def test(_: Tree, files: list[str], *, without: Sequence[str] = (), **__: object) -> Run:
+        by = sound if sound in files or flaky in without else "" if flaky in files else flaky
+        return Run(not by, False, by, [], "")
+
+    monkeypatch.setattr(Tree, "build", lambda _: "")
+    monkeypatch.setattr(Tree, "test", test)
+    judge = Judge(ROOT, tmp_path, Console(), Ledger(tmp_path / "results"), verify=False)
+    judge._baseline = Baseline("", {flaky: 1, sound: 1})
+    mutant = Mutant("an id", "tmemd/sizes.py", Fault("condition", "f", 1, ()))
+    assert judge._verdict(Tree(ROOT, ROOT, threading.Event()), mutant) == (ledger.CAUGHT, sound)
 
 
 def test_a_mutant_is_gone_after_its_run(tree: Tree, tmp_path: Path) -> None:

@@ -165,13 +165,15 @@ class Tree:
                 extension.unlink()
 
     def test(
-        self, files: Sequence[str], *, first: Sequence[str], limits: dict[str, float], limit: float, total: float
-    ) -> Run:
-        """Run tests until one fails: files in that order, but those of *first* before all. Limits in seconds."""
+        self, files: Sequence[str], *, first: Sequence[str], without: Sequence[str] = (),
+        limits: dict[str, float], limit: float, total: float,
+    ) -> Run:  # fmt: skip
+        """Run tests until one fails: files in that order, *first* before all, not *without*. Limits in seconds."""
         with tempfile.TemporaryDirectory(prefix="tmemd-mutant-") as scratch:
             notes, plan = Path(scratch) / "notes", Path(scratch) / "plan"
             plan.write_bytes(msgspec.json.encode(Plan(str(notes), list(files), list(first), limits, limit)))
             options = ["-p", "no:cacheprovider", "-p", "tests.mutants.plugin", OPTION, str(plan)]
+            options += [f"--deselect={test}" for test in without]
             command = ["-m", "pytest", "-x", "-q", "--tb=short", *options, f"--basetemp={scratch}/t", *QUICK, *files]
             code, output = self._run([str(self._python), *command], total)
             return _judge(code, read_notes(notes), output)
