@@ -1,14 +1,22 @@
-"""tmem: swap devices that keep what they can in RAM, for nbdkit's Python plugin.
+"""tmem: devices that keep what they can in RAM, for nbdkit's Python plugin.
 
   nbdkit [-U SOCKET] python tmem.py name=NAME size=SIZE backing=FILE|none limit=SIZE [KEY=VALUE ...]
+  nbdkit [-U SOCKET] python tmem.py name=NAME source=FILE limit=SIZE [write=through] [KEY=VALUE ...]
+
+The first is a swap device, of which the backing file takes what RAM does not. The second is a cache device: its content
+is another file, such as a golden image, of which RAM holds copies that may go at any moment.
 
 Each name= begins a device; the keys after it are that device's. Clients choose one by its name as the NBD export name;
 a server of one device has it as its default export. Sizes are 4096, 512M, 1.5G (powers of 1024).
 nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
 
   name=NAME         the device's name: 1 to 63 letters, digits, '_', '.' and '-'
-  size=SIZE         its size, a multiple of 512
+  size=SIZE         its size, a multiple of 512 (with source=: the source's)
   backing=FILE      file or block device that takes what RAM does not; 'none': RAM only, refused writes are errors
+  source=FILE       file or block device that is the device
+  write=no|through  whether a device with source= may be written: no (default): many clients read it, and if somebody
+                    changes the file, reads that miss are errors; through: a write reaches the source first, and FLUSH
+                    and FUA sync it
   limit=SIZE        how much RAM its pool may take at most (optional with tmemd=)
   pools=DIR         directory on a tmpfs for the pool, DIR/NAME.pool (default: /dev/shm/tmem-UID)
   tmemd=SOCKET      get the pool from the tmemd that listens there, and let it set the target; with pools= as well, a
@@ -19,7 +27,8 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   flush=none|durable  durable: writes reach the file before they are acknowledged, and FLUSH and FUA sync it;
                     none (default): FLUSH and FUA are acknowledged at once, for swap needs no more
   clients=one|any   how many clients may have it open at a time (default: one, with any number of connections; two that
-                    write make each other's pages wrong). One client is a process of this machine, or a remote address
+                    write make each other's pages wrong; any where nobody can write). One client is a process of this
+                    machine, or a remote address
   reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)
   watermark=N%      how much of its target is kept free for pages to come: while the guest swaps, cold pages are moved
                     to the file ahead of need (default: 5%); 0%: none, pages are refused when it is full
@@ -51,6 +60,7 @@ try:
     from tmemd.device.clients import EVERYBODY, InUseError
     from tmemd.device.config import DeviceConfig
     from tmemd.device.serve import ServedDevice, check_together, open_devices
+    from tmemd.device.source import size_of
     from tmemd.sizes import parse_size
     from tmemd.store.poolfile import PoolError
     from tmemd.system import peer
@@ -61,7 +71,10 @@ except ModuleNotFoundError as error:
 
 API_VERSION = 2
 
-KEYS = ("size", "backing", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve", "watermark")
+KEYS = (
+    "size", "backing", "source", "write", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve",
+    "watermark",
+)  # fmt: skip
 OLD_KEYS = {"map": "bitmap", "headroom": "watermark"}
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
 # Seconds a thread waits for the GIL before it urges the holder, who lets go in microseconds anyhow. With 100 clients of
@@ -154,21 +167,37 @@ def _percent(device: dict[str, str], key: str, default: int) -> int:
     return int(text.rstrip("%"))
 
 
-def _parse(device: dict[str, str]) -> DeviceConfig:
+def _device_size(device: dict[str, str], source: Path | None) -> int:
     size = _size(device, "size")
-    if size is None or "backing" not in device:
-        _stop(f"{device['name']}: {'size' if size is None else 'backing'}= is missing")
+    if source is None:
+        if size is None or "backing" not in device:
+            _stop(f"{device['name']}: {'size' if size is None else 'backing (or source)'}= is missing")
+        return size
+    if size is not None:
+        _stop(f"{device['name']}: size= is the source's: leave it out")
+    try:
+        return size_of(source)
+    except PoolError as error:
+        _stop(f"{device['name']}: {error}")
+
+
+def _parse(device: dict[str, str]) -> DeviceConfig:
+    source = _path(device, "source")
+    write_through = _choice(device, "write", "no", "through")
+    only_read = source is not None and not write_through
     return DeviceConfig(
         name=device["name"],
-        size=size,
-        backing=None if device["backing"] == "none" else _path(device, "backing"),
+        size=_device_size(device, source),
+        backing=None if device.get("backing", "none") == "none" else _path(device, "backing"),
+        source=source,
+        write_through=write_through,
         limit=_size(device, "limit"),
         pools=_path(device, "pools"),
         tmemd=_path(device, "tmemd"),
         bitmap=_path(device, "bitmap"),
         lost_zero=_choice(device, "lost", "error", "zero"),
         durable=_choice(device, "flush", "none", "durable"),
-        shared=_choice(device, "clients", "one", "any"),
+        shared=_choice(device, "clients", "one", "any") or (only_read and "clients" not in device),
         reserve=not _choice(device, "reserve", "yes", "no"),
         watermark=_percent(device, "watermark", watermark.DEFAULT_PERCENT),
     )
@@ -225,7 +254,11 @@ def cleanup() -> None:
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:  # noqa: ARG001
     """Every device, by name."""
-    return [(name, "tmem swap device") for name in _served]
+    return [(name, _describe(served.config)) for name, served in _served.items()]
+
+
+def _describe(config: DeviceConfig) -> str:
+    return "tmem cache device" if config.source else "tmem swap device"
 
 
 def default_export(readonly: bool, is_tls: bool) -> str:  # noqa: ARG001
@@ -260,9 +293,9 @@ def _peer() -> peer.Peer:
     return peer.of_address(sockaddr.raw)
 
 
-def export_description(h: _core.Device) -> str:  # noqa: ARG001
+def export_description(h: _core.Device) -> str:
     """A word about it for clients that list exports."""
-    return "tmem swap device"
+    return _describe(_served[h.name].config)
 
 
 def get_size(h: _core.Device) -> int:
@@ -284,7 +317,12 @@ def _yes(h: _core.Device) -> bool:  # noqa: ARG001
     return True
 
 
-can_write = can_flush = can_trim = can_zero = _yes
+def can_write(h: _core.Device) -> bool:
+    """Whether it is more than a source to read."""
+    return not _served[h.name].config.is_read_only
+
+
+can_flush = can_trim = can_zero = _yes
 can_fast_zero = _yes  # zeroing is a change of the index
 can_multi_conn = _yes  # all connections see the same pages, and a flush on one covers all
 can_extents = _yes  # the index knows what is zeros

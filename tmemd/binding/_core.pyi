@@ -42,6 +42,8 @@ class Device:
         direct: bool,  # file_fd is O_DIRECT; otherwise the page cache is dropped behind each transfer
         lost_zero: bool,
         durable: bool,
+        ephemeral: bool = False,  # the file is the device; pages in tmem are copies, and nothing needs a bitmap
+        read_only: bool = False,  # nothing more is read from it once somebody has changed it
         cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
     ) -> None: ...
     size: int  # in bytes

@@ -37,6 +37,8 @@ cdef extern from "tmem.h" nogil:
         bint direct
         bint lost_zero
         bint durable
+        bint ephemeral
+        bint read_only
         const tm_cgroup *cgroups
         size_t n_cgroups
 
@@ -142,6 +144,7 @@ cdef class Device:
     def __cinit__(
         self, int pool_fd, int file_fd, int bitmap_fd, *, str name, uint64_t size, uint64_t limit, uint64_t region,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
+        bint ephemeral=False, bint read_only=False,
     ):
         cdef char error[256]
         cdef bytes encoded = name.encode()
@@ -156,7 +159,7 @@ cdef class Device:
                 cgroups[i] = tm_cgroup(limit_fd, usage_fd)
             config = tm_config(
                 encoded, pool_fd, file_fd, bitmap_fd, size, limit, region, file_bytes, direct, lost_zero, durable,
-                cgroups, n,
+                ephemeral, read_only, cgroups, n,
             )
             with nogil:
                 code = tm_open(&config, &self.device, error, sizeof(error))

@@ -30,39 +30,76 @@ static void forget_generation(struct tm_device *device, unsigned generation)
             forget_page(device, page, generation);
 }
 
+/* Of an ephemeral pool: say how long ago each generation ended. */
+static void note_ages(struct tm_device *device)
+{
+    struct turns *turns = &device->turns;
+    unsigned now = atomic_load(&device->generation);
+    for (unsigned generation = 0; generation < TM_GENERATIONS; generation++) {
+        uint64_t age = generation == now ? 0
+                       : generation      ? turns->ticks - turns->ended[generation]
+                                         : TM_ANCIENT;
+        atomic_store(&turns->age[generation], age < TM_ANCIENT ? (uint8_t)age : TM_ANCIENT);
+    }
+}
+
+static void begin(struct tm_device *device)
+{
+    unsigned now = atomic_load(&device->generation), next = now % TM_ANCIENT + 1;
+    forget_generation(device, next);
+    atomic_store(&device->statistics->generation,
+                 next); /* first: after a crash no page may seem younger than now */
+    atomic_store(&device->generation, next);
+    device->turns.ended[now] = device->turns.ticks;
+    device->backoff.age = TM_GENERATIONS;
+}
+
 void aging_init(struct tm_device *device)
 {
     uint64_t last = atomic_load(&device->statistics->generation);
     atomic_store(&device->generation, last >= 1 && last <= TM_ANCIENT ? (unsigned)last : 1);
     device->backoff.age = TM_GENERATIONS;
+    note_ages(device);
+}
+
+void aging_begin_generation(struct tm_device *device)
+{
+    pthread_mutex_lock(&device->demote_lock);
+    begin(device);
+    note_ages(device);
+    pthread_mutex_unlock(&device->demote_lock);
 }
 
 void tm_begin_generation(struct tm_device *device)
 {
     pthread_mutex_lock(&device->demote_lock);
-    unsigned next = atomic_load(&device->generation) % TM_ANCIENT + 1;
-    forget_generation(device, next);
-    atomic_store(&device->statistics->generation,
-                 next); /* first: after a crash no page may seem younger than now */
-    atomic_store(&device->generation, next);
-    device->backoff.age = TM_GENERATIONS;
+    device->turns.ticks++;
+    if (!device->ephemeral)
+        begin(device);
+    note_ages(device);
     pthread_mutex_unlock(&device->demote_lock);
+}
+
+/* Publish a sum by age, from one by generation. */
+static void publish(const uint8_t *age_of, const _Atomic uint64_t *sums, _Atomic uint64_t *by_age)
+{
+    uint64_t found[TM_GENERATIONS] = {0};
+    for (unsigned generation = 0; generation < TM_GENERATIONS; generation++)
+        found[age_of[generation]] += ages_known(&sums[generation]);
+    for (unsigned age = 0; age < TM_GENERATIONS; age++)
+        atomic_store_explicit(&by_age[age], found[age], memory_order_relaxed);
 }
 
 void tm_publish_ages(struct tm_device *device)
 {
     struct tm_statistics *statistics = device->statistics;
+    uint8_t age_of[TM_GENERATIONS];
     unsigned now =
         atomic_load(&device->generation); /* once: tm_begin_generation may come between */
-    for (unsigned age = 0; age < TM_GENERATIONS; age++) {
-        unsigned then = ages_generation(now, age);
-        const struct ages *ages = &device->ages;
-        atomic_store_explicit(&statistics->stored_by_age[age], ages_known(&ages->stored[then]),
-                              memory_order_relaxed);
-        atomic_store_explicit(&statistics->raw_by_age[age], ages_known(&ages->raw[then]),
-                              memory_order_relaxed);
-        atomic_store_explicit(&statistics->in_file_by_age[age], ages_known(&ages->in_file[then]),
-                              memory_order_relaxed);
-    }
+    for (unsigned generation = 0; generation < TM_GENERATIONS; generation++)
+        age_of[generation] = (uint8_t)state_age_of(device, now, generation);
+    publish(age_of, device->ages.stored, statistics->stored_by_age);
+    publish(age_of, device->ages.raw, statistics->raw_by_age);
+    publish(age_of, device->ages.in_file, statistics->in_file_by_age);
     atomic_fetch_add_explicit(&statistics->ages_published, 1, memory_order_release);
 }

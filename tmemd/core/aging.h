@@ -3,5 +3,7 @@
 
 #include "state.h"
 
+/* What tm_begin_generation does if the pool is not ephemeral. */
+void aging_begin_generation(struct tm_device *device);
 /* Go on with the generation that was current when the pool was last served. */
 void aging_init(struct tm_device *device);

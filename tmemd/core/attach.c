@@ -131,16 +131,29 @@ static bool is_valid(struct tm_device *device, uint64_t word)
     }
 }
 
+/* Whether the file is known to hold what the page holds: a write that was killed has cleared CLEAN,
+ * or left a page in doubt. */
+static bool is_sure(uint64_t word)
+{
+    enum kind kind = word_kind(word);
+    return word == TM_NOWHERE || (kind == TM_TMEM && word & TM_WORD_CLEAN) ||
+           (kind == TM_FILE && !word_is_in_doubt(word));
+}
+
 /* Count the page, claim its slot, and note what the file lacks. The mark of a write that was killed
- * goes, except from file pages, which hold old or new content. Returns 0 or an errno; EINVAL for a
- * word that cannot be. */
+ * goes, except from file pages, which hold old or new content. A page of an ephemeral pool whose
+ * word is not to be trusted is read from the file again. Returns 0 or an errno; EINVAL for a word
+ * that cannot be. */
 static int adopt_page(struct tm_device *device, uint64_t page)
 {
     uint64_t word = index_word(device, page);
     if (word_is_writing(word) && !word_is_in_doubt(word))
         atomic_store(&device->index[page], word &= ~TM_WORD_WRITING);
-    if (!is_valid(device, word))
+    bool valid = (!device->ephemeral || is_sure(word)) && is_valid(device, word);
+    if (!valid && !device->ephemeral)
         return EINVAL;
+    if (!valid)
+        atomic_store(&device->index[page], word = state_file_word(device, 0, 0));
     index_account(device, TM_NOWHERE, word);
     if (state_is_stale(device, page, word))
         stats_add(&device->stale, 1);

@@ -50,9 +50,10 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
         return false;
     if (demotion->choice.raw_only && word_encoding(word) != TM_RAW)
         return false;
-    return state_is_clean(device, word) ||
-           atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) <
-               bound_of(demotion);
+    if (device->ephemeral || state_is_clean(device, word))
+        return state_is_clean(device, word);
+    return atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) <
+           bound_of(demotion);
 }
 
 /* Count up to n pages as written, as many as the bound allows. */
@@ -75,11 +76,11 @@ struct batch {
 };
 
 /* The file has the page, and it leaves tmem. Under its page lock. */
-static void leave(struct demotion *demotion, uint64_t page, const uint8_t *content)
+static void leave(struct demotion *demotion, uint64_t page, uint32_t crc)
 {
     struct tm_device *device = demotion->device;
     unsigned generation = word_generation(index_word(device, page));
-    uint64_t word = index_set(device, page, word_of_file(crc32c(0, content, TM_PAGE), generation));
+    uint64_t word = index_set(device, page, state_file_word(device, crc, generation));
     stats_add(&device->counters->demotions, 1);
     atomic_fetch_add(&demotion->freed, word_slot_size(word_length(word)));
     PROBE(demote, device->name, page, word_slot_size(word_length(word)));
@@ -99,7 +100,7 @@ static void take(struct demotion *demotion, struct batch *batch)
         if (batch->taken[i])
             index_update(device, page, word_writing(word, 0));
         else if (chosen)
-            leave(demotion, page, content);
+            leave(demotion, page, crc32c(0, content, TM_PAGE));
         unlock_pages(&device->locks, page, 1);
     }
 }
@@ -114,7 +115,7 @@ static void finish(struct demotion *demotion, struct batch *batch, uint32_t star
         if (!word_is_writing(word))
             continue;
         if (written && ages_of(state_generation(device), word) >= demotion->age)
-            leave(demotion, page, batch->content + (size_t)i * TM_PAGE);
+            leave(demotion, page, crc32c(0, batch->content + (size_t)i * TM_PAGE, TM_PAGE));
         else
             index_update(device, page, (word & ~TM_WORD_WRITING) | (written ? TM_WORD_CLEAN : 0));
     }
@@ -152,6 +153,19 @@ static int demote_batch(struct demotion *demotion, struct batch *batch)
         error = error ? error : failed;
     }
     return error;
+}
+
+/* Pages of an ephemeral pool just go: the file holds what they hold. */
+static int evict_run(struct demotion *demotion, uint64_t first, uint32_t n)
+{
+    struct tm_device *device = demotion->device;
+    for (uint64_t page = first; page < first + n; page++) {
+        lock_pages(&device->locks, page, 1);
+        if (is_chosen(demotion, index_word(device, page)))
+            leave(demotion, page, 0);
+        unlock_pages(&device->locks, page, 1);
+    }
+    return 0;
 }
 
 static int demote_run(struct demotion *demotion, uint64_t first, uint32_t n)
@@ -215,7 +229,8 @@ static int demote_block(struct demotion *demotion, uint64_t block)
         while (i + run < n && run < TM_RUN_MAX && is_chosen(demotion, words[i + run]))
             run++;
         if (run)
-            error = demote_run(demotion, block * TM_BLOCK_PAGES + i, run);
+            error = (device->ephemeral ? evict_run : demote_run)(demotion,
+                                                                 block * TM_BLOCK_PAGES + i, run);
         i += run ? run : 1;
     }
     return error;
@@ -246,7 +261,7 @@ static bool start_helper(struct demotion *demotion, const pthread_attr_t *attrib
 
 static unsigned start_helpers(struct demotion *demotion, pthread_t *helpers)
 {
-    uint64_t wanted = demotion->bytes / HELPER_BYTES;
+    uint64_t wanted = demotion->device->ephemeral ? 0 : demotion->bytes / HELPER_BYTES;
     pthread_attr_t small; /* where all memory is locked a thread's stack is taken whole */
     unsigned n = 0;
     pthread_attr_init(&small);

@@ -60,8 +60,8 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
                      strerror(failed));
     }
     aging_init(device);
-    file_init(&device->file, config->file_fd, config->file_bytes, config->direct,
-              &counters->sync_failed);
+    if (!failed)
+        failed = file_init(&device->file, config, &counters->sync_failed);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
     return failed;
@@ -112,7 +112,7 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
         failed = init_parts(device, config, error, error_size);
     if (!failed)
         failed = attach_index(device, error, error_size);
-    if (failed || !state_has_file(device))
+    if (failed || !state_has_file(device) || device->ephemeral)
         return failed;
     return device->durable ? begin_without_bitmap(device, error, error_size)
                            : begin_with_bitmap(device);
@@ -129,10 +129,12 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
     device->size = config->size;
     device->pool_fd = config->pool_fd;
     device->lost_zero = config->lost_zero;
-    device->durable = config->durable;
+    device->durable = config->durable || config->ephemeral;
+    device->ephemeral = config->ephemeral;
     device->file.fd = -1;
     device->bitmap.fd = -1;
     locks_init(&device->locks);
+    staging_init(&device->staging);
     pthread_mutex_init(&device->demote_lock, NULL);
     int failed = open_device(device, config, error, error_size);
     if (failed) {
@@ -147,6 +149,7 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
 
 void tm_close(struct tm_device *device)
 {
+    staging_destroy(&device->staging);
     if (device->base) {
         sigbus_forget(device->base);
         munmap(device->base, device->mapped);

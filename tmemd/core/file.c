@@ -4,17 +4,22 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* Without O_DIRECT: drop the page cache after this many bytes written. */
 #define DROP_EVERY (UINT64_C(8) << 20)
 
-void file_init(struct file *file, int fd, uint64_t bytes, bool direct,
-               _Atomic uint64_t *sync_failed)
+int file_init(struct file *file, const struct tm_config *config, _Atomic uint64_t *sync_failed)
 {
-    *file = (struct file){.fd = fd, .bytes = bytes, .direct = direct, .sync_failed = sync_failed};
+    *file = (struct file){.fd = config->file_fd,
+                          .bytes = config->file_bytes,
+                          .direct = config->direct,
+                          .immutable = config->ephemeral && config->read_only,
+                          .sync_failed = sync_failed};
     pthread_mutex_init(&file->lock, NULL);
     pthread_cond_init(&file->synced, NULL);
+    return file->immutable && fstat(file->fd, &file->opened) < 0 ? errno : 0;
 }
 
 void file_destroy(struct file *file)
@@ -31,6 +36,18 @@ static size_t clamp(const struct file *file, uint64_t offset, uint64_t length)
                                            : file->bytes - offset;
 }
 
+/* Whoever writes to a file changes its times first (Linux: generic_file_write_iter). Those of a
+ * block device say nothing. */
+static bool has_changed(const struct file *file)
+{
+    struct stat now;
+    const struct stat *then = &file->opened;
+    return fstat(file->fd, &now) < 0 || now.st_size != then->st_size ||
+           (S_ISREG(now.st_mode) &&
+            (memcmp(&now.st_mtim, &then->st_mtim, sizeof now.st_mtim) != 0 ||
+             memcmp(&now.st_ctim, &then->st_ctim, sizeof now.st_ctim) != 0));
+}
+
 int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer)
 {
     uint64_t offset = page * TM_PAGE;
@@ -45,6 +62,8 @@ int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer)
             return EIO; /* shorter than it was: somebody truncated it */
         done += (size_t)got;
     }
+    if (file->immutable && has_changed(file))
+        return ESTALE; /* looked at after the read, for it may have changed during that */
     memset(buffer + length, 0, (size_t)n * TM_PAGE - length);
     if (!file->direct)
         posix_fadvise(file->fd, (off_t)offset, (off_t)length, POSIX_FADV_DONTNEED);

@@ -4,14 +4,17 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/stat.h>
 
 #include "bounce.h"
-#include "layout.h"
+#include "tmem.h"
 
 struct file {
     int fd; /* -1: none */
     uint64_t bytes;
     bool direct;
+    bool immutable; /* it is what it was when it was opened, or cannot be read */
+    struct stat opened;
     _Atomic uint64_t *sync_failed; /* not 0: an fdatasync failed, and what it covered may be lost,
                                       whatever later ones say */
     _Atomic uint64_t undropped;    /* bytes written since the page cache was last dropped */
@@ -22,11 +25,11 @@ struct file {
 };
 
 /* sync_failed is the caller's, in the pool: it outlives the process. */
-void file_init(struct file *file, int fd, uint64_t bytes, bool direct,
-               _Atomic uint64_t *sync_failed);
+int file_init(struct file *file, const struct tm_config *config, _Atomic uint64_t *sync_failed);
 void file_destroy(struct file *file);
 
-/* Whole pages to or from an aligned buffer: 0 or an errno. Beyond the file's end zeros are read. */
+/* Whole pages to or from an aligned buffer: 0 or an errno; ESTALE: an immutable file has changed.
+ * Beyond the file's end zeros are read. */
 int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer);
 int file_write(struct file *file, uint64_t page, uint32_t n, const uint8_t *buffer);
 /* Zero n pages, keeping their blocks reserved where the file system can. */

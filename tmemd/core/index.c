@@ -74,5 +74,5 @@ void index_replace(struct tm_device *device, uint64_t page, uint64_t word)
     if (word_kind(old) == TM_TMEM)
         stats_add(&device->counters->invalidates, 1);
     if (word_kind(old) == TM_TMEM || word_kind(old) == TM_FILE)
-        stats_add(&device->statistics->freed_by_age[ages_of(state_generation(device), old)], 1);
+        stats_add(&device->statistics->freed_by_age[state_age(device, old)], 1);
 }

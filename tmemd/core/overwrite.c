@@ -80,7 +80,9 @@ static void fail(struct tm_device *device, const struct overwrite *run, const ui
         uint64_t page = run->first + i, word = index_word(device, page);
         if (!word_is_writing(word))
             continue;
-        if (word_kind(before[i]) == TM_FILE) {
+        if (device->ephemeral) {
+            index_set(device, page, state_file_word(device, 0, word_generation(word)));
+        } else if (word_kind(before[i]) == TM_FILE) {
             index_set(device, page, intact[i] ? before[i] : TM_TORN);
         } else {
             index_update(device, page, word & ~TM_WORD_WRITING);
@@ -96,8 +98,10 @@ static void complete_page(struct tm_device *device, uint64_t page, const uint8_t
 {
     if (content && put && page_put(device, page, content, true))
         return;
+    unsigned generation =
+        device->ephemeral ? word_generation(index_word(device, page)) : state_generation(device);
     stats_add(&device->counters->spills, content != NULL);
-    index_replace(device, page, content ? word_of_file(crc, state_generation(device)) : TM_NOWHERE);
+    index_replace(device, page, content ? state_file_word(device, crc, generation) : TM_NOWHERE);
     PROBE(spill, device->name, page, content != NULL);
 }
 
@@ -112,6 +116,8 @@ static int complete(struct tm_device *device, struct overwrite *run, const uint3
             complete_page(device, run->first + i, page_of(run, i), crcs[i], run->put);
             run->n_completed++;
         }
+    for (uint32_t i = 0; run->words && i < run->n; i++)
+        run->words[i] = index_word(device, run->first + i);
     unlock_pages(&device->locks, run->first, run->n);
     return 0;
 }

@@ -22,6 +22,7 @@ struct overwrite {
     bool (*is_wanted)(const struct tm_device *device, uint64_t page);
     uint32_t n_completed; /* afterwards n is how many were written, and this how many of them nobody
                         has changed meanwhile */
+    uint64_t *words;      /* NULL, or room for what the words of those n become */
 };
 
 /* Write the pages and say so in the index: 0 or an errno. On failure each is old, new or EIO. The

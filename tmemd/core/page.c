@@ -27,10 +27,12 @@ static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
 static int get_stored(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
 {
     uint64_t start = stats_now();
+    if (state_is_bypassed(device))
+        return EAGAIN;
     if (!decode(device, page, word, content))
-        return EIO;
+        return device->ephemeral ? EAGAIN : EIO;
     stats_add(&device->counters->gets, 1);
-    stats_add(&device->statistics->gets_by_age[ages_of(state_generation(device), word)], 1);
+    stats_add(&device->statistics->gets_by_age[state_age(device, word)], 1);
     stats_took(&device->statistics->get, start);
     refresh(device, page, word);
     return 0;
@@ -106,8 +108,8 @@ uint64_t page_store(struct tm_device *device, uint64_t page, const uint8_t *cont
     /* In a full pool a new page rarely finds a slot: if it can spill it is not compressed to see. A
      * stored page frees its own slot. */
     bool is_new = word_kind(index_word(device, page)) != TM_TMEM;
-    bool is_hopeless = is_new && state_has_file(device) && budget_is_full(&device->budget) &&
-                       !compact_is_worth(device);
+    bool is_hopeless = is_new && state_has_file(device) && !device->ephemeral &&
+                       budget_is_full(&device->budget) && !compact_is_worth(device);
     if (is_hopeless || budget_is_refusing(&device->budget))
         return 0;
     uint32_t length = codec_encode(&encoded, (uint32_t)page, content,

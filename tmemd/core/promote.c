@@ -7,15 +7,15 @@
 /* A guest reads 8 pages around the one it needs; a longer read is a copy, not a fault. */
 enum { PROMOTE_RUN = 8 };
 
-/* Put what the file holds as well, under its page lock: its content does not change. */
-static bool put_clean(struct tm_device *device, uint64_t page, const uint8_t *content)
+bool promote_put(struct tm_device *device, uint64_t page, const uint8_t *content,
+                 unsigned generation)
 {
     uint64_t word = TM_NOWHERE;
     if (!page_is_zero(content)) {
         word = page_store(device, page, content);
         if (!word)
             return false;
-        word |= TM_WORD_CLEAN;
+        word = word_with_generation(word, generation) | TM_WORD_CLEAN;
     }
     index_set(device, page, word);
     stats_add(&device->counters->promotions, 1);
@@ -27,8 +27,8 @@ bool promote_page(struct tm_device *device, uint64_t page, const uint8_t *conten
 {
     if (word_is_writing(word) || !lock_try_page(&device->locks, page))
         return false;
-    bool stored =
-        word_same_content(index_word(device, page), word) && put_clean(device, page, content);
+    bool stored = word_same_content(index_word(device, page), word) &&
+                  promote_put(device, page, content, state_generation(device));
     unlock_pages(&device->locks, page, 1);
     PROBE(promote, device->name, page, stored);
     return stored;

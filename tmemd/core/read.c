@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "admit.h"
 #include "promote.h"
 
 /* Read n <= TM_RUN_MAX whole pages; neighbours in the file come in one read. */
@@ -24,7 +25,7 @@ static int read_pages(struct tm_device *device, uint64_t first, uint32_t n, uint
         error = here;
     }
     if (!error)
-        promote_run(device, first, n, words, content);
+        (device->ephemeral ? admit_run : promote_run)(device, first, n, words, content);
     return error;
 }
 

@@ -7,6 +7,7 @@
 #include "file.h"
 #include "locks.h"
 #include "slots.h"
+#include "staging.h"
 #include "statistics.h"
 #include "tmem.h"
 #include "word.h"
@@ -18,11 +19,18 @@ struct backoff {
     uint64_t bound;
 };
 
+/* When the generations of an ephemeral pool ended, which is not every five seconds. */
+struct turns {
+    uint64_t ticks, ended[TM_GENERATIONS]; /* of five seconds; guarded by demote_lock */
+    _Atomic uint8_t age[TM_GENERATIONS];   /* of each generation, in ticks, up to TM_ANCIENT */
+    _Atomic uint64_t missed;               /* pages, since the last one began */
+};
+
 struct tm_device {
     char name[64];
     uint64_t size;
     struct tm_layout layout;
-    bool lost_zero, durable;
+    bool lost_zero, durable, ephemeral;
     int pool_fd;
     uint8_t *base; /* the mapped pool file, of `mapped` bytes */
     uint64_t mapped;
@@ -38,12 +46,15 @@ struct tm_device {
     _Atomic unsigned generation; /* 1 to TM_ANCIENT; changes under demote_lock */
     uint64_t hand;               /* the block where the next demotion begins to look */
     struct backoff backoff;
+    struct turns turns;
+    _Atomic uint32_t versions; /* of pages that are in the file alone, if it is ephemeral */
     struct ages ages;
     struct budget budget;
     struct slots slots;
     struct file file;
     struct bitmap bitmap;
     struct locks locks;
+    struct staging staging;
 };
 
 static inline bool state_has_file(const struct tm_device *device) { return device->file.fd >= 0; }
@@ -51,6 +62,31 @@ static inline bool state_has_file(const struct tm_device *device) { return devic
 static inline unsigned state_generation(const struct tm_device *device)
 {
     return atomic_load_explicit(&device->generation, memory_order_relaxed);
+}
+
+/* How long ago pages of a generation were last used, in the units of the statistics. */
+static inline unsigned state_age_of(const struct tm_device *device, unsigned now,
+                                    unsigned generation)
+{
+    return device->ephemeral
+               ? atomic_load_explicit(&device->turns.age[generation], memory_order_relaxed)
+               : ages_of(now, word_with_generation(0, generation));
+}
+
+static inline unsigned state_age(const struct tm_device *device, uint64_t word)
+{
+    return state_age_of(device, state_generation(device), word_generation(word));
+}
+
+/* The word of a page that is in the file alone. That of an ephemeral pool bears no checksum, for
+ * whatever the file holds is right, but a version: no two are the same, so that what was read
+ * without a lock is known to be old. */
+static inline uint64_t state_file_word(struct tm_device *device, uint32_t crc, unsigned generation)
+{
+    if (!device->ephemeral)
+        return word_of_file(crc, generation);
+    uint32_t version = atomic_fetch_add_explicit(&device->versions, 1, memory_order_relaxed);
+    return word_of_file(version, generation) | TM_WORD_UNVERIFIED;
 }
 
 /* Whether libblkid (util-linux 2.38; strace of blkid -p) reads the page when it looks for
@@ -80,10 +116,17 @@ static inline uint32_t state_alike_run(const struct tm_device *device, uint64_t 
     return run;
 }
 
-/* Whether the page in tmem may be dropped. After a failed sync the file holds nothing for sure. */
+/* Whether the page in tmem may be dropped. After a failed sync the file holds nothing for sure,
+ * but whatever it holds is right if the pool is ephemeral. */
 static inline bool state_is_clean(const struct tm_device *device, uint64_t word)
 {
-    return word & TM_WORD_CLEAN && !file_is_doubtful(&device->file);
+    return word & TM_WORD_CLEAN && (device->ephemeral || !file_is_doubtful(&device->file));
+}
+
+/* Whether pages in tmem are not to be used: what an ephemeral pool holds may not be in the file. */
+static inline bool state_is_bypassed(const struct tm_device *device)
+{
+    return device->ephemeral && file_is_doubtful(&device->file);
 }
 
 /* Whether the file holds the page. A lost page is not in it: only the bitmap records that. */

@@ -25,7 +25,11 @@ struct tm_config {
     uint64_t file_bytes; /* how much of the file may be read and written */
     bool direct;         /* file_fd bypasses the page cache */
     bool lost_zero;      /* lost pages read as zeros */
-    bool durable; /* a write reaches the file before it is acknowledged, FLUSH and FUA sync it */
+    bool durable;   /* a write reaches the file before it is acknowledged, FLUSH and FUA sync it */
+    bool ephemeral; /* the file is the device, and pages in tmem are copies that may go at any
+                       moment; besides, it is durable and needs no bitmap */
+    bool read_only; /* ephemeral: nobody may change the file, and nothing is read from it once
+                       somebody has */
     const struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };
@@ -61,13 +65,15 @@ struct tm_filter {
                      costs none */
 };
 /* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from
- * tmem; *freed tells how many. It takes tm_compact to give their memory back to the host. */
+ * tmem; *freed tells how many. Pages of an ephemeral pool just go. It takes tm_compact to give
+ * their memory back to the host. */
 int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_filter choice, uint64_t *freed);
 /* Demote everything, make the file durable and the bitmap clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
 /* Compact, trying to move at most `moves` records; returns the bytes given back. */
 uint64_t tm_compact(struct tm_device *device, uint64_t moves);
-/* Begin the next coldness generation. */
+/* GENERATION_SECONDS have passed: begin the next coldness generation. Those of an ephemeral pool
+ * begin when enough pages have missed (admit.c); it only learns how old they are. */
 void tm_begin_generation(struct tm_device *device);
 /* Publish in the statistics what lies in tmem and in the file, by age. It looks at no page. */
 void tm_publish_ages(struct tm_device *device);

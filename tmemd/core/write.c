@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "admit.h"
 #include "bounce.h"
 #include "clean.h"
 #include "fetch.h"
@@ -16,8 +17,12 @@ static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n,
     struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
+    uint64_t words[TM_RUN_MAX];
+    struct overwrite run = {first, n, bounce->pages, put && !device->ephemeral, NULL, 0, words};
     memcpy(bounce->pages, content, (size_t)n * TM_PAGE);
-    int error = overwrite_run(device, &(struct overwrite){first, n, bounce->pages, put, NULL, 0});
+    int error = overwrite_run(device, &run);
+    if (!error && device->ephemeral)
+        admit_run(device, first, n, words, bounce->pages);
     bounce_put(bounce);
     return error;
 }
@@ -120,8 +125,10 @@ static int overwrite_part(struct tm_device *device, uint64_t page, const struct 
     struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
-    struct overwrite run = {
-        .first = page, .content = bounce->pages, .put = true, .is_wanted = is_as_read};
+    struct overwrite run = {.first = page,
+                            .content = bounce->pages,
+                            .put = !device->ephemeral,
+                            .is_wanted = device->ephemeral ? NULL : is_as_read};
     int error = 0;
     lock_io(&device->locks, &io);
     while (!error && !run.n_completed) {

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tmemd.device import files
 from tmemd.store import bitmapfile
 from tmemd.store.bitmapfile import BitmapHeader
 from tmemd.store.poolfile import PAGE, PoolError
 from tmemd.system import locks
-from tmemd.system.tmpfs import is_tmpfs
 
-_BLKGETSIZE64: Final = 0x80081272
 _PROBE: Final = 8 << 20  # how much of a block device's start and end must be zeros for it to count as empty
 
 
@@ -41,7 +37,7 @@ class Backing:
     def file_bytes(self) -> int:
         """How much of the file may be read and written: whole pages, but for a block device that ends in one."""
         whole = -(-self.size // PAGE) * PAGE
-        return min(whole, _length(self.fd)) if self.is_block else whole
+        return min(whole, files.length(self.fd)) if self.is_block else whole
 
     def close(self) -> None:
         """Close both files, which unlocks them."""
@@ -90,7 +86,7 @@ def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> BitmapHeader:
             backing.fd = os.open(backing.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             undo.callback(backing.path.unlink)
             _lock(backing.fd, backing.path)
-            _use_direct(backing)
+            backing.direct = files.use_direct(backing.fd, backing.path)
         if not backing.is_block:
             undo.callback(os.truncate, backing.path, os.fstat(backing.fd).st_size)
             _extend(backing, reserve=reserve)
@@ -146,28 +142,28 @@ def _open(backing: Backing) -> None:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not backing.is_block:
         raise PoolError(f"{path} is neither a file nor a block device")
-    with _named_errors(path):
+    with files.named_errors(path):
         # On a block device O_EXCL fails where it is mounted or somebody else's.
         backing.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if backing.is_block else 0))
     if not backing.is_block:  # whose mode is the system's: root's, and its group's, which may read every disk
         _check_private(backing.fd, path)
     _lock(backing.fd, path)
-    _use_direct(backing)
-    length = _length(backing.fd)
+    backing.direct = files.use_direct(backing.fd, backing.path)
+    length = files.length(backing.fd)
     if backing.is_block and length < backing.size:
         raise PoolError(f"{path} has {length} bytes, less than size={backing.size}")
 
 
 def _open_bitmap(backing: Backing) -> None:
     path, bitmap_path = backing.path, backing.bitmap_path
-    with _named_errors(bitmap_path):
+    with files.named_errors(bitmap_path):
         backing.bitmap_fd = os.open(bitmap_path, os.O_RDWR | os.O_CLOEXEC)
     _check_private(backing.bitmap_fd, bitmap_path)
     _lock(backing.bitmap_fd, bitmap_path)
     header = bitmapfile.read_header(backing.bitmap_fd, bitmap_path)
     if header.size != backing.size:
         raise PoolError(f"{bitmap_path}: the bitmap is of a device of {header.size} bytes, not of size={backing.size}")
-    length = _length(backing.fd) if backing.fd >= 0 else 0
+    length = files.length(backing.fd) if backing.fd >= 0 else 0
     if length < backing.size:
         state = f"has only {length} of its {backing.size} bytes" if length else "is missing or empty"
         raise PoolError(
@@ -176,23 +172,13 @@ def _open_bitmap(backing: Backing) -> None:
     backing.header = header
 
 
-def _use_direct(backing: Backing) -> None:
-    """Bypass the page cache where that is real: tmpfs accepts O_DIRECT, but is the page cache itself."""
-    if not backing.is_block and is_tmpfs(backing.path):
-        return
-    flags = fcntl.fcntl(backing.fd, fcntl.F_GETFL)
-    with suppress(OSError):
-        fcntl.fcntl(backing.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
-        backing.direct = True
-
-
 def _is_empty(backing: Backing) -> bool:
     """Whether nothing was ever written: a file without data, or a block device with zeros where signatures are.
 
     Those are at its start, at its end, and at the end of what we use of it: there the file is read after the host died
     even if the page was never written.
     """
-    length = _length(backing.fd)
+    length = files.length(backing.fd)
     if not backing.is_block:
         try:
             os.lseek(backing.fd, 0, os.SEEK_DATA)
@@ -202,14 +188,6 @@ def _is_empty(backing: Backing) -> bool:
     starts = 0, max(backing.size - _PROBE, 0), length - min(length, _PROBE)
     with open(backing.path, "rb", buffering=0) as device:
         return all(not os.pread(device.fileno(), _PROBE, start).strip(b"\0") for start in starts)
-
-
-def _length(fd: int) -> int:
-    status = os.fstat(fd)
-    if not stat.S_ISBLK(status.st_mode):
-        return status.st_size
-    answer = fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8))
-    return int(struct.unpack("Q", answer)[0])
 
 
 def _check_private(fd: int, path: Path) -> None:
@@ -225,12 +203,3 @@ def _check_private(fd: int, path: Path) -> None:
 def _lock(fd: int, path: Path) -> None:
     if not locks.try_lock(fd):
         raise PoolError(f"{path} is in use by another process")
-
-
-@contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        busy = error.errno == errno.EBUSY
-        raise PoolError(f"{path}: {'in use (mounted, or swapped on)' if busy else error.strerror}") from None

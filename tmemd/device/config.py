@@ -24,7 +24,7 @@ class DeviceConfig:
 
     name: str
     size: int
-    backing: Path | None  # None: RAM only
+    backing: Path | None  # None: RAM only, or a source
     limit: int | None = None  # None: whatever tmemd's target says
     pools: Path | None = None
     tmemd: Path | None = None  # its socket; None: work alone
@@ -33,14 +33,27 @@ class DeviceConfig:
     durable: bool = False
     reserve: bool = True
     shared: bool = False  # any number of clients at a time
+    source: Path | None = None  # of a cache device, which has no backing file
+    write_through: bool = False  # a cache device may be written
     watermark: int = DEFAULT_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
+
+    @property
+    def file(self) -> Path | None:
+        """Where pages are that are not in tmem."""
+        return self.backing or self.source
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether nobody may write to it."""
+        return self.source is not None and not self.write_through
 
     def check(self) -> _core.Layout:
         """The layout of its pool. Raises PoolError."""
         if not poolfile.is_name(self.name):
             raise PoolError(f"name={self.name}: {poolfile.NAME_RULE}")
         if self.size <= 0 or self.size % SECTOR:
-            raise PoolError(f"{self.name}: size={self.size} is not a positive multiple of {SECTOR}")
+            where = f"its source has {self.size} bytes, which" if self.source else f"size={self.size}"
+            raise PoolError(f"{self.name}: {where} is not a positive multiple of {SECTOR}")
         try:
             layout = _core.layout(self.size)
         except (ValueError, OverflowError):
@@ -53,13 +66,20 @@ class DeviceConfig:
                 f"{self.name}: limit={self.limit} is below the {least} bytes ({format_size(least)}) that a device of"
                 " this size needs (2 MiB for each GiB)"
             )
-        if self.backing is None and (self.bitmap or self.durable):
-            raise PoolError(f"{self.name}: bitmap= and flush=durable need a backing file")
         if not 0 <= self.watermark <= MAX_PERCENT:
             raise PoolError(f"{self.name}: watermark={self.watermark}% is not 0% to {MAX_PERCENT}%")
+        self._check_files()
+        return layout
+
+    def _check_files(self) -> None:
+        if self.source and (self.backing or self.bitmap or self.durable or self.lost_zero):
+            raise PoolError(f"{self.name}: backing=, bitmap=, flush=durable and lost= are not for devices with source=")
+        if self.write_through and not self.source:
+            raise PoolError(f"{self.name}: write= is for devices with source=; others can always be written")
+        if not self.backing and (self.bitmap or self.durable):
+            raise PoolError(f"{self.name}: bitmap= and flush=durable need a backing file")
         if self.bitmap and self.bitmap == self.backing:
             raise PoolError(f"{self.name}: bitmap= and backing= name the same file")
-        return layout
 
 
 def default_pools() -> Path:

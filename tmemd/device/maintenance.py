@@ -9,11 +9,11 @@ import errno
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Final
 
 from tmemd.binding import _core
-from tmemd.device.config import Debug, DeviceConfig
+from tmemd.device.config import Debug
+from tmemd.device.parts import Parts
 from tmemd.device.watermark import MIN_AGE, FreeWatermark
 from tmemd.sizes import format_size
 from tmemd.store import requests
@@ -42,15 +42,16 @@ WASTE_WHILE_REFUSING: Final = 1 / 32
 class Maintenance:
     """Looks after one device, in a thread of its own once `start` was called."""
 
-    def __init__(self, core: _core.Device, config: DeviceConfig, pool_fd: int, pool_path: Path, debug: Debug) -> None:
+    def __init__(self, core: _core.Device, parts: Parts, debug: Debug) -> None:
         """*debug* is told of each change of the target and of each round of demotion."""
         self._core = core
-        self._config = config
-        self._pool_fd = pool_fd
-        self._pool_path = pool_path
+        self._parts = parts
+        self._config = parts.config
+        self._pool_fd = parts.pool_fd
+        self._pool_path = parts.pool_path
         self._debug = debug
         self._snapshot = Snapshot()
-        self._watermark = FreeWatermark(config.watermark)
+        self._watermark = FreeWatermark(parts.config.watermark)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure = ""  # of the last tick
@@ -92,6 +93,7 @@ class Maintenance:
 
         Returns in how many seconds the next tick is due; 0 while there is more to do.
         """
+        self._parts.note_source()
         pool = self._take_snapshot()
         if self._is_idle(pool, now):
             return TICK_WHILE_IDLE
@@ -101,7 +103,7 @@ class Maintenance:
         counters = pool.counters()
         target = self._current_target(counters, pool.control())
         self._publish_ages(counters, now)
-        if self._config.backing and counters.used_bytes > target:
+        if self._config.file and counters.used_bytes > target:
             return 0 if self._demote(counters.used_bytes - target, bounded=True) else TICK
         if self._make_room(pool, counters, target):
             return TICK_UNDER_LOAD
@@ -155,6 +157,11 @@ class Maintenance:
                     self._core.drain()
                 case Request.DEMOTE:
                     self._give_back(request.argument, request.choice)
+                case Request.FLUSH:
+                    if not self._config.source:
+                        return errno.EINVAL
+                    self._core.demote(self._config.size)
+                    self._core.compact(MOVES_STEP)
                 case Request.COMPACT:
                     while self._compact() and not self._stop.is_set():
                         pass

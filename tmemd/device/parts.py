@@ -10,8 +10,10 @@ from pathlib import Path
 
 from tmemd.binding import _core
 from tmemd.device import backing as backings
+from tmemd.device import source as sources
 from tmemd.device.backing import Backing
 from tmemd.device.config import Debug, DeviceConfig, default_pools
+from tmemd.device.source import Source
 from tmemd.store import bitmapfile, poolfile
 from tmemd.store.bitmapfile import BitmapHeader
 from tmemd.store.poolfile import Identity, PoolError
@@ -28,6 +30,7 @@ class Parts:
     layout: _core.Layout
     boot_id: uuid.UUID
     backing: Backing | None
+    source: Source | None
     pool_path: Path
     pool_fd: int
     debug: Debug
@@ -42,6 +45,8 @@ class Parts:
             self.debug(f"{self.pool_path}: a new pool")
             return False
         self._check_identity(identity)
+        if self.source:
+            return self._adopt_copies(self.source, identity)
         header = self.backing.header if self.backing else None
         if identity.boot_id != self.boot_id or (header and header.epoch != identity.epoch):
             self.debug(f"{self.pool_path}: a pool of epoch {identity.epoch} that no longer counts")
@@ -53,11 +58,35 @@ class Parts:
         self.debug(f"{self.pool_path}: adopted the pool of epoch {identity.epoch} with {pages} pages in tmem")
         return True
 
+    def _adopt_copies(self, source: Source, identity: Identity) -> bool:
+        """Whether the pool's pages are known to be what the source holds. A new pool costs no more than reads."""
+        counters = poolfile.read_counters(self.pool_fd, self.pool_path)
+        same = identity.boot_id == self.boot_id and identity.uuid == source.content_id() and not counters.sync_failed
+        if same and os.fstat(self.pool_fd).st_size == self.layout.data_offset + self.layout.data_bytes:
+            source.noted = identity.uuid
+            self.debug(f"{self.pool_path}: adopted the pool with {counters.pages_in_tmem} pages in tmem")
+            return True
+        self.debug(f"{self.pool_path}: its pages may not be what {source.path} holds now")
+        return False
+
+    def note_source(self) -> None:
+        """Say in the pool what the source holds, once that is known, so that who attaches next can adopt it."""
+        found = self.source.content_id() if self.source else None
+        if not self.source or not found or found == self.source.noted:
+            return
+        identity = poolfile.read_identity(self.pool_fd, self.pool_path)
+        if identity:
+            os.pwrite(self.pool_fd, replace(identity, uuid=found).pack(), 0)
+            self.source.noted = found
+
     def _check_identity(self, identity: Identity) -> None:
         path, size = self.pool_path, self.config.size
         whole, found = self.layout.data_offset + self.layout.data_bytes, os.fstat(self.pool_fd).st_size
-        if identity.name != self.config.name or identity.has_file != (self.backing is not None):
+        same_kind = (identity.has_file, identity.is_ephemeral) == (bool(self._file), bool(self.source))
+        if identity.name != self.config.name or not same_kind:
             raise PoolError(f"{path}: the pool of another device ({identity.name!r}); 'tmemctl destroy' forgets it")
+        if self.source:
+            return
         if identity.size != size:
             raise PoolError(f"{path}: the pool of a device of {identity.size} bytes, not of size={size}")
         if self.backing and (self.backing.header is None or self.backing.header.uuid != identity.uuid):
@@ -66,8 +95,12 @@ class Parts:
             raise PoolError(f"{path}: the pool file is truncated: it has {found} of {whole} bytes")
 
     @property
+    def _file(self) -> Backing | Source | None:
+        return self.backing or self.source
+
+    @property
     def _backing_name(self) -> str:
-        return str(self.backing.path) if self.backing else ""
+        return str(self._file.path) if self._file else ""
 
     @property
     def _bitmap_name(self) -> str:
@@ -87,11 +120,14 @@ class Parts:
                 states = bytes([State.ZERO]) * len(states)
             bitmapfile.write_header(self.backing.bitmap_fd, header)
             self.backing.header = header
+        if self.source:
+            states = bytes([State.FILE]) * len(states)
         layout = self.layout
         identity = Identity(
             name=self.config.name, size=header.size, index_offset=layout.index_offset, data_offset=layout.data_offset,
             data_bytes=layout.data_bytes, uuid=header.uuid, boot_id=self.boot_id, epoch=header.epoch,
-            has_file=self.backing is not None, backing=self._backing_name, bitmap=self._bitmap_name,
+            has_file=self._file is not None, backing=self._backing_name, bitmap=self._bitmap_name,
+            is_ephemeral=self.source is not None,
         )  # fmt: skip
         try:
             _format(self.pool_fd, identity, states)
@@ -105,15 +141,16 @@ class Parts:
 
     def open_core(self, cgroups: list[tuple[int, int]]) -> _core.Device:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
-        config, backing = self.config, self.backing
+        config, backing, file = self.config, self.backing, self._file
         header = backing.header if backing else None
         limit = config.limit or self.layout.data_offset + self.layout.data_bytes
         try:
             return _core.Device(
-                self.pool_fd, backing.fd if backing else -1, backing.bitmap_fd if backing else -1, name=config.name,
+                self.pool_fd, file.fd if file else -1, backing.bitmap_fd if backing else -1, name=config.name,
                 size=config.size, limit=limit, region=header.region if header else bitmapfile.REGION,
-                file_bytes=backing.file_bytes if backing else 0, direct=bool(backing and backing.direct),
-                lost_zero=config.lost_zero, durable=config.durable, cgroup=cgroups,
+                file_bytes=file.file_bytes if file else 0, direct=bool(file and file.direct),
+                lost_zero=config.lost_zero, durable=config.durable, ephemeral=self.source is not None,
+                read_only=config.is_read_only, cgroup=cgroups,
             )  # fmt: skip
         except (ValueError, OSError) as error:
             raise PoolError(f"{self.pool_path}: {error} ('tmemctl check' tells more)") from None
@@ -135,14 +172,30 @@ def open_parts(
             owned.callback(backing.close)
             found = f"with bitmap {backing.bitmap_path} of epoch {backing.header.epoch}" if backing.header else "new"
             debug(f"{backing.path}: {found}, {'O_DIRECT' if backing.direct else 'through the page cache'}")
+        source = _open_source(config) if config.source else None
+        if source:
+            owned.callback(source.close)
+            debug(f"{source.path}: {'O_DIRECT' if source.direct else 'through the page cache'}")
         pool_fd, pool_path = _open_pool(config, undo)
         owned.callback(os.close, pool_fd)
         _claim(pool_fd, pool_path)
-        parts = Parts(config, layout, boot_id, backing, pool_path, pool_fd, debug)
+        parts = Parts(config, layout, boot_id, backing, source, pool_path, pool_fd, debug)
         if not parts.adopt_pool():
             parts.make_pool(undo)
         core = parts.open_core(_cgroup_files(root, owned))
+        owned.callback(core.close)
+        if source and not source.is_as_opened():
+            raise PoolError(f"{source.path}: somebody changed it while it was opened")
         return parts, core, owned.pop_all()
+
+
+def _open_source(config: DeviceConfig) -> Source:
+    assert config.source
+    source = sources.open_source(config.source, write=config.write_through)
+    if source.size != config.size:
+        source.close()
+        raise PoolError(f"{source.path}: its size changed from {config.size} to {source.size} bytes just now")
+    return source
 
 
 def _claim(fd: int, path: Path) -> None:
@@ -188,7 +241,7 @@ def _open_existing(path: Path) -> int:
 def _attach_by_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[int, Path]:
     from tmemd import client, protocol  # noqa: PLC0415 - a device that works alone needs neither
 
-    request = protocol.Attach(config.name, config.size, config.backing is not None, config.limit)
+    request = protocol.Attach(config.name, config.size, config.file is not None, config.limit)
     try:
         fd, path = client.attach_pool(socket, request)
     except client.UnreachableError:

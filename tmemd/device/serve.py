@@ -22,7 +22,7 @@ class ServedDevice:
         self.pool_path = parts.pool_path
         self.core = core
         self.clients = Clients()
-        self.maintenance = Maintenance(core, parts.config, parts.pool_fd, parts.pool_path, debug)
+        self.maintenance = Maintenance(core, parts, debug)
         self._owned = owned
 
     def start(self) -> None:
@@ -42,7 +42,7 @@ def check_together(configs: Sequence[DeviceConfig]) -> None:
     owners: dict[Path, str] = {}
     for config in configs:
         config.check()
-        for path in (config.backing, config.bitmap):
+        for path in (config.file if not config.is_read_only else None, config.bitmap):
             if path and owners.setdefault(path, config.name) != config.name:
                 raise PoolError(f"{config.name}: {path} is already device {owners[path]}'s")
 

@@ -75,8 +75,9 @@ class Identity:
     boot_id: UUID
     epoch: int  # how often a pool was made for this device
     has_file: bool
-    backing: str = ""  # paths of the backing file and its bitmap when the pool was last opened; '' for none
+    backing: str = ""  # paths of the backing file or source, and of the bitmap, when it was last opened; '' for none
     bitmap: str = ""
+    is_ephemeral: bool = False  # the file is a source, and pages are copies of what it holds
 
     @cached_property
     def pages(self) -> int:
@@ -91,8 +92,8 @@ class Identity:
     def pack(self) -> bytes:
         """The identity page, 4096 bytes, checksum included."""
         body = _IDENTITY.pack(
-            MAGIC, VERSION, int(self.has_file), self.size, self.pages, STATES_OFFSET, self.index_offset,
-            self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.epoch,
+            MAGIC, VERSION, self.has_file | self.is_ephemeral << 1, self.size, self.pages, STATES_OFFSET,
+            self.index_offset, self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.epoch,
             self.name.encode(), self.backing.encode(), self.bitmap.encode(),
         )  # fmt: skip
         return (body + _CRC.pack(google_crc32c.value(body))).ljust(PAGE, b"\0")
@@ -117,7 +118,7 @@ class Identity:
         name, backing, bitmap = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
         identity = cls(
             name, size, index, data, data_bytes, UUID(bytes=uid),
-            UUID(bytes=boot), epoch, bool(flags & 1), backing, bitmap,
+            UUID(bytes=boot), epoch, bool(flags & 1), backing, bitmap, bool(flags & 2),
         )  # fmt: skip
         if identity.pages != pages or states != STATES_OFFSET or not states < index < data:
             raise PoolError(f"{where}: the pool's identity page contradicts itself")

@@ -28,6 +28,7 @@ class Request(enum.IntEnum):
     DRAIN = 1
     DEMOTE = 2
     COMPACT = 3
+    FLUSH = 4  # of an ephemeral pool: let go of all pages
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,13 @@ def open_lock_file(path: Path) -> int:
     return fd
 
 
-def try_lock(fd: int, start: int = 0, length: int = 0) -> bool:
-    """Take the write lock on these bytes (*length* 0: to the end) without waiting; False when another open has it."""
+def try_lock(fd: int, start: int = 0, length: int = 0, *, shared: bool = False) -> bool:
+    """Take the lock on these bytes (*length* 0: to the end) without waiting; False when another open has it.
+
+    It is the write lock, or, *shared* with others who do the same, the read lock.
+    """
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(start, length))
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(start, length, fcntl.F_RDLCK if shared else fcntl.F_WRLCK))
     except (BlockingIOError, PermissionError):
         return False
     return True
@@ -50,5 +53,5 @@ def is_locked(fd: int, start: int = 0, length: int = 0) -> bool:
 
 
 @cache
-def _flock(start: int, length: int) -> bytes:
-    return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+def _flock(start: int, length: int, kind: int = fcntl.F_WRLCK) -> bytes:
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, start, length, 0)
