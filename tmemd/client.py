@@ -107,7 +107,7 @@ class Client:
         self._change(protocol.Freeze(checked, frozen))
 
     def ask(self, name: str, work: protocol.Work, nbytes: int = 0, choice: Choice = ANY_PAGE) -> int:
-        """Ask the serving plugin for work; returns the number by which `pool` knows its answer."""
+        """Ask the serving plugin for work; returns the number by which `pool` knows its answer, 0 if it is done."""
         request = protocol.Ask(check_name(name), work, nbytes, choice.min_age, choice.raw_only)
         return _expect(protocol.Asked, self._call(request)).number
 

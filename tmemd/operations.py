@@ -19,6 +19,7 @@ _REQUESTS: Final[dict[protocol.Work, requests.Request]] = {
     "drain": requests.Request.DRAIN,
     "demote": requests.Request.DEMOTE,
     "compact": requests.Request.COMPACT,
+    "flush": requests.Request.FLUSH,
     "settle": requests.Request.COMPACT,
 }
 _NO_COUNTERS: Final = Counters(*(0 for _ in Counters.__struct_fields__))
@@ -96,19 +97,22 @@ def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
         identity, error = None, str(failure)
     control = now.control() if now else poolfile.read_control(pool.fd)
     counters = now.counters() if now else _counters_without_plugin(pool.taken())
-    limit = counters.limit_bytes
+    limit, file = counters.limit_bytes, identity.backing if identity else ""
+    is_ephemeral = identity is not None and identity.is_ephemeral
     return PoolStatus(
         name=pool.name,
         path=str(pool.path),
         uid=pool.uid(),
         size=identity.size if identity else 0,
         has_file=identity.has_file if identity else False,
-        backing=identity.backing if identity else "",
+        backing="" if is_ephemeral else file,
         target_bytes=limit if control.target is None else min(control.target, limit),
         frozen=control.frozen,
         served=pool.is_served(),
         error=error,
         counters=counters,
+        kind=identity.kind if identity else None,
+        source=file if is_ephemeral else "",
         taken_bytes=pool.taken(),
         unfinished=identity is None and error is None,
         settings=PoolSettings(compression=control.compression, frozen=control.frozen),

@@ -15,7 +15,7 @@ import msgspec
 
 from tmemd.settings import MAX_WEIGHT, PoolSettings
 from tmemd.sizes import format_size
-from tmemd.store.poolfile import GENERATIONS, NAME_PATTERN, Ages, Counters, Latencies, PoolError
+from tmemd.store.poolfile import GENERATIONS, NAME_PATTERN, Ages, Counters, Latencies, PoolError, PoolKind
 
 DEFAULT_SOCKET: Final = Path("/run/tmemd/tmemd.sock")
 DEFAULT_POOLS: Final = Path("/run/tmemd/pools")
@@ -27,7 +27,7 @@ Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Weight: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_WEIGHT)]
 Configurable: TypeAlias = Literal["weight", "cap", "minimum", "compression"]
-Work: TypeAlias = Literal["drain", "demote", "compact", "settle"]  # settle: what compact was called in 0.1
+Work: TypeAlias = Literal["drain", "demote", "compact", "flush", "settle"]  # settle: what compact was called in 0.1
 
 
 # 64 MiB put without a single trim: a guest that trims does so as soon as a process that was swapped out ends.
@@ -147,6 +147,8 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     served: bool
     error: str | None  # why the pool cannot be used; all numbers are 0 then, but for what it takes
     counters: Counters
+    kind: PoolKind | None = None  # None: not known
+    source: str = ""  # of an ephemeral pool, in place of a backing file
     taken_bytes: int = 0  # of RAM, by its file, as the kernel counts it
     unfinished: bool = False  # no plugin has made it a pool yet; numbers as with an error
     settings: PoolSettings = PoolSettings()
@@ -164,7 +166,8 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def never_trims(self) -> bool:
         """Whether the guest swaps and never says which pages are dead, so that they fill tmem."""
-        return self.counters.trims == 0 and self.counters.puts >= _PUTS_WITHOUT_TRIM
+        swaps = self.kind != "ephemeral" and self.counters.puts >= _PUTS_WITHOUT_TRIM
+        return swaps and self.counters.trims == 0
 
     def flat(self) -> dict[str, Any]:
         """One flat JSON object, as tmemctl prints it."""
@@ -200,7 +203,7 @@ class Listed(_Message, frozen=True):
 
 
 class Asked(_Message, frozen=True):
-    """The work will be done; Show with this number as its *request* says when, and how it went."""
+    """The work will be done; Show with this number as its *request* says when, and how it went. 0: it is done."""
 
     number: int
 

@@ -11,7 +11,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lz4.block
@@ -28,12 +28,13 @@ LIMIT = 256 * MIB
 MINIMUM = MIB
 
 
-def identity(name: str, size: int = 64 * MIB, *, has_file: bool = True) -> Identity:
+def identity(name: str, size: int = 64 * MIB, *, has_file: bool = True, ephemeral: bool = False) -> Identity:
     """An identity as the core would lay it out: states, then the index, then memory for twice the device."""
     blocks = -(-size // (2 * MIB))
     index = -(-(poolfile.STATES_OFFSET + blocks) // 4096) * 4096
     data = -(-(index + blocks * 4096) // (256 * 1024)) * 256 * 1024
-    return Identity(name, size, index, data, -(-2 * size // MIB) * MIB, uuid.uuid4(), uuid.uuid4(), 1, has_file)
+    made = Identity(name, size, index, data, -(-2 * size // MIB) * MIB, uuid.uuid4(), uuid.uuid4(), 1, has_file)
+    return replace(made, is_ephemeral=True, backing="/images/golden") if ephemeral else made
 
 
 def counters(**values: int) -> Counters:
@@ -69,9 +70,11 @@ def histogram(*buckets: int, count: int = 1, sum_ns: int = 0) -> poolfile.Histog
     return poolfile.Histogram(sum_ns, counts)
 
 
-def finish_pool(fd: int, name: str, size: int = 64 * MIB, *, has_file: bool = True, **values: int) -> Identity:
+def finish_pool(
+    fd: int, name: str, size: int = 64 * MIB, *, has_file: bool = True, ephemeral: bool = False, **values: int
+) -> Identity:
     """What a plugin does with the empty file it is given."""
-    made = identity(name, size, has_file=has_file)
+    made = identity(name, size, has_file=has_file, ephemeral=ephemeral)
     os.ftruncate(fd, made.file_bytes)
     write_counters(fd, counters(**values))
     os.pwrite(fd, made.pack(), 0)
@@ -79,11 +82,13 @@ def finish_pool(fd: int, name: str, size: int = 64 * MIB, *, has_file: bool = Tr
 
 
 @contextmanager
-def pool(directory: Path, name: str, size: int = 64 * MIB, *, has_file: bool = True, **values: int) -> Iterator[int]:
+def pool(
+    directory: Path, name: str, size: int = 64 * MIB, *, has_file: bool = True, ephemeral: bool = False, **values: int
+) -> Iterator[int]:
     """A pool file in *directory*; yields it open."""
     fd = os.open(directory / f"{name}.pool", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        finish_pool(fd, name, size, has_file=has_file, **values)
+        finish_pool(fd, name, size, has_file=has_file, ephemeral=ephemeral, **values)
         yield fd
     finally:
         os.close(fd)
@@ -255,9 +260,11 @@ class Filler:
 
 
 @contextmanager
-def filled(directory: Path, name: str = "web", size: int = 64 * MIB, *, has_file: bool = True) -> Iterator[Filler]:
+def filled(
+    directory: Path, name: str = "web", size: int = 64 * MIB, *, has_file: bool = True, ephemeral: bool = False
+) -> Iterator[Filler]:
     """A finished pool to fill."""
-    with pool(directory, name, size, has_file=has_file) as fd:
+    with pool(directory, name, size, has_file=has_file, ephemeral=ephemeral) as fd:
         made = poolfile.read_identity(fd, name)
         assert made
         yield Filler(fd, made)

@@ -43,6 +43,12 @@ def device(name: str, pools: Path, size: object, backing: object, limit: object,
     return [f"{key}={value}" for key, value in keys.items()]
 
 
+def cache_device(name: str, pools: Path, source: object, limit: object, **keys: object) -> list[str]:
+    """The same of a cache device."""
+    keys = {"name": name, "source": source, "limit": limit, "pools": pools} | keys
+    return [f"{key}={value}" for key, value in keys.items()]
+
+
 def nbdkit_command(socket: Path, parameters: Sequence[str], options: Sequence[str] = ()) -> list[str]:
     """The command line that serves *parameters* in the foreground."""
     return ["nbdkit", "-f", "-U", str(socket), *options, "python", str(PLUGIN), *parameters]

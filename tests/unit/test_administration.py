@@ -62,12 +62,12 @@ def administration(base: Path, config: str = "", *, total: int = TOTAL) -> Itera
         yield made
 
 
-def attach(made: Administration, name: str, size: int = 64 * MIB, **values: int) -> None:
+def attach(made: Administration, name: str, size: int = 64 * MIB, *, ephemeral: bool = False, **values: int) -> None:
     """What happens when a plugin comes."""
     request = protocol.Attach(name, size, True, values.get("limit_bytes", fakes.LIMIT))
     with made.attach(request, os.geteuid(), os.getegid(), bounded=False) as found:
         if found.identity() is None:
-            fakes.finish_pool(found.fd, name, size, has_file=True, **values)
+            fakes.finish_pool(found.fd, name, size, has_file=True, ephemeral=ephemeral, **values)
 
 
 def page(base: Path, name: str = "web") -> tuple[int | None, bool, bool]:

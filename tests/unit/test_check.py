@@ -174,6 +174,33 @@ def test_a_device_without_a_file_has_no_pages_there(directory: Path, word: int |
         assert "the device has none" in check(directory).problems[0]
 
 
+def test_an_ephemeral_pool_has_clean_pages_and_pages_in_its_source(directory: Path) -> None:
+    with fakes.filled(directory, ephemeral=True) as filler:
+        filler.put(1, TEXT)
+        filler.word(1, filler.read_word(1) | 1 << 5)
+        filler.word(2, 12345 << 32 | 3 << 8 | 1 << 7 | 2)
+        filler.state(4, 1)
+        filler.finish(pages_in_file=513)
+        report = check(directory)
+        assert (report.problems, report.notes) == ([], [])
+        filler.word(2, 12345 << 32 | 3 << 8 | 2)
+        assert "page 2 has a checksum, but its pool is ephemeral" in check(directory).problems[0]
+
+
+@pytest.mark.parametrize("word", [3, 4, 5, 1 << 7 | 1 << 6 | 2])
+def test_what_an_ephemeral_pool_reads_again_is_a_note(directory: Path, word: int) -> None:
+    with fakes.filled(directory, ephemeral=True) as filler:
+        filler.put(1, TEXT)  # not clean
+        filler.word(2, word)
+        filler.state(4, 2)
+        filler.finish()
+        report = check(directory)
+        assert report.ok
+        assert "514 pages are read from the source again at the next attach" in report.notes
+        assert poolfile.lock(filler.fd)
+        assert "source" not in "".join(check(directory).notes), "a write may be under way"
+
+
 def test_what_the_next_attach_puts_right_is_only_a_note(directory: Path) -> None:
     with fakes.filled(directory) as filler:
         fill(filler)

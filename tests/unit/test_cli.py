@@ -66,7 +66,7 @@ def test_list_prints_a_table(directory: Path, capsys: Output) -> None:
     lines = output.out.splitlines()
     assert lines[0].split()[:4] == ["NAME", "SIZE", "TARGET", "USED"]
     assert lines[1].split()[-1] == "damaged"
-    assert lines[2].split() == ["web", "64.0M", "256M", "3.00M", *"000000"[:5], "idle,", "frozen"]
+    assert lines[2].split() == ["web", "64.0M", "256M", "3.00M", *"00000", "persistent", "idle,", "frozen"]
     assert "not a tmem pool" in output.err
 
 
@@ -123,7 +123,7 @@ def test_targets_that_are_no_sizes_are_usage_errors(directory: Path, target: str
 
 
 @pytest.mark.parametrize("name", ["../web", "/etc/passwd", "", ".", "web\n", "nothing"])
-@pytest.mark.parametrize("command", ["show", "map", "freeze", "drain", "compact", "destroy"])
+@pytest.mark.parametrize("command", ["show", "map", "freeze", "drain", "compact", "flush", "destroy"])
 def test_bad_names_are_one_clear_line(directory: Path, command: str, name: str, capsys: Output) -> None:
     assert ctl(directory, command, name) == 1
     errors = capsys.readouterr().err.splitlines()
@@ -301,6 +301,57 @@ def test_a_pool_without_a_file_cannot_be_drained(directory: Path, capsys: Output
     assert "no backing file" in capsys.readouterr().err
 
 
+def test_an_ephemeral_pool_says_so_and_where_its_pages_are_from(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "golden", ephemeral=True, puts=100_000), fakes.pool(directory, "web"):
+        assert ctl(directory, "list", "--json") == 0
+        golden, web = parsed(capsys)
+        assert (golden["kind"], golden["source"], golden["backing"]) == ("ephemeral", "/images/golden", "")
+        assert (web["kind"], web["source"]) == ("persistent", "")
+        assert ctl(directory, "list") == 0
+        output = capsys.readouterr()
+        assert [line.split()[-2] for line in output.out.splitlines()] == ["KIND", "ephemeral", "persistent"]
+        assert output.err == "", "its guest has nothing to trim"
+        assert ctl(directory, "map", "golden") == 0
+        assert "source" in capsys.readouterr().out
+
+
+def test_flush_asks_the_plugin(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "golden", ephemeral=True, used_bytes=MIB), Plugin(directory, "golden", 0) as plugin:
+        assert ctl(directory, "flush", "golden") == 0
+    assert [request.op for request in plugin.asked] == [Request.FLUSH]
+    assert capsys.readouterr().out == "golden: 1.00M given back, 0 in use\n"
+
+
+def test_flush_of_what_nobody_serves_forgets_the_pages(directory: Path, capsys: Output) -> None:
+    with fakes.filled(directory, "golden", ephemeral=True) as filler:
+        filler.put(5, b"x" * 4096)
+        filler.finish()
+        poolfile.write_frozen(filler.fd, True)
+        assert ctl(directory, "flush", "golden", "--json") == 0
+        found = parsed(capsys)
+        assert (found["pages_in_tmem"], found["pages_in_file"], found["payload_bytes"]) == (0, 16384, 0)
+        assert found["used_bytes"] == found["taken_bytes"] < 64 << 10
+        assert found["frozen"], "what was set stays"
+        assert ctl(directory, "map", "golden", "--json") == 0
+        assert parsed(capsys)["counts"]["file"] == 16384
+        assert ctl(directory, "check", "golden", "--strict") == 0
+        assert not poolfile.is_locked(filler.fd)
+
+
+def test_a_persistent_pool_is_not_flushed_nor_an_ephemeral_one_drained(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", pages_in_tmem=3), fakes.pool(directory, "golden", ephemeral=True):
+        assert ctl(directory, "flush", "web") == 1
+        assert "pool web is persistent" in capsys.readouterr().err
+        assert ctl(directory, "drain", "golden") == 1
+        assert "'tmemctl flush' empties it" in capsys.readouterr().err
+
+
+def test_destroying_an_ephemeral_pool_loses_nothing(directory: Path) -> None:
+    with fakes.pool(directory, "golden", ephemeral=True, pages_in_tmem=3):
+        assert ctl(directory, "destroy", "golden") == 0
+    assert list(directory.iterdir()) == []
+
+
 def test_no_tmemd_is_a_clear_error(directory: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMEMD_SOCKET", f"{directory}/nobody")
     assert main(["list"]) == 1
@@ -473,7 +524,7 @@ def used_pool(directory: Path, **values: int) -> Any:
         "gets": 3,
         "file_reads": 1,
     } | values
-    return fakes.pool(directory, "web", has_file=True, **values)
+    return fakes.pool(directory, "web", has_file=True, ephemeral=False, **values)
 
 
 def test_long_lists_say_settings_shares_latencies_and_ages(directory: Path, capsys: Output) -> None:

@@ -83,9 +83,14 @@ class Host:
         stalls = f"some avg10=0 total={self.stalls}\nfull avg10=0 total={self.stalls // 2}"
         tree(self.root, {"proc/meminfo": MEMINFO.format(**kib), "proc/pressure/memory": stalls})
 
-    def pool(self, name: str, taken: int = 0, *, served: bool = True, has_file: bool = True, **values: int) -> int:
+    def pool(
+        self, name: str, taken: int = 0, *,
+        served: bool = True, has_file: bool = True, ephemeral: bool = False, **values: int,
+    ) -> int:  # fmt: skip
         """A pool of a device of 64 MiB that takes *taken* MiB; returns its file, locked as by a plugin if *served*."""
-        fd = self._held.enter_context(fakes.pool(self.directory, name, has_file=has_file, **values))
+        fd = self._held.enter_context(
+            fakes.pool(self.directory, name, has_file=has_file, ephemeral=ephemeral, **values)
+        )
         self._fds[name] = fd
         self.use(name, taken)
         fakes.write_counters(fd, fakes.counters(**({"used_bytes": self.taken(name)} | values)))

@@ -47,6 +47,13 @@ def test_a_failed_sync_is_told() -> None:
     assert [value(found, "tmemd_pool_sync_failed", pool=name) for name in ("web", "bad")] == [0, 1]
 
 
+def test_the_kind_of_a_pool_is_told() -> None:
+    golden = msgspec.structs.replace(status("golden", puts=1 << 20), kind="ephemeral", source="/images/golden")
+    found = samples(exposition(Snapshot([golden])))
+    assert value(found, "tmemd_pool_info", pool="golden", kind="ephemeral", source="/images/golden") == 1
+    assert value(found, "tmemd_pool_never_trims", pool="golden") == 0
+
+
 def test_numbers_have_names_units_and_labels() -> None:
     settings = PoolSettings(weight=250, cap=96 * MIB, minimum=8 * MIB, compression=False)
     pool = status("web", used_bytes=5 * MIB, puts=17, puts_refused=2, pages_in_file=3, reads=4, trims=9)

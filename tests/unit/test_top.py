@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_counted() -> None:
 
 def test_a_wide_terminal_shows_every_column_and_a_narrow_one_what_matters() -> None:
     wide, narrow = ("\n".join(lines(frame(busy(1)), View(width, 24))) for width in (240, 60))
-    for title in ("WEIGHT", "IN TMEM", "RATIO", "HITS", "DEMOTED", "reads/s", "median   p99", "STATE"):
+    for title in ("WEIGHT", "IN TMEM", "RATIO", "HITS", "DEMOTED", "reads/s", "median   p99", "KIND", "STATE"):
         assert title in wide
     for title in ("GUEST", "USED", "TARGET", "STATE"):
         assert title in narrow

@@ -9,7 +9,7 @@ import msgspec
 
 from tmemd.protocol import PoolStatus
 from tmemd.store.latency import difference, quantile
-from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Histogram, Latencies
+from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Histogram, Latencies, PoolKind
 
 
 class Latency(msgspec.Struct, frozen=True):
@@ -28,6 +28,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
     """One pool, now and in the interval before. Sizes in bytes, rates in pages a second, shares from 0 to 1."""
 
     name: str
+    kind: PoolKind | None
     weight: int
     size: int
     target_bytes: int
@@ -64,6 +65,7 @@ def activity(before: PoolStatus | None, now: PoolStatus, seconds: float) -> Acti
     gets, file_reads = interval.rate("gets"), interval.rate("file_reads")
     return Activity(
         name=now.name,
+        kind=now.kind,
         weight=now.settings.weight,
         size=now.size,
         target_bytes=now.target_bytes,

@@ -15,8 +15,8 @@ from tmemd.client import UnreachableError
 from tmemd.store.poolfile import PoolError
 
 COMMANDS: Final = (
-    "list", "show", "top", "host", "freeable", "map", "set", "freeze", "thaw", "drain", "demote", "compact", "destroy",
-    "check", "record", "simulate", "plugin-path",
+    "list", "show", "top", "host", "freeable", "map", "set", "freeze", "thaw", "drain", "demote", "compact", "flush",
+    "destroy", "check", "record", "simulate", "plugin-path",
 )  # fmt: skip
 _RENAMED: Final = {"settle": "compact"}  # old names go with the next release
 
@@ -24,7 +24,7 @@ _RENAMED: Final = {"settle": "compact"}  # old names go with the next release
 def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The command line of tmemctl, as far as these commands go."""
     parser = argparse.ArgumentParser(
-        prog="tmemctl", description="Look at the pools of swap devices and change them.",
+        prog="tmemctl", description="Look at the pools of devices and change them.",
         epilog="Exit status: 0; 1 after an error, or a problem that was found; 2 for a wrong command line; 130 after"
         " Ctrl-C. 'tmemctl COMMAND --help' says more of each.",
     )  # fmt: skip

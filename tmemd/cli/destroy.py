@@ -1,4 +1,4 @@
-"""Destroy a pool that no plugin serves; what its tmem holds is lost."""
+"""Destroy a pool that no plugin serves; what its tmem holds is lost, but for an ephemeral pool's copies."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Drain it and wait."""
     client = common.client(arguments)
     before = client.pool(arguments.name)
-    status = _drain_served(client, before) if before.served else _drain_idle(client, before)
+    asked = before.served or before.kind == "ephemeral"  # which is refused, in the words of who is asked
+    status = _drain_served(client, before) if asked else _drain_idle(client, before)
     left = status.counters.pages_in_tmem
     if left and status.frozen:
         raise PoolError(f"pool {status.name} was not drained: {left} pages are in tmem still")

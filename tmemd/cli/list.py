@@ -1,7 +1,8 @@
 """List the pools.
 
 TARGET is the RAM that a pool may take, USED what it takes. TMEM, FILE and LOST are pages of 4 KiB by where they are,
-PUTS and REFUSED those that were offered to tmem, and not taken, since the pool was made.
+PUTS and REFUSED those that were offered to tmem, and not taken, since the pool was made. FILE is the backing file, or
+the source of an ephemeral pool, whose pages in tmem are copies.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         common.print_json([long_form(status) if arguments.long else status.flat() for status in pools])
     else:
-        _print(("SIZE", "TARGET", "USED", "TMEM", "FILE", "LOST", "PUTS", "REFUSED", "STATE"), map(_row, pools))
+        _print(("SIZE", "TARGET", "USED", "TMEM", "FILE", "LOST", "PUTS", "REFUSED", "KIND", "STATE"), map(_row, pools))
         if arguments.long:
             _print_long(pools)
     common.warn_of_problems(listed.problems)
@@ -48,7 +49,7 @@ def _print_long(pools: Sequence[PoolStatus]) -> None:
 
 
 def _print(columns: Sequence[str], rows: Iterable[list[str]]) -> None:
-    table = common.table("NAME", *columns, left=["STATE"])
+    table = common.table("NAME", *columns, left=["KIND", "STATE"])
     for row in rows:
         table.add_row(*row)
     common.print_table(table)
@@ -58,7 +59,7 @@ def _row(status: PoolStatus) -> list[str]:
     counters = status.counters
     sizes = (status.size, status.target_bytes, counters.used_bytes)
     counts = (counters.pages_in_tmem, counters.pages_in_file, counters.pages_lost, counters.puts, counters.puts_refused)
-    return [status.name, *map(format_size, sizes), *map(str, counts), common.state(status)]
+    return [status.name, *map(format_size, sizes), *map(str, counts), status.kind or "-", common.state(status)]
 
 
 def _settings(status: PoolStatus) -> list[str]:

@@ -1,4 +1,4 @@
-"""Show where the pages of a device are: nowhere, in tmem, in the file, or lost."""
+"""Show where the pages of a device are: nowhere, in tmem, in the file or source, or lost."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def _print_picture(identity: Identity, runs: Iterable[Run]) -> None:
             text.append(_SIGNS[place] * len(list(same)), _STYLES[place])
         console.print(text, soft_wrap=True)
     legend = Text()
-    for place, name in enumerate(_PLACES):
+    names = ("nowhere", "tmem", "source", "lost") if identity.is_ephemeral else _PLACES
+    for place, name in enumerate(names):
         legend.append(_SIGNS[place], _STYLES[place])
         legend.append(f" {name} {sum(cell[place] for cell in cells)}   ")
     console.print(legend, soft_wrap=True)

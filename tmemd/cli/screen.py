@@ -232,6 +232,7 @@ def _columns(name: int, scale: _Scale, state: int) -> list[_Column]:
         _Column("GET", "median   p99", 12, 11, lambda pool: _latency(pool.get_seconds)),
         _Column("SPILL", "median   p99", 12, 14, lambda pool: _latency(pool.spill_seconds)),
         _Column("FILE READ", "median   p99", 12, 12, lambda pool: _latency(pool.file_read_seconds)),
+        _Column("KIND", "", 10, 10, lambda pool: Text(pool.kind or "-", _QUIET), left=True),
         _Column("STATE", "", state, 3, _state, left=True),
     ]
 

@@ -45,7 +45,7 @@ def do(
         while True:
             status = _status(client, name, number)
             advance(completed=done(status))
-            if status.answer is not None:
+            if status.answer is not None or not number:
                 break
             if status.served:
                 served = time.monotonic()

@@ -171,7 +171,8 @@ class Administration:
         self._merged.pop(request.name, None)  # of a pool that was another user's, perhaps
         with self.pools.pool(request.name, control=True) as found:
             identity = found.identity()
-            if identity and identity.size != request.size:
+            # A source may have changed its size, and is another then.
+            if identity and not identity.is_ephemeral and identity.size != request.size:
                 raise PoolError(
                     f"pool {request.name} is of a device of {identity.size} bytes, not {request.size}:"
                     f" serve it with size={identity.size}, or destroy it"

@@ -94,12 +94,12 @@ _POOL_COUNTERS: Final = {
     "puts_same": "Pages offered to tmem that repeat one word.",
     "puts_raw": "Pages stored in tmem as they are, for they do not compress.",
     "gets": "Pages read from tmem.",
-    "file_reads": "Pages read from the backing file.",
+    "file_reads": "Pages read from the backing file, or the source.",
     "invalidates": "Pages in tmem dropped by overwrite, trim or zero.",
     "spills": "Pages written to the backing file because their put was refused.",
-    "demotions": "Pages moved from tmem to the backing file.",
+    "demotions": "Pages moved from tmem to the backing file; of an ephemeral pool: that just left.",
     "demotion_writes": "Pages that demotion wrote to the backing file.",
-    "promotions": "Pages put again when they were read from the backing file.",
+    "promotions": "Pages put when they were read from the backing file, or the source.",
     "moves": "Records moved by compaction.",
     "bad_checksums": "Pages whose checksum was wrong.",
     "io_errors": "Requests that failed.",
@@ -181,6 +181,10 @@ def _of_pools(pools: Sequence[PoolStatus]) -> Iterator[Metric]:
         for name, (text, value) in gauges.items():
             gauge = GaugeMetricFamily(f"tmemd_pool_{name}", text, labels=["pool"])
             yield _filled(gauge, (((pool.name,), value(pool)) for pool in shown))
+    kinds = InfoMetricFamily("tmemd_pool", "Of which kind the pool is, and the source of its pages.", labels=["pool"])
+    for pool in sound:
+        kinds.add_metric([pool.name], {"kind": pool.kind or "", "source": pool.source})
+    yield kinds
     pages = GaugeMetricFamily("tmemd_pool_pages", "Pages of the device, by where they are.", labels=["pool", "place"])
     yield _by_kind(pages, sound, {"tmem": "pages_in_tmem", "file": "pages_in_file", "lost": "pages_lost"})
     for field, text in _POOL_COUNTERS.items():
@@ -201,7 +205,7 @@ def _by_kind(family: _Family, pools: Iterable[PoolStatus], fields: Mapping[str, 
 def _latencies(pools: Iterable[PoolStatus]) -> Metric:
     family = HistogramMetricFamily(
         "tmemd_pool_operation_seconds",
-        "How long page operations took: put and get in tmem, spill and file_read in the backing file.",
+        "How long page operations took: put and get in tmem, spill and file_read in the file.",
         labels=["pool", "op"],
     )
     for pool in pools:

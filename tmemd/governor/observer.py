@@ -132,6 +132,7 @@ def _sample(each: Observation, counters: Counters, ages: Ages, control: Control)
         frozen=control.frozen,
         served=True,
         has_file=each.identity.has_file,
+        is_ephemeral=each.identity.is_ephemeral,
         counters=counters,
         ages=ages,
     )

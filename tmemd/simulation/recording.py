@@ -88,6 +88,7 @@ def pool_record(status: PoolStatus) -> PoolRecord:
         frozen=status.frozen,
         served=status.served,
         has_file=status.has_file,
+        is_ephemeral=status.kind == "ephemeral",
         counters=status.counters,
         ages=status.ages or NO_AGES,
     )

@@ -33,6 +33,8 @@ SLOT_ALIGN: Final = 16
 SLOT_MIN: Final = 32
 RAW, LZ4, SAME = range(3)
 _CLEAN: Final = 1 << 5
+_WRITING: Final = 1 << 6
+_UNVERIFIED: Final = 1 << 7
 # Bits of a word that mean something, by its kind. Every word has room for a generation.
 _MEANT: Final = {
     Kind.TMEM: 0xFFFFFFFFF << 28 | 0x1FFF << 12 | 0xF << 8 | 0x7F,
@@ -156,9 +158,18 @@ def word_fault(word: Word, identity: Identity) -> str | None:
         return f"has a word with stray bits ({word.value:#018x})"
     if word.page >= identity.pages:
         return f"lies beyond the device's end, but is {kind.name.lower()}"
+    if identity.is_ephemeral and kind is Kind.FILE and not word.value & (_WRITING | _UNVERIFIED):
+        return "has a checksum, but its pool is ephemeral"
     if not identity.has_file and (kind in _NEEDS_FILE or (kind is Kind.TMEM and word.value & _CLEAN)):
         return "is said to be in a file, but the device has none"
     return _location_fault(word, identity) if kind is Kind.TMEM else None
+
+
+def is_doubted(word: Word) -> bool:
+    """Whether attaching does not believe this word of an ephemeral pool: the page is read from the source again."""
+    if word.kind == Kind.TMEM:
+        return not word.value & _CLEAN
+    return word.kind != Kind.FILE or bool(word.value & _WRITING)
 
 
 def _location_fault(word: Word, identity: Identity) -> str | None:
@@ -201,6 +212,7 @@ class _Checker:
         self._progress = progress
         self._states = b""
         self._counts: Counter[int] = Counter()
+        self._doubted = 0  # pages
         self._payload = 0
         self._spans: dict[int, array[int]] = {}  # page and word, page and word, of each record in the span
 
@@ -212,6 +224,7 @@ class _Checker:
         self._report.pages = {kind.name.lower(): self._counts[kind] for kind in Kind}
         self._report.spans = len(self._spans)
         if not self._report.served:
+            self._note_doubted()
             self._check_counters()
 
     def _problem(self, text: str, *words: Word) -> None:
@@ -243,6 +256,7 @@ class _Checker:
         pages = min(poolfile.BLOCK_PAGES, self._identity.pages - block * poolfile.BLOCK_PAGES)
         kind = {State.FILE: Kind.FILE, State.LOST: Kind.LOST, State.ZERO: Kind.ZERO}[state]
         self._counts[kind] += pages
+        self._doubted += pages if state is not State.FILE else 0
 
     def _check_index(self) -> None:
         total = poolindex.block_count(self._identity.size)
@@ -266,6 +280,7 @@ class _Checker:
             self._problem(f"page {word.page} {fault}", word)
             return
         self._counts[word.kind] += 1
+        self._doubted += is_doubted(word)
         if word.kind == Kind.TMEM:
             self._payload += word.length
             self._spans.setdefault(word.location // SPAN, array("Q")).extend((word.page, word.value))
@@ -296,6 +311,10 @@ class _Checker:
             self._problem(f"page {word.page} {fault}", word)
         else:
             self._report.records += 1
+
+    def _note_doubted(self) -> None:
+        if self._identity.is_ephemeral and self._doubted:
+            self._report.notes.append(f"{self._doubted} pages are read from the source again at the next attach")
 
     def _check_counters(self) -> None:
         try:

@@ -15,8 +15,9 @@ from typing import Final, Literal
 import msgspec
 
 from tmemd.sizes import format_size
-from tmemd.store import poolfile, requests
+from tmemd.store import poolfile, poolindex, requests
 from tmemd.store.poolfile import Identity, PoolError
+from tmemd.store.poolindex import State
 from tmemd.store.requests import Choice, Request
 
 _OPEN: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -135,19 +136,47 @@ class Pool:
         poolfile.write_frozen(self.fd, frozen)
 
     def ask(self, request: Request, nbytes: int, choice: Choice) -> int:
-        """Ask the serving plugin for work; returns the request's number. Raises PoolError where nobody could do it.
+        """Ask the serving plugin for work; returns the request's number, 0 for what needed none and is done.
 
-        What was asked for stays so if the plugin dies before it is done: the next one does it.
+        What was asked for stays so if the plugin dies before it is done: the next one does it. Raises PoolError where
+        nobody could do it.
         """
-        work = request.name.lower()
-        if not self.finished().has_file and request is not Request.COMPACT:
+        work, identity = request.name.lower(), self.finished()
+        if not identity.has_file and request is not Request.COMPACT:
             raise PoolError(f"pool {self.name} has no backing file to {work} to")
+        if identity.is_ephemeral and request is Request.DRAIN:
+            raise PoolError(
+                f"pool {self.name} is ephemeral, and its source holds all it has: 'tmemctl flush' empties it"
+            )
+        if request is Request.FLUSH:
+            if not identity.is_ephemeral:
+                raise PoolError(f"pool {self.name} is persistent, and what it has is nowhere else: drain it instead")
+            if self._flush(identity):
+                return 0
         if not self.is_served():
             raise PoolError(f"nobody serves pool {self.name}, so nobody could {work} it")
         try:
             return requests.ask(self.fd, request, nbytes, choice)
         except PoolError as error:
             raise PoolError(f"pool {self.name}: {error}") from None
+
+    def _flush(self, identity: Identity) -> bool:
+        """Forget all pages of an ephemeral pool; False where it is served, for then it is the plugin's to do."""
+        with closing(Pool(self.path)) as owner:  # as in `destroy`
+            if not poolfile.lock(owner.fd):
+                return False
+            poolindex.check_layout(identity, self.path)
+            # In this order: killed in between, no page can be taken for what it is not.
+            states = bytes([State.FILE]) * poolindex.block_count(identity.size)
+            os.pwrite(owner.fd, states, poolfile.STATES_OFFSET)
+            os.ftruncate(owner.fd, identity.index_offset)
+            os.ftruncate(owner.fd, identity.file_bytes)
+            counters = poolfile.read_counters(owner.fd, self.path)
+            poolfile.write_counters(owner.fd, msgspec.structs.replace(
+                counters, used_bytes=owner.taken(), pages_in_tmem=0, pages_in_file=identity.pages, payload_bytes=0,
+                index_bytes=0,
+            ))  # fmt: skip
+        return True
 
     def answer(self, number: int) -> int | None:
         """The errno of a request that was carried out, 0 for success; None: it was not yet.
@@ -175,7 +204,9 @@ class Pool:
 
     def _loss(self) -> str:
         try:
-            pages = poolfile.read_counters(self.fd, self.path).pages_in_tmem if self.identity() else 0
+            identity = self.identity()
+            is_held = identity is not None and not identity.is_ephemeral
+            pages = poolfile.read_counters(self.fd, self.path).pages_in_tmem if is_held else 0
         except PoolError:
             return "its contents, which cannot be read"
         return f"{pages} pages in tmem" if pages else ""

@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, TypeAlias
 from uuid import UUID
 
 import google_crc32c
@@ -44,6 +44,10 @@ _CHECKED: Final = struct.Struct("<QQ")
 _ALL_ONES: Final = (1 << 64) - 1
 # It lies beyond any pool file's end, so that no lock ever meets data.
 _OWNER_LOCK: Final = 1 << 62
+
+
+# Whether a pool holds what may be nowhere else, or copies that may go at any moment.
+PoolKind: TypeAlias = Literal["persistent", "ephemeral"]
 
 
 class PoolError(Exception):
@@ -78,6 +82,11 @@ class Identity:
     backing: str = ""  # paths of the backing file or source, and of the bitmap, when it was last opened; '' for none
     bitmap: str = ""
     is_ephemeral: bool = False  # the file is a source, and pages are copies of what it holds
+
+    @property
+    def kind(self) -> PoolKind:
+        """Of the pool."""
+        return "ephemeral" if self.is_ephemeral else "persistent"
 
     @cached_property
     def pages(self) -> int:
@@ -142,10 +151,10 @@ class Counters(msgspec.Struct, frozen=True, gc=False):
     puts_same: int
     puts_raw: int
     gets: int  # pages read from tmem
-    file_reads: int  # pages read from the backing file
+    file_reads: int  # pages read from the backing file, or the source
     invalidates: int  # stored pages dropped by overwrite, trim or zero
     spills: int  # pages written to the file because their put was refused
-    demotions: int  # pages moved from tmem to the file
+    demotions: int  # pages moved from tmem to the file; of an ephemeral pool: that just left
     moves: int  # records moved by compaction
     bad_checksums: int
     io_errors: int
@@ -317,6 +326,11 @@ def read_control(fd: int) -> Control:
 
 def _write_checked(fd: int, offset: int, value: int) -> None:
     os.pwrite(fd, _CHECKED.pack(value, value ^ _ALL_ONES), offset)
+
+
+def write_counters(fd: int, counters: Counters) -> None:
+    """Say what is known of a pool that nobody serves. The caller holds the owner lock."""
+    os.pwrite(fd, _COUNTERS.pack(*msgspec.structs.astuple(counters)), COUNTERS_OFFSET)
 
 
 def write_target(fd: int, target: int) -> None:

@@ -23,5 +23,6 @@ class PoolSample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     frozen: bool
     served: bool
     has_file: bool
+    is_ephemeral: bool = False
     counters: Counters
     ages: Ages

@@ -1,0 +1,67 @@
+"""A cache device seen from outside: its pool is ephemeral, and may be emptied at any time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support import fakes
+from tests.support.content import PAGE, compressible
+from tests.support.harness import MIB, Control, Serve, Server, cache_device, counters, taken, wait_until
+from tests.support.writers import pages
+from tmemd.client import Client
+from tmemd.store.check import check_pool
+from tmemd.store.requests import Request
+
+PAGES = 2048
+
+
+def image(path: Path, n_pages: int, version: int = 1) -> Path:
+    """A source that has not changed for a while, so that what was read of it may be kept."""
+    path.write_bytes(b"".join(compressible(page, version) for page in range(n_pages)))
+    wait_until(lambda: time.time() - path.stat().st_ctime > 1, "its times to be old")
+    return path
+
+
+def read_all(server: Server, pool: Path, n_pages: int) -> None:
+    """Read every page, and wait until all are in tmem."""
+    with server.client() as client:
+        assert all(content == compressible(page, 1) for page, content in enumerate(pages(client, n_pages)))
+    wait_until(lambda: counters(pool).pages_in_tmem == n_pages, "all pages to be put")
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["served", "idle"])
+def test_flush_empties_the_pool_and_nobody_reads_anything_else(
+    serve: Serve, pools: Path, tmp_path: Path, served: bool
+) -> None:
+    source, pool = image(tmp_path / "image", PAGES), pools / "golden.pool"
+    server = serve(cache_device("golden", pools, source, 64 * MIB))
+    read_all(server, pool, PAGES)
+    full = taken(pool)
+    if served:
+        with Control(pool) as control:
+            assert control.request(Request.FLUSH) == 0
+    else:
+        server.kill()
+        assert Client.of_directory(pools).ask("golden", "flush") == 0
+        assert check_pool(pool).notes == []
+        server.start()
+    assert counters(pool).pages_in_tmem == 0
+    assert taken(pool) < full - PAGES * PAGE // 4
+    assert counters(pool).file_reads == PAGES, "it is the same pool"
+    read_all(server, pool, PAGES)
+    assert counters(pool).file_reads == 2 * PAGES
+
+
+def test_a_source_that_has_grown_is_attached_through_tmemd(serve: Serve, pools: Path, tmp_path: Path) -> None:
+    source = image(tmp_path / "image", 16)
+    with fakes.tmemd(pools) as tmemd:
+        device = cache_device("golden", pools / "pools", source, 64 * MIB, tmemd=tmemd.socket)
+        serve(device).kill()
+        image(source, 32)
+        server = serve(device)
+        status = tmemd.client.pool("golden")
+        assert (status.kind, status.source, status.size) == ("ephemeral", str(source), 32 * PAGE)
+        read_all(server, pools / "pools/golden.pool", 32)
