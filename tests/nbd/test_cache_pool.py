@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from tests.support.content import PAGE, compressible
 from tests.support.harness import MIB, Control, Serve, Server, cache_device, counters, taken, wait_until
 from tests.support.writers import pages
 from tmemd.client import Client
+from tmemd.store import poolfile
 from tmemd.store.check import check_pool
 from tmemd.store.requests import Request
 
@@ -19,10 +19,16 @@ PAGES = 2048
 
 
 def image(path: Path, n_pages: int, version: int = 1) -> Path:
-    """A source that has not changed for a while, so that what was read of it may be kept."""
+    """A source."""
     path.write_bytes(b"".join(compressible(page, version) for page in range(n_pages)))
-    wait_until(lambda: time.time() - path.stat().st_ctime > 1, "its times to be old")
     return path
+
+
+def is_kept(pool: Path) -> bool:
+    """Whether the pool names what its source holds, so that who attaches next can adopt it."""
+    with pool.open("rb") as file:
+        identity = poolfile.read_identity(file.fileno(), pool)
+    return identity is not None and identity.uuid.version == 5
 
 
 def read_all(server: Server, pool: Path, n_pages: int) -> None:
@@ -44,6 +50,7 @@ def test_flush_empties_the_pool_and_nobody_reads_anything_else(
         with Control(pool) as control:
             assert control.request(Request.FLUSH) == 0
     else:
+        wait_until(lambda: is_kept(pool), "the source to be known")
         server.kill()
         assert Client.of_directory(pools).ask("golden", "flush") == 0
         assert check_pool(pool).notes == []
