@@ -1,7 +1,7 @@
 /* Many threads on overlapping pages, while others demote, compact, drain, age and change the
  * target.
  *
- * usage: stress OPERATIONS SEED file|durable|ram
+ * usage: stress OPERATIONS SEED file|durable|ram|cache
  *
  * The device has three regions. Pages of the first are written by one thread each, so that every
  * read, by whichever thread, must find a version between the last one acknowledged before it began
@@ -312,12 +312,25 @@ static void run_threads(uint64_t seed)
         pthread_join(threads[i], NULL);
 }
 
+/* Return when no copy of a page of the source waits to be put. */
+static void settle(void)
+{
+    bool waiting = true;
+
+    while (waiting) {
+        pthread_mutex_lock(&device->staging.lock);
+        waiting = device->staging.in != device->staging.out;
+        pthread_mutex_unlock(&device->staging.lock);
+    }
+}
+
 static void verify(int pool_fd)
 {
     struct stat status;
 
     for (uint32_t number = 0; number < SPAN; number++)
         read_own(number);
+    settle();
     CHECK(fstat(pool_fd, &status) == 0, "fstat: %s", strerror(errno));
     CHECK(atomic_load(&tm_counters(device)->used) == (uint64_t)status.st_blocks * 512,
           "used is %llu, tmpfs took %llu",
@@ -339,9 +352,10 @@ static void reopen(const struct tm_config *config)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 4, "usage: stress OPERATIONS SEED file|durable|ram");
+    CHECK(argc == 4, "usage: stress OPERATIONS SEED file|durable|ram|cache");
     operations = strtoull(argv[1], NULL, 10);
     uint64_t seed = strtoull(argv[2], NULL, 10), size = (uint64_t)PAGES * TM_PAGE;
+    bool is_cache = strcmp(argv[3], "cache") == 0;
     has_file = strcmp(argv[3], "ram") != 0;
 
     struct tm_layout layout;
@@ -359,12 +373,13 @@ int main(int argc, char **argv)
         .name = "stress",
         .pool_fd = pool_fd,
         .file_fd = has_file ? memory_file("file", size) : -1,
-        .bitmap_fd = has_file ? memory_file("map", 2 * TM_PAGE) : -1,
+        .bitmap_fd = has_file && !is_cache ? memory_file("map", 2 * TM_PAGE) : -1,
         .size = size,
         .limit = limit,
         .region = REGION,
         .file_bytes = has_file ? size : 0,
         .durable = strcmp(argv[3], "durable") == 0,
+        .ephemeral = is_cache,
     };
 
     if (has_file)
@@ -374,6 +389,7 @@ int main(int argc, char **argv)
     CHECK(!has_file || atomic_load(&tm_counters(device)->promotions), "no page was promoted");
     set(&control->frozen, 0);
     verify(pool_fd);
+    CHECK(!is_cache || atomic_load(&tm_counters(device)->demotions), "no page was evicted");
     reopen(&config);
     verify(pool_fd);
     tm_compact(device, UINT64_MAX);

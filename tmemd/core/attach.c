@@ -142,8 +142,8 @@ static bool is_sure(uint64_t word)
 
 /* Count the page, claim its slot, and note what the file lacks. The mark of a write that was killed
  * goes, except from file pages, which hold old or new content. A page of an ephemeral pool whose
- * word is not to be trusted is read from the file again. Returns 0 or an errno; EINVAL for a word
- * that cannot be. */
+ * word is not to be trusted is read from the file again, and all that are in the file alone get
+ * versions of this process. Returns 0 or an errno; EINVAL for a word that cannot be. */
 static int adopt_page(struct tm_device *device, uint64_t page)
 {
     uint64_t word = index_word(device, page);
@@ -152,8 +152,9 @@ static int adopt_page(struct tm_device *device, uint64_t page)
     bool valid = (!device->ephemeral || is_sure(word)) && is_valid(device, word);
     if (!valid && !device->ephemeral)
         return EINVAL;
-    if (!valid)
-        atomic_store(&device->index[page], word = state_file_word(device, 0, 0));
+    if (!valid || (device->ephemeral && word_kind(word) == TM_FILE))
+        atomic_store(&device->index[page],
+                     word = state_file_word(device, 0, valid ? word_generation(word) : 0));
     index_account(device, TM_NOWHERE, word);
     if (state_is_stale(device, page, word))
         stats_add(&device->stale, 1);

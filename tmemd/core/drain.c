@@ -11,8 +11,9 @@ static int drain(struct tm_device *device)
     int error = demote_locked(device, UINT64_MAX, (struct tm_filter){0}, &freed);
     if (!error)
         error = clean_regions(device);
-    if (!error && atomic_load(&device->counters->pages_in_tmem))
-        error = EIO; /* a damaged record cannot be moved */
+    /* A damaged record cannot be moved. Copies of what is being written are no loss. */
+    if (!error && !device->ephemeral && atomic_load(&device->counters->pages_in_tmem))
+        error = EIO;
     return error;
 }
 

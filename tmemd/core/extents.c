@@ -4,7 +4,7 @@
 static bool is_zero(const struct tm_device *device, uint64_t page)
 {
     enum kind kind = word_kind(index_word(device, page));
-    return kind == TM_NOWHERE || kind == TM_ZERO;
+    return (kind == TM_NOWHERE || kind == TM_ZERO) && !state_is_bypassed(device);
 }
 
 int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents,

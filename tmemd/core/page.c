@@ -27,8 +27,6 @@ static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
 static int get_stored(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
 {
     uint64_t start = stats_now();
-    if (state_is_bypassed(device))
-        return EAGAIN;
     if (!decode(device, page, word, content))
         return device->ephemeral ? EAGAIN : EIO;
     stats_add(&device->counters->gets, 1);
@@ -40,6 +38,8 @@ static int get_stored(struct tm_device *device, uint64_t page, uint64_t word, ui
 
 static int get_locked(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
 {
+    if (state_is_bypassed(device))
+        return EAGAIN;
     switch (word_kind(word)) {
     case TM_TMEM:
         return get_stored(device, page, word, content);

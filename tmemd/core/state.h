@@ -123,7 +123,7 @@ static inline bool state_is_clean(const struct tm_device *device, uint64_t word)
     return word & TM_WORD_CLEAN && (device->ephemeral || !file_is_doubtful(&device->file));
 }
 
-/* Whether pages in tmem are not to be used: what an ephemeral pool holds may not be in the file. */
+/* Whether only the file tells what a page is: what an ephemeral pool says may not be in it. */
 static inline bool state_is_bypassed(const struct tm_device *device)
 {
     return device->ephemeral && file_is_doubtful(&device->file);

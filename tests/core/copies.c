@@ -1,0 +1,219 @@
+/* What may happen to a page of a cache device between its being read from the source and its being
+ * put, and what the source's failures leave. Exit status 0 and 'ok'. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "fixture.h"
+#include "index.h"
+
+enum { PAGES = 600, PAGE = 7, ROOM = 16 << 20 };
+
+static struct tm_device *device;
+static struct tm_config config;
+
+/* Who puts the copies waits while this is set. */
+static _Atomic bool held;
+
+const struct staged *__real_staging_first(struct staging *staging);
+const struct staged *__wrap_staging_first(struct staging *staging);
+const struct staged *__wrap_staging_first(struct staging *staging)
+{
+    const struct staged *first = __real_staging_first(staging);
+    while (first && atomic_load(&held))
+        sched_yield();
+    return first;
+}
+
+/* Return when no copy waits. */
+static void put_copies(void)
+{
+    bool waiting = true;
+    atomic_store(&held, false);
+    while (waiting) {
+        pthread_mutex_lock(&device->staging.lock);
+        waiting = device->staging.in != device->staging.out;
+        pthread_mutex_unlock(&device->staging.lock);
+    }
+}
+
+/* What another does while this process calls the kernel, once. */
+static void (*meanwhile)(void);
+
+static void let_others_work(void)
+{
+    void (*work)(void) = meanwhile;
+    meanwhile = NULL;
+    if (work)
+        work();
+}
+
+ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
+{
+    ssize_t got = syscall(SYS_pread64, fd, buffer, length, offset);
+    let_others_work();
+    return got;
+}
+
+ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
+{
+    let_others_work();
+    return syscall(SYS_pwrite64, fd, buffer, length, offset);
+}
+
+static bool syncs_fail;
+
+int fdatasync(int fd)
+{
+    errno = EIO;
+    return syncs_fail ? -1 : (int)syscall(SYS_fdatasync, fd);
+}
+
+/* Version 0 is zeros. */
+static void fill(uint8_t *content, uint64_t page, uint8_t version)
+{
+    for (size_t i = 0; i < TM_PAGE; i++)
+        content[i] = (uint8_t)((i + page + 1) * version);
+}
+
+static void write_version(uint64_t page, uint8_t version)
+{
+    uint8_t content[TM_PAGE];
+    fill(content, page, version);
+    CHECK(tm_write(device, content, TM_PAGE, page * TM_PAGE, false) == 0);
+}
+
+static bool reads(uint64_t page, uint8_t version)
+{
+    uint8_t content[TM_PAGE], expected[TM_PAGE];
+    fill(expected, page, version);
+    CHECK(tm_read(device, content, TM_PAGE, page * TM_PAGE) == 0);
+    return memcmp(content, expected, TM_PAGE) == 0;
+}
+
+static enum kind kind_of(uint64_t page) { return word_kind(index_word(device, page)); }
+
+static void open_again(void)
+{
+    tm_close(device);
+    device = open_device(&config);
+}
+
+/* Read and write all pages before any copy is put; all again, for whoever serves the pool next. */
+static void test_what_was_read_is_not_put_over_what_was_written_since(void)
+{
+    for (uint8_t version = 1; version < 4; version++) {
+        atomic_store(&held, true);
+        for (uint64_t page = 0; page < PAGES; page++)
+            CHECK(reads(page, version - 1));
+        for (uint64_t page = 0; page < PAGES; page++)
+            write_version(page, version);
+        put_copies();
+        for (uint64_t page = 0; page < PAGES; page++)
+            CHECK(reads(page, version));
+        tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &(uint64_t){0});
+        open_again();
+    }
+}
+
+static void test_of_two_writes_the_second_is_put(void)
+{
+    atomic_store(&held, true);
+    write_version(PAGE, 1);
+    write_version(PAGE, 2);
+    put_copies();
+    CHECK(kind_of(PAGE) == TM_TMEM && reads(PAGE, 2));
+}
+
+static void test_what_was_read_is_not_put_over_a_trim(void)
+{
+    write_version(PAGE, 1);
+    put_copies();
+    tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &(uint64_t){0});
+    atomic_store(&held, true);
+    CHECK(reads(PAGE, 1));
+    CHECK(tm_trim(device, TM_PAGE, PAGE * TM_PAGE, false) == 0);
+    put_copies();
+    CHECK(kind_of(PAGE) == TM_NOWHERE && reads(PAGE, 0));
+}
+
+static void write_version_5(void) { write_version(PAGE, 5); }
+
+static void test_a_write_amid_a_read_is_seen_by_the_next(void)
+{
+    write_version(PAGE, 4);
+    put_copies();
+    tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &(uint64_t){0});
+    meanwhile = write_version_5;
+    CHECK(reads(PAGE, 5));
+    put_copies();
+    CHECK(kind_of(PAGE) == TM_TMEM && reads(PAGE, 5));
+}
+
+static void evict(void)
+{
+    uint64_t freed;
+    CHECK(tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &freed) == 0);
+    CHECK(tm_drain(device) == 0);
+}
+
+static void test_eviction_amid_a_write_neither_fails_nor_brings_back_what_was(void)
+{
+    write_version(PAGE, 1);
+    put_copies();
+    meanwhile = evict;
+    write_version(PAGE, 2);
+    CHECK(reads(PAGE, 2));
+    put_copies();
+    CHECK(kind_of(PAGE) == TM_TMEM && reads(PAGE, 2));
+}
+
+/* The kernel forgets what it could not write: then whatever the source holds is right. */
+static void test_after_a_failed_sync_the_source_is_what_is_read(void)
+{
+    struct tm_extent extent;
+    size_t n = 1;
+    uint8_t lost[TM_PAGE];
+    fill(lost, PAGE, 9);
+    write_version(PAGE, 1);
+    write_version(PAGE + 1, 0);
+    put_copies();
+    CHECK(kind_of(PAGE) == TM_TMEM && kind_of(PAGE + 1) == TM_NOWHERE);
+    syncs_fail = true;
+    CHECK(tm_flush(device) == EIO);
+    syncs_fail = false;
+    for (uint64_t page = PAGE; page < PAGE + 2; page++) {
+        fill(lost, page, 9);
+        CHECK(syscall(SYS_pwrite64, config.file_fd, lost, TM_PAGE, page * TM_PAGE) == TM_PAGE);
+        CHECK(reads(page, 9));
+        CHECK(tm_extents(device, TM_PAGE, page * TM_PAGE, &extent, &n) == 0 && !extent.zero);
+        CHECK(tm_write(device, "x", 1, page * TM_PAGE, false) == 0);
+        lost[0] = 'x';
+        uint8_t content[TM_PAGE];
+        CHECK(tm_read(device, content, TM_PAGE, page * TM_PAGE) == 0);
+        CHECK(memcmp(content, lost, TM_PAGE) == 0);
+        CHECK(tm_zero(device, TM_PAGE, page * TM_PAGE, false) == 0 && reads(page, 0));
+    }
+    CHECK(tm_flush(device) == EIO);
+}
+
+int main(void)
+{
+    static const uint8_t states[] = {TM_STATE_FILE, TM_STATE_FILE};
+    config = config_of(PAGES, ROOM);
+    config.ephemeral = true;
+    config.bitmap_fd = -1;
+    CHECK(pwrite(config.pool_fd, states, sizeof states, TM_STATES_OFFSET) == sizeof states);
+    device = open_device(&config);
+    test_what_was_read_is_not_put_over_what_was_written_since();
+    test_of_two_writes_the_second_is_put();
+    test_what_was_read_is_not_put_over_a_trim();
+    test_a_write_amid_a_read_is_seen_by_the_next();
+    test_eviction_amid_a_write_neither_fails_nor_brings_back_what_was();
+    test_after_a_failed_sync_the_source_is_what_is_read();
+    tm_close(device);
+    puts("ok");
+    return 0;
+}
