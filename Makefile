@@ -36,9 +36,13 @@ build/ptrace.so: tests/vm/systemd/ptrace.c
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O2 -Wall -Wextra -Werror -fPIC -shared -o $@ $<
 
-build/vm/root.img: tests/vm/systemd/make-root
+build/vm/root.img: tests/vm/make-root
 	@mkdir -p $(@D)
 	$< $@
+
+build/vm/compiler.img: tests/vm/make-root
+	@mkdir -p $(@D)
+	$< $@ gcc libc6-dev make
 
 sanitize: setup  ## instrumented builds below build/address-undefined and build/thread
 	TMEMD_SANITIZE=address,undefined $(PYTHON) setup.py -q build

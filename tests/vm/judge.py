@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.vm.verdict import ENDED, HarnessError, guest_faults, is_idle
+from tests.support.verdict import ENDED, HarnessError, guest_faults, is_idle
 from tests.vm.watch import Sample
 
 MUST_COME_BACK_MIB = 600

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import fakes, leftovers
+from tests.support import fakes, leftovers, uml
 from tests.support.contention import Sample, Sampler, mean_use, off_weights
 from tests.support.harness import MIB, Server, device
-from tests.vm import uml
-from tests.vm.verdict import HarnessError, guest_faults, is_idle, second_chance
+from tests.support.verdict import HarnessError, guest_faults, is_idle, second_chance
 
 WEIGHTS = {"light": 100, "middle": 200, "heavy": 400}
 BUDGET = 21 * MIB

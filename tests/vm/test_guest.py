@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.verdict import HarnessError, second_chance
+from tests.support.verdict import HarnessError, second_chance
 
 RUN = Path(__file__).parent / "run"
 SKIPPED, BROKE = 77, 99

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import uml
 from tests.support.harness import ROOT
-from tests.vm import uml
-from tests.vm.verdict import HarnessError, second_chance
+from tests.support.verdict import HarnessError, second_chance
 
 IMAGE = "build/vm/root.img"
 WELL, FAILED = ("all well\r\n", "FAILED\r\n")
@@ -28,14 +28,10 @@ def boot(disk: Path, scenario: str, wheels: Path) -> None:
 
     AssertionError when something in the guest went wrong, HarnessError when the guest itself did.
     """
-    script = disk.parent / scenario
-    script.write_text(
-        f"#!/bin/sh\ncd /host{ROOT} && exec python3 -B -m tests.vm.systemd.scenario {scenario} /host{wheels}\n"
-    )
-    script.chmod(0o755)
-    said = uml.boot(
-        disk.parent, "mem=512M", f"ubd0={disk},{ROOT / IMAGE}", "root=/dev/ubda", "rw", "systemd.show_status=0",
-        f"scenario=/host{script}", seconds=SECONDS,
+    said = uml.debian(
+        disk.parent, "mem=512M", f"ubd0={disk},{ROOT / IMAGE}", "root=/dev/ubda", "rw",
+        script=f"cd /host{ROOT} && exec python3 -B -m tests.vm.systemd.scenario {scenario} /host{wheels}",
+        seconds=SECONDS,
     )  # fmt: skip
     print(said)
     if WELL not in said:

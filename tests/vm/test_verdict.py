@@ -10,8 +10,8 @@ import pytest
 from tests.support import fakes
 from tests.support.contention import Sampler
 from tests.support.harness import wait_until
+from tests.support.verdict import HarnessError, is_idle, second_chance
 from tests.vm.judge import find_faults
-from tests.vm.verdict import HarnessError, is_idle, second_chance
 from tests.vm.watch import Sample
 
 GOOD = """\
