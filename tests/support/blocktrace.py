@@ -48,6 +48,10 @@ class Access(NamedTuple):
     page: int
     pages: int
 
+    def covers(self) -> range:
+        """The pages that it is about."""
+        return range(self.page, self.page + self.pages)
+
 
 def read(path: Path) -> Iterator[Access]:
     """The requests of a trace, in their order. OSError, lzma.LZMAError or ValueError when it is none."""
