@@ -24,6 +24,7 @@ settings.load_profile("tests")
 # Who shares something, and is therefore left to one worker. All other tests are given out one by one.
 GROUPS = {
     "tests/vm/test_systemd.py": "build in the source tree",
+    "tests/vm/test_golden_image.py": "build in the source tree",
     "tests/unit/test_packaging.py": "build in the source tree",
     "tests/vm/": "guests, which take all processors",
     "tests/nbd/test_pressure.py": "memory of this host",
