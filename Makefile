@@ -14,7 +14,7 @@ MINUTES := 60
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help setup build sanitize lint format test test-quick mutants bench inversion fragmentation slow-disk policies \
-	soak demo clean
+	hitrate soak demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -83,6 +83,9 @@ slow-disk: build  ## measure what a slow disk costs pages in RAM (root; a minute
 
 policies: setup  ## what each policy would have cost on the recorded workloads
 	@$(PYTHON) -m benchmarks.compare_policies
+
+hitrate: setup  ## how often caches of equal size have what recorded guests read: ours, LRU, 2Q, ARC
+	@$(PYTHON) -m benchmarks.hitrate
 
 soak: build  ## SIGKILL plugins and tmemd again and again: make soak KILLS=2000 MINUTES=60
 	@$(PYTHON) -m tests.soak --kills $(KILLS) --minutes $(MINUTES)
