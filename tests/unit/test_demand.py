@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.recordings import pool
 from tmemd.policy import Demand, demand
-from tmemd.policy.demand import HOT, Use
+from tmemd.policy.demand import FIRST_READ_SECONDS, HOT, Use
 from tmemd.store.poolfile import GENERATIONS
 from tmemd.store.sample import PoolSample
 
@@ -49,6 +49,32 @@ def test_use_begins_anew_with_the_pool() -> None:
     known = last_demand(first, second)
     assert known.use.warm_reads == 100
     assert demand(None, second, known).use == demand(second, second, None).use == Use()
+
+
+def test_what_was_only_ever_in_a_source_says_nothing() -> None:
+    """An image is large, and read from end to end once."""
+    read = by_age(a0=10, a5=20, a15=1_000_000)
+    first = sample(is_ephemeral=True, in_file_pages=by_age(a5=7, a15=1 << 30))
+    second = sample(is_ephemeral=True, in_file_pages=by_age(a5=7, a15=1 << 30), file_reads=read, gets=5, puts=1000)
+    known = last_demand(first, second)
+    assert known.is_ephemeral
+    assert known.heat == by_age(a5=7 * known.page_bytes)
+    assert (known.use.warm_reads, known.use.reads, known.use.puts) == (20, 5, 1000)
+
+
+def test_the_time_of_a_read_is_that_of_the_last_thousand_pages() -> None:
+    def at(pages: int, microseconds: int) -> PoolSample:
+        now = pool("web", file_reads=pages).sample
+        return msgspec.structs.replace(now, file_read_ns=microseconds * 1000)
+
+    known = last_demand(at(0, 0), at(0, 0))
+    assert known.read_seconds == FIRST_READ_SECONDS
+    known = demand(None, at(99_000, 99_000 * 400))
+    assert known.read_seconds == pytest.approx(397e-6)
+    quick = demand(at(0, 0), at(1000, 1000 * 197), known)
+    assert quick.read_seconds == pytest.approx(297e-6)
+    assert demand(at(1000, 9), at(1000, 9), quick).read_seconds == quick.read_seconds
+    assert demand(at(1000, 9), at(500, 3), quick).read_seconds == quick.read_seconds
 
 
 def test_counters_that_fall_are_not_counted() -> None:

@@ -118,6 +118,10 @@ class Host:
             self.time += 0.5
             self.governor.tick()
 
+    def files(self) -> list[int]:
+        """Of all pools."""
+        return list(self._fds.values())
+
     def target(self, name: str) -> int | None:
         """Bytes."""
         return poolfile.read_control(self._fds[name]).target
@@ -154,6 +158,54 @@ def test_without_contention_every_target_is_the_cap(host: Host) -> None:
         host.pool(name, limit_bytes=100 * MIB)
     host.tick(30)
     assert (host.target("a"), host.target("b")) == (100 * MIB, 50 * MIB)
+
+
+FAIR = CONFIG.replace('"static"', '"fair"')
+
+
+def test_copies_go_before_what_is_nowhere_else(make: MakeHost) -> None:
+    host = make(FAIR)
+    host.pool("golden", 60, ephemeral=True)
+    host.pool("web", 60)
+    host.tick()
+    for available, golden in ((80, 30), (50, 0)):
+        host.memory(available)
+        host.tick()
+        assert (host.target("web") or 0) >= host.taken("web")
+        assert golden * MIB <= (host.target("golden") or 0) <= (golden + 15) * MIB
+    host.memory(available=0)
+    host.tick()
+    assert (host.target("web") or 0) < 20 * MIB, "only what is lacking still"
+
+
+def test_idle_copies_go_before_anything_that_is_served(make: MakeHost) -> None:
+    host = make(FAIR)
+    host.pool("golden", 60, served=False, ephemeral=True)
+    host.pool("kept", 20, served=False)
+    host.pool("web", 60)
+    host.tick()
+    kept = host.taken("kept")
+    host.memory(available=60)
+    host.tick()
+    assert host.taken("golden") < MIB
+    assert host.taken("kept") == kept
+    assert (host.target("web") or 0) >= host.taken("web")
+
+
+def test_how_long_a_source_takes_is_measured(make: MakeHost) -> None:
+    """Of two sources that are used alike the copies of the slower one stay."""
+    host = make(FAIR)
+    for name, microseconds in (("far", 1000), ("near", 50)):
+        fd = host.pool(name, 60, ephemeral=True, file_reads=10_000)
+        fakes.write_latencies(fd, file_read=fakes.histogram(sum_ns=10_000 * 1000 * microseconds))
+        host.use(name, 60, file_reads=10_000)
+    heat = tuple(60 * MIB * (age == 5) for age in range(poolfile.GENERATIONS))
+    none = (0,) * poolfile.GENERATIONS
+    for fd in host.files():
+        fakes.write_ages(fd, poolfile.Ages(none, none, none, heat, none, none, 1, 1))
+    host.memory(available=60)
+    host.tick()
+    assert (host.target("far") or 0) >= 60 * MIB
 
 
 def test_what_the_host_lacks_is_taken_from_the_pools(host: Host) -> None:
@@ -542,7 +594,9 @@ SAVED = GIB // 4 // PAGE
 def test_demotion_s_writes_are_shared_out(make: MakeHost) -> None:
     host = make(WRITES)
     a, b = host.pool("a", demotion_writes=70), host.pool("b")
+    golden = host.pool("golden", ephemeral=True)
     host.tick()
+    assert poolfile.read_control(golden).demotion_writes is None
     assert poolfile.read_control(a).demotion_writes == 70 + SAVED // 2
     assert poolfile.read_control(b).demotion_writes == SAVED // 2
     host.use("a", 0, demotion_writes=70 + 1000)

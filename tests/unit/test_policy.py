@@ -23,6 +23,7 @@ def pool(name: str = "a", **values: Any) -> Demand:
     """A pool that wants nothing, of the values given; `heat` may be short."""
     known: dict[str, Any] = dict.fromkeys(Demand.__struct_fields__, 0) | {
         "name": name, "weight": 100, "cap": 1 << 60, "page_bytes": 1400, "put": 1, "heat": (), "use": Use(),
+        "is_ephemeral": False, "read_seconds": 1e-4,
     }  # fmt: skip
     known |= values
     known["heat"] = (*known["heat"], *[0] * (16 - len(known["heat"])))
@@ -56,6 +57,8 @@ def demands(draw: st.DrawFn) -> list[Demand]:
                 puts=draw(st.integers(0, 1 << 30)),
                 refused=draw(st.integers(0, 1 << 30)),
                 file_reads=draw(st.integers(0, 1 << 30)),
+                is_ephemeral=draw(st.booleans()),
+                read_seconds=draw(st.floats(1e-9, 1e9)),
             )
         )
     return made
@@ -222,6 +225,45 @@ def test_hot_pages_count_as_older_where_the_guest_reads_less_than_it_puts() -> N
 def test_an_idle_pool_gives_way_to_one_that_is_used() -> None:
     idle = pool("idle", used=100 * MIB, heat=(*[0] * 5, 100 * MIB))
     assert by_name("fair")([idle, hot("busy", 100 * MIB)], 100 * MIB)["busy"] >= 96 * MIB
+
+
+def cache(name: str, **values: Any) -> Demand:
+    """An ephemeral pool whose source is as fast as the files of the others."""
+    return pool(name, is_ephemeral=True, has_file=True, **values)
+
+
+@pytest.mark.parametrize("age", [0, 2, 5, 15])
+def test_at_equal_use_an_ephemeral_pool_gives_all_it_may_before_others_give_anything(age: int) -> None:
+    heat = (*[0] * age, 100 * MIB)
+    known = [cache("golden", heat=heat, minimum=8 * MIB), pool("web", heat=heat)]
+    fair = by_name("fair")
+    for budget in range(108 * MIB, 240 * MIB, 12 * MIB):
+        assert fair(known, budget)["web"] >= 100 * MIB
+    assert fair(known, 108 * MIB)["golden"] == 8 * MIB
+    assert fair(known, 90 * MIB) == {"golden": 8 * MIB, "web": 82 * MIB}
+
+
+def test_what_is_used_stays_before_what_is_not_although_it_is_ephemeral() -> None:
+    known = [cache("golden", heat=(60 * MIB,)), pool("idle", heat=(*[0] * 8, 100 * MIB))]
+    assert by_name("fair")(known, 100 * MIB)["golden"] >= 60 * MIB
+
+
+def test_copies_of_a_slow_source_stay_before_those_of_a_fast_one() -> None:
+    heat = (*[0] * 5, 100 * MIB)
+    known = [cache("near", heat=heat), cache("far", heat=heat, read_seconds=1e-3)]
+    assert by_name("fair")(known, 110 * MIB)["far"] >= 96 * MIB
+    known.append(pool("web", heat=heat, read_seconds=1e-3))
+    targets = by_name("fair")(known, 210 * MIB)
+    assert targets["web"] >= 100 * MIB
+    assert targets["far"] >= 90 * MIB
+
+
+def test_what_an_ephemeral_pool_misses_takes_nothing_from_what_is_hot() -> None:
+    """A guest that reads its whole image, once: each miss is put, and nobody reads it again."""
+    scan = cache("scan", puts=50_000, file_reads=50_000, put=10**6)
+    targets = by_name("fair")([scan, hot("web", 100 * MIB)], 110 * MIB)
+    assert targets["web"] >= 100 * MIB
+    assert by_name("fair")([scan, pool("idle", heat=(*[0] * 5, 100 * MIB))], 110 * MIB)["scan"] > 32 * MIB
 
 
 def test_greedy_never_takes_back() -> None:

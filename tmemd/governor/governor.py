@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -102,6 +103,8 @@ class Governor:
         self._strays = self._pools.strays()
         stray_bytes = sum(stray.taken for stray in self._strays)
         tightest, state = self._memory_state(before, seconds, stray_bytes)
+        if state.spare < 0:
+            self._flush_idle()
         budget = self._next_budget(state)
         self._set_targets(budget, budget.bytes - stray_bytes, short=state.spare < 0)
         self._allow_writes(seconds, short=state.spare < 0)
@@ -170,6 +173,15 @@ class Governor:
         for stray in self._strays:
             idle[stray.uid] += stray.taken
         return idle
+
+    def _flush_idle(self) -> None:
+        """Let go of copies in pools that nobody serves: nobody misses them now."""
+        for each in self._observed.values():
+            with suppress(PoolError, OSError):
+                identity = each.pool.identity() if each.sample is None else None
+                if identity and identity.is_ephemeral and each.taken > identity.index_offset and each.pool.flush():
+                    each.taken = each.pool.taken()
+                    _log.info("pool %s flushed: the host is short of memory, and nobody serves it", each.pool.name)
 
     def _reserve(self, memory: Memory) -> int:
         """In a cgroup, the same share of its memory as of the host's."""
@@ -241,8 +253,11 @@ class Governor:
         }
 
     def _allow_writes(self, seconds: float, *, short: bool) -> None:
-        """Share out what demotion may write. Below the reserve it may write all it likes."""
-        writing = [each for each in self._observed.values() if each.sample and each.sample.has_file]
+        """Share out what demotion may write, which is nothing to an ephemeral pool. Below the reserve all it likes."""
+        writing = [
+            each for each in self._observed.values()
+            if each.sample and each.sample.has_file and not each.sample.is_ephemeral
+        ]  # fmt: skip
         writers = [_writer(each) for each in writing]
         per_hour = self._config.demotion.writes_per_hour
         bounds: Sequence[int | None] = [None] * len(writers)

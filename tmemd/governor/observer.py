@@ -114,12 +114,12 @@ class Observer:
         if ages is not known:
             ages = checked_ages(ages, each.identity)
         each.control = now.control()
-        each.sample = _sample(each, counters, ages, each.control)
+        each.sample = _sample(each, counters, ages, each.control, now.file_read_ns())
         if each.before and not _goes_on(each.before.counters, counters):
             each.before = None
 
 
-def _sample(each: Observation, counters: Counters, ages: Ages, control: Control) -> PoolSample:
+def _sample(each: Observation, counters: Counters, ages: Ages, control: Control, file_read_ns: int) -> PoolSample:
     assert each.identity
     settings, limit = each.settings, counters.limit_bytes
     top = limit if settings.cap is None else min(limit, settings.cap)
@@ -133,6 +133,7 @@ def _sample(each: Observation, counters: Counters, ages: Ages, control: Control)
         served=True,
         has_file=each.identity.has_file,
         is_ephemeral=each.identity.is_ephemeral,
+        file_read_ns=file_read_ns,
         counters=counters,
         ages=ages,
     )

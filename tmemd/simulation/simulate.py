@@ -16,14 +16,13 @@ import msgspec
 from tmemd.device.maintenance import TICK
 from tmemd.governor.governor import limit_raises
 from tmemd.policy import Demand, Policy, demand
-from tmemd.policy.demand import ENOUGH_PAGES, FIRST_PAGE_BYTES
+from tmemd.policy.demand import ENOUGH_PAGES, FIRST_PAGE_BYTES, FIRST_READ_SECONDS
 from tmemd.simulation.recording import PoolRecord, Record, Recording
 from tmemd.simulation.storemodel import Counts, Flow, Space, Store
 from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Ages
 from tmemd.store.sample import PoolSample
 
-# Where a recording has too few to measure them by: pages of 4 KiB on an NVMe drive of a cloud, one at a time.
-DEFAULT_READ_SECONDS: Final = 100e-6
+# Where a recording has too few to measure it by: pages of 4 KiB on an NVMe drive of a cloud, one at a time.
 DEFAULT_WRITE_SECONDS: Final = 50e-6
 _STEPS: Final = 20  # in one interval, at most
 
@@ -58,7 +57,7 @@ def times(recording: Recording) -> Times:
         reads += counters.file_reads - earlier.file_reads
         write_ns += now.spill_ns - before.spill_ns
         writes += counters.spills - earlier.spills
-    read = read_ns / reads / 1e9 if reads >= ENOUGH_PAGES else DEFAULT_READ_SECONDS
+    read = read_ns / reads / 1e9 if reads >= ENOUGH_PAGES else FIRST_READ_SECONDS
     write = write_ns / writes / 1e9 if writes >= ENOUGH_PAGES else DEFAULT_WRITE_SECONDS
     return Times(read, write, reads >= ENOUGH_PAGES, writes >= ENOUGH_PAGES)
 

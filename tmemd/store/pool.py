@@ -151,7 +151,7 @@ class Pool:
         if request is Request.FLUSH:
             if not identity.is_ephemeral:
                 raise PoolError(f"pool {self.name} is persistent, and what it has is nowhere else: drain it instead")
-            if self._flush(identity):
+            if self.flush():
                 return 0
         if not self.is_served():
             raise PoolError(f"nobody serves pool {self.name}, so nobody could {work} it")
@@ -160,11 +160,15 @@ class Pool:
         except PoolError as error:
             raise PoolError(f"pool {self.name}: {error}") from None
 
-    def _flush(self, identity: Identity) -> bool:
-        """Forget all pages of an ephemeral pool; False where it is served, for then it is the plugin's to do."""
+    def flush(self) -> bool:
+        """Forget all pages of an ephemeral pool; False where it is served, for then it is the plugin's to do.
+
+        Raises PoolError.
+        """
         with closing(Pool(self.path)) as owner:  # as in `destroy`
             if not poolfile.lock(owner.fd):
                 return False
+            identity = self.finished()
             poolindex.check_layout(identity, self.path)
             # In this order: killed in between, no page can be taken for what it is not.
             states = bytes([State.FILE]) * poolindex.block_count(identity.size)

@@ -242,6 +242,7 @@ class Control(msgspec.Struct, frozen=True, gc=False):
 
 _LATENCY_WORDS: Final = struct.Struct(f"<{4 * _HISTOGRAM_WORDS}Q")
 _AGE_WORDS: Final = struct.Struct(f"<{6 * GENERATIONS + 2}Q")
+_FILE_READ_NS: Final = STATISTICS_OFFSET + 3 * _HISTOGRAM_WORDS * _WORD.size
 _AGES_OFFSET: Final = STATISTICS_OFFSET + _LATENCY_WORDS.size
 _PUBLISHED: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
 _SNAPSHOT_BYTES: Final = _AGES_OFFSET + _AGE_WORDS.size - COUNTERS_OFFSET
@@ -302,6 +303,11 @@ class Snapshot:
         words = _LATENCY_WORDS.unpack_from(self._data, STATISTICS_OFFSET - COUNTERS_OFFSET)
         rows = [words[i : i + _HISTOGRAM_WORDS] for i in range(0, len(words), _HISTOGRAM_WORDS)]
         return Latencies(*(Histogram(row[0], row[1:]) for row in rows))
+
+    def file_read_ns(self) -> int:
+        """Nanoseconds that reading pages from the file, or the source, has taken."""
+        nanoseconds: int = _WORD.unpack_from(self._data, _FILE_READ_NS - COUNTERS_OFFSET)[0]
+        return nanoseconds
 
     def ages(self, known: Ages | None = None) -> Ages:
         """What is known by age; *known* itself where nothing was published since."""

@@ -12,7 +12,7 @@ _NONE: Final = (0,) * GENERATIONS
 NO_AGES: Final = Ages(_NONE, _NONE, _NONE, _NONE, _NONE, _NONE, 0)  # of a pool whose ages are not known
 
 
-class PoolSample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class PoolSample(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Sizes in bytes. Everything that counts is counted since the pool was made."""
 
     name: str
@@ -24,5 +24,6 @@ class PoolSample(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     served: bool
     has_file: bool
     is_ephemeral: bool = False
+    file_read_ns: int = 0  # spent on reading pages from the file; recordings have it beside the sample
     counters: Counters
     ages: Ages
