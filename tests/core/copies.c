@@ -170,6 +170,41 @@ static void test_eviction_amid_a_write_neither_fails_nor_brings_back_what_was(vo
     CHECK(kind_of(PAGE) == TM_TMEM && reads(PAGE, 2));
 }
 
+/* Words change while nobody serves the pool. */
+static void damage_words(unsigned *seed)
+{
+    struct tm_layout layout;
+    CHECK(tm_layout_for(config.size, &layout) == 0);
+    for (unsigned i = 0; i < PAGES / 4; i++) {
+        off_t at = (off_t)(layout.index_offset + rand_r(seed) % PAGES * sizeof(uint64_t));
+        uint64_t word, bits = (uint64_t)rand_r(seed) << 33 ^ (uint64_t)rand_r(seed) << 4;
+        CHECK(pread(config.pool_fd, &word, sizeof word, at) == sizeof word);
+        word ^= rand_r(seed) % 2 ? bits | rand_r(seed) % 16 : UINT64_C(1) << rand_r(seed) % 28;
+        if (word) /* zeros, as far as anybody can tell */
+            CHECK(pwrite(config.pool_fd, &word, sizeof word, at) == sizeof word);
+    }
+}
+
+static void test_damaged_words_are_misses(void)
+{
+    unsigned seed = 1;
+    for (uint64_t page = 0; page < PAGES; page++)
+        write_version(page, 1 + page % 7);
+    for (unsigned round = 0; round < 50; round++) {
+        put_copies();
+        tm_close(device);
+        damage_words(&seed);
+        device = open_device(&config);
+        if (round % 3 == 0)
+            tm_compact(device, UINT64_MAX);
+        if (round % 3 == 1)
+            evict();
+        for (uint64_t page = 0; page < PAGES; page++)
+            CHECK(reads(page, 1 + page % 7));
+    }
+    CHECK(atomic_load(&tm_counters(device)->pages_in_tmem));
+}
+
 /* The kernel forgets what it could not write: then whatever the source holds is right. */
 static void test_after_a_failed_sync_the_source_is_what_is_read(void)
 {
@@ -212,6 +247,7 @@ int main(void)
     test_what_was_read_is_not_put_over_a_trim();
     test_a_write_amid_a_read_is_seen_by_the_next();
     test_eviction_amid_a_write_neither_fails_nor_brings_back_what_was();
+    test_damaged_words_are_misses();
     test_after_a_failed_sync_the_source_is_what_is_read();
     tm_close(device);
     puts("ok");

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import struct
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support.content import PAGE
 from tests.support.harness import MIB
 from tmemd.binding import _core
 from tmemd.store import poolfile
+from tmemd.store.poolindex import State, block_count
 
 PAGES = 1024  # of the `rig` that modules without one of their own have
 REGION = 16 * MIB
@@ -21,6 +24,8 @@ _MAP = struct.Struct("<8sIIQQ16s16sQ")
 
 class Rig:
     """A pool file, a backing file and a map, and the one `Device` that serves them now."""
+
+    _is_cache = False
 
     def __init__(self, pools: Path, disk: Path | None, size: int, limit: int, *, durable: bool = False) -> None:
         self.pool, self.disk, self.size, self.limit, self._durable = pools / "rig.pool", disk, size, limit, durable
@@ -35,12 +40,16 @@ class Rig:
         self.minimum = layout.minimum_bytes
         self.identity = poolfile.Identity(
             "rig", self.size, layout.index_offset, layout.data_offset, layout.data_bytes, uuid.uuid4(), uuid.uuid4(), 1,
-            self.disk is not None,
+            self.disk is not None, is_ephemeral=self._is_cache,
         )  # fmt: skip
-        os.ftruncate(fd, self.identity.file_bytes)
-        os.posix_fallocate(fd, 0, layout.index_offset)
-        os.pwrite(fd, self.identity.pack(), 0)
+        self._format_pool(fd)
         return fd
+
+    def _format_pool(self, fd: int) -> None:
+        os.ftruncate(fd, 0)
+        os.ftruncate(fd, self.identity.file_bytes)
+        os.posix_fallocate(fd, 0, self.identity.index_offset)
+        os.pwrite(fd, self.identity.pack(), 0)
 
     def _create_disk(self, disk: Path) -> tuple[int, int]:
         file_fd = os.open(disk, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -118,3 +127,49 @@ class Rig:
         buffer = bytearray(length)
         _core.pread(self.device, buffer, offset, 0)
         return bytes(buffer)
+
+
+class CacheRig(Rig):
+    """The same for a cache device, whose source has its content already; there is no map."""
+
+    _is_cache = True
+
+    def __init__(self, pools: Path, source: Path, limit: int, *, write: bool) -> None:
+        self._write = write
+        super().__init__(pools, source, source.stat().st_size, limit)
+
+    def _format_pool(self, fd: int) -> None:
+        super()._format_pool(fd)
+        os.pwrite(fd, bytes([State.FILE]) * block_count(self.size), poolfile.STATES_OFFSET)
+
+    def _create_disk(self, disk: Path) -> tuple[int, int]:
+        return os.open(disk, os.O_RDWR if self._write else os.O_RDONLY), -1
+
+    def _open(self) -> _core.Device:
+        return _core.Device(
+            self.pool_fd, self._file_fd, -1, name="rig", size=self.size, limit=self.limit, region=REGION,
+            file_bytes=self.size, direct=False, lost_zero=False, durable=False, ephemeral=True,
+            read_only=not self._write, cgroup=[],
+        )  # fmt: skip
+
+    def reattach(self, *, clean: bool = True, damage: Callable[[], object] = lambda: None) -> None:
+        """Serve the same pool anew, once *damage* was done to it. What waits to be put is lost, as by SIGKILL."""
+        assert clean, "of two that put copies neither could be told the other's"
+        self.device.close()
+        damage()
+        self.device = self._open()
+
+    def drop_pool(self) -> None:
+        """Serve the source with a new pool, as who finds it changed does."""
+        self.reattach(damage=lambda: self._format_pool(self.pool_fd))
+
+
+@contextlib.contextmanager
+def writes_end_at(offset: int) -> Iterator[None]:
+    """For the length of a with block whatever this process writes ends at *offset* of its file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (offset, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

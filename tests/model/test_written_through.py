@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.model.rig import REGION, OpenDevice, Rig
+from tests.model.rig import REGION, OpenDevice, Rig, writes_end_at
 from tests.support.content import PAGE, compressible, incompressible
 from tests.support.harness import MIB
 from tests.support.index import Kind, kinds
@@ -34,17 +32,6 @@ def on_disk(rig: Rig, page: int) -> bytes:
     assert rig.disk is not None
     with rig.disk.open("rb") as file:
         return os.pread(file.fileno(), PAGE, page * PAGE)
-
-
-@contextlib.contextmanager
-def writes_end_at(offset: int) -> Iterator[None]:
-    """For the length of a with block whatever this process writes ends at *offset* of its file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (offset, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("page", [0, 1, 128, 256, 512, 1024, PAGES - 386, PAGES - 128, PAGES - 1])

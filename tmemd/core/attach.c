@@ -102,7 +102,7 @@ static bool expand_block(struct tm_device *device, uint64_t block)
     uint64_t first = block * TM_BLOCK_PAGES, end = first + index_block_pages(device, block);
     if (state == TM_STATE_INDEX)
         return true;
-    if (state > TM_STATE_ZERO || !state_has_file(device))
+    if ((state > TM_STATE_ZERO && !device->ephemeral) || !state_has_file(device))
         return false;
     for (uint64_t page = first; page < end; page++)
         atomic_store_explicit(&device->index[page], state_word(device, state, page),
