@@ -96,6 +96,7 @@ def serving(peer: Peer, place: Place) -> Iterator[Server]:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(10)
             process.kill()
+            socket.unlink(missing_ok=True)
 
 
 def wait_for(socket: Path, process: subprocess.Popen[bytes]) -> None:

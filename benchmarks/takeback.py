@@ -1,7 +1,8 @@
 """How fast does a host get memory back whose target falls to a quarter?
 
 Once with all pages cold, neighbours side by side, once with every other page hot, so that each cold one is a write of
-its own. The device's own maintenance does the work; what counts is what tmpfs gives back.
+its own; then the same of a cache device, whose pages need not be written. The device's own maintenance does the work;
+what counts is what tmpfs gives back.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from benchmarks import pages
-from tests.support.harness import counters
+from tests.support.harness import counters, wait_until
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.serve import ServedDevice, open_device
@@ -44,12 +46,36 @@ class Result:
         return self.seconds / self.given_back_bytes * GIB
 
 
-def fill(served: ServedDevice, corpus: bytes, n: int) -> None:
-    """Write pages in order, each with some page of the corpus."""
+def some_pages(corpus: bytes, n: int) -> Iterator[bytes]:
+    """So many pages of the corpus."""
     rng = random.Random(1)
-    for page in range(FIRST, FIRST + n):
+    for _ in range(n):
         at = rng.randrange(len(corpus) // PAGE) * PAGE
-        _core.pwrite(served.core, corpus[at : at + PAGE], page * PAGE, 0)
+        yield corpus[at : at + PAGE]
+
+
+def open_swap(config: DeviceConfig, corpus: bytes, n: int) -> ServedDevice:
+    """A swap device with pages, neighbours."""
+    served = open_device(replace(config, backing=config.source, source=None))
+    for page, content in enumerate(some_pages(corpus, n), FIRST):
+        _core.pwrite(served.core, content, page * PAGE, 0)
+    return served
+
+
+def open_cache(config: DeviceConfig, corpus: bytes, n: int) -> ServedDevice:
+    """A cache device with the same pages, read from its source."""
+    assert config.source
+    with config.source.open("wb") as source:
+        source.seek(FIRST * PAGE)
+        source.writelines(some_pages(corpus, n))
+        source.truncate(config.size)
+    served = open_device(config)
+    for page in range(FIRST, FIRST + n):
+        _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
+        if page % 512 == 0:  # as many as can wait to be put, and as many again
+            wait_until(lambda page=page: counters(served.pool_path).puts >= page - FIRST, "pages to be put")  # type: ignore[misc]
+    wait_until(lambda: counters(served.pool_path).puts == n, "pages to be put")
+    return served
 
 
 def take_back(served: ServedDevice, case: str) -> Result:
@@ -65,13 +91,13 @@ def take_back(served: ServedDevice, case: str) -> Result:
     return Result(case, before.used_bytes - after.used_bytes, seconds, written)
 
 
-def measure(case: str, stride: int, corpus: bytes, n: int) -> Result:
+def measure(case: str, opening: Opening, stride: int, corpus: bytes, n: int) -> Result:
     """One device, with all but each *stride*-th page cold."""
     with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory(dir=TMPFS) as pools:
         size = (FIRST + n + 1024) * PAGE
-        served = open_device(DeviceConfig("takeback", size, Path(disk) / "backing", 2 * size, Path(pools)))
+        config = DeviceConfig("takeback", size, None, 2 * size, Path(pools), source=Path(disk) / "file")
+        served = opening(config, corpus, n)
         try:
-            fill(served, corpus, n)
             served.core.begin_generation()
             for page in range(FIRST, FIRST + n, stride) if stride else ():
                 _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
@@ -80,6 +106,13 @@ def measure(case: str, stride: int, corpus: bytes, n: int) -> Result:
             return take_back(served, case)
         finally:
             served.close()
+
+
+Opening: TypeAlias = Callable[[DeviceConfig, bytes, int], ServedDevice]
+CASES: Final[tuple[tuple[str, Opening, int], ...]] = (
+    ("neighbours", open_swap, 0), ("scattered", open_swap, 2),
+    ("cache, neighbours", open_cache, 0), ("cache, scattered", open_cache, 2),
+)  # fmt: skip
 
 
 def parse_args() -> argparse.Namespace:
@@ -99,14 +132,14 @@ def main() -> int:
         if not args.corpus:
             pages.capture(corpus, 16384)
         content = corpus.read_bytes()
-    results = [measure(case, stride, content, args.pages) for case, stride in (("neighbours", 0), ("scattered", 2))]
+    results = [measure(*case, content, args.pages) for case in CASES]
     if args.json:
         print(json.dumps([asdict(it) | {"seconds_per_gib": it.seconds_per_gib} for it in results], indent=1))
         return 0
-    print("cold pages   given back  seconds per GiB  of the disk's writes")
+    print("cold pages          given back  seconds per GiB  of the disk's writes")
     for it in results:
         rate = it.written_bytes / it.seconds / 2**20
-        print(f"{it.case:<12} {it.given_back_bytes / 2**20:>6.0f} MiB {it.seconds_per_gib:>13.1f} {rate:>16.0f} MiB/s")
+        print(f"{it.case:<19} {it.given_back_bytes / 2**20:>6.0f} MiB {it.seconds_per_gib:>13.2f} {rate:>16.0f} MiB/s")
     return 0
 
 

@@ -17,14 +17,14 @@ static struct tm_config config;
 /* Who puts the copies waits while this is set. */
 static _Atomic bool held;
 
-const struct staged *__real_staging_first(struct staging *staging);
-const struct staged *__wrap_staging_first(struct staging *staging);
-const struct staged *__wrap_staging_first(struct staging *staging)
+bool __real_staging_take(struct staging *staging, struct staged *oldest, unsigned done);
+bool __wrap_staging_take(struct staging *staging, struct staged *oldest, unsigned done);
+bool __wrap_staging_take(struct staging *staging, struct staged *oldest, unsigned done)
 {
-    const struct staged *first = __real_staging_first(staging);
-    while (first && atomic_load(&held))
+    bool taken = __real_staging_take(staging, oldest, done);
+    while (taken && atomic_load(&held))
         sched_yield();
-    return first;
+    return taken;
 }
 
 /* Return when no copy waits. */
@@ -34,7 +34,7 @@ static void put_copies(void)
     atomic_store(&held, false);
     while (waiting) {
         pthread_mutex_lock(&device->staging.lock);
-        waiting = device->staging.in != device->staging.out;
+        waiting = device->staging.in != device->staging.done;
         pthread_mutex_unlock(&device->staging.lock);
     }
 }

@@ -319,7 +319,7 @@ static void settle(void)
 
     while (waiting) {
         pthread_mutex_lock(&device->staging.lock);
-        waiting = device->staging.in != device->staging.out;
+        waiting = device->staging.in != device->staging.done;
         pthread_mutex_unlock(&device->staging.lock);
     }
 }

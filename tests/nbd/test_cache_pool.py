@@ -15,7 +15,7 @@ from tmemd.store import poolfile
 from tmemd.store.check import check_pool
 from tmemd.store.requests import Request
 
-PAGES = 2048
+PAGES = 1000  # as many copies as can wait to be put
 
 
 def image(path: Path, n_pages: int, version: int = 1) -> Path:

@@ -13,6 +13,10 @@ static void count(struct ages *ages, uint64_t word, int64_t n)
             stats_add(&ages->raw[generation], bytes);
         if (word & TM_WORD_CLEAN)
             stats_add(&ages->clean[generation], bytes);
+        if (word & TM_WORD_AGAIN) {
+            stats_add(&ages->again[generation], bytes);
+            stats_add(&ages->n_again, (uint64_t)n);
+        }
     } else if (word_kind(word) == TM_FILE) {
         stats_add(&ages->in_file[generation], (uint64_t)n);
     }

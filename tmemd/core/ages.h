@@ -11,7 +11,9 @@ struct ages {
     _Atomic uint64_t stored[TM_GENERATIONS];  /* bytes of slots */
     _Atomic uint64_t raw[TM_GENERATIONS];     /* of these, of incompressible pages */
     _Atomic uint64_t clean[TM_GENERATIONS];   /* of these, of pages that the file holds as well */
+    _Atomic uint64_t again[TM_GENERATIONS];   /* of these, of pages that were used more than once */
     _Atomic uint64_t in_file[TM_GENERATIONS]; /* pages */
+    _Atomic uint64_t n_again;                 /* pages in tmem that were used more than once */
 };
 
 /* The word of a page changes, or enters the index (old: TM_NOWHERE). */

@@ -75,11 +75,16 @@ bool budget_is_refusing(struct budget *budget)
                budget_target(budget);
 }
 
-bool budget_has_room(struct budget *budget)
+uint64_t budget_room(struct budget *budget)
 {
     uint64_t target = budget_target(budget),
              used = atomic_load_explicit(&budget->counters->used, memory_order_relaxed);
-    return used + target / ROOM_SHARE <= target;
+    return target > used ? target - used : 0;
+}
+
+bool budget_has_room(struct budget *budget)
+{
+    return budget_room(budget) >= budget_target(budget) / ROOM_SHARE;
 }
 
 bool budget_is_compressing(const struct budget *budget)

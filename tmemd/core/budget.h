@@ -32,6 +32,8 @@ bool budget_is_refusing(struct budget *budget);
 /* Whether not one page more can be taken. */
 bool budget_is_full(struct budget *budget);
 
+/* Bytes below the target that are not allocated. */
+uint64_t budget_room(struct budget *budget);
 /* Whether there is so much room below the target that promotion may take some of it. */
 bool budget_has_room(struct budget *budget);
 /* Whether pages are compressed; otherwise only those that repeat one word are. */

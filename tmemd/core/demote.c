@@ -50,6 +50,9 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
         return false;
     if (demotion->choice.raw_only && word_encoding(word) != TM_RAW)
         return false;
+    enum tm_use use = word & TM_WORD_AGAIN ? TM_USED_AGAIN : TM_USED_ONCE;
+    if (demotion->choice.use && demotion->choice.use != use)
+        return false;
     if (device->ephemeral || state_is_clean(device, word))
         return state_is_clean(device, word);
     return atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) <
@@ -79,8 +82,9 @@ struct batch {
 static void leave(struct demotion *demotion, uint64_t page, uint32_t crc)
 {
     struct tm_device *device = demotion->device;
-    unsigned generation = word_generation(index_word(device, page));
-    uint64_t word = index_set(device, page, state_file_word(device, crc, generation));
+    uint64_t before = index_word(device, page);
+    uint64_t after = state_file_word(device, crc, word_generation(before));
+    uint64_t word = index_set(device, page, after | (before & TM_WORD_AGAIN));
     stats_add(&device->counters->demotions, 1);
     atomic_fetch_add(&demotion->freed, word_slot_size(word_length(word)));
     PROBE(demote, device->name, page, word_slot_size(word_length(word)));
@@ -192,6 +196,9 @@ static uint64_t candidates(const struct demotion *demotion, unsigned age, bool m
     if (demotion->choice.bounded && age >= backoff->age && backoff->bound == bound_of(demotion))
         return 0;
     uint64_t bytes = ages_known(&(demotion->choice.raw_only ? ages->raw : ages->stored)[then]);
+    uint64_t again = ages_known(&ages->again[then]);
+    if (demotion->choice.use)
+        return demotion->choice.use == TM_USED_AGAIN ? again : bytes > again ? bytes - again : 0;
     uint64_t clean = file_is_doubtful(&demotion->device->file) ? 0 : ages_known(&ages->clean[then]);
     return may_write || bytes < clean ? bytes : clean;
 }

@@ -92,16 +92,30 @@ static void fail(struct tm_device *device, const struct overwrite *run, const ui
     unlock_pages(&device->locks, run->first, run->n);
 }
 
+/* Of an ephemeral pool: a page that was in tmem is used again; of any other that is still to be
+ * said. */
+static uint64_t word_of_use(const struct tm_device *device, uint64_t page, uint64_t word)
+{
+    uint64_t before = index_word(device, page);
+    return word_kind(before) == TM_TMEM
+               ? word_used(word, state_generation(device), true)
+               : word_used(word, word_generation(before), before & TM_WORD_AGAIN);
+}
+
 /* The file has the page: let the index say so. */
 static void complete_page(struct tm_device *device, uint64_t page, const uint8_t *content,
                           uint32_t crc, bool put)
 {
     if (content && put && page_put(device, page, content, true))
         return;
-    unsigned generation =
-        device->ephemeral ? word_generation(index_word(device, page)) : state_generation(device);
-    stats_add(&device->counters->spills, content != NULL);
-    index_replace(device, page, content ? state_file_word(device, crc, generation) : TM_NOWHERE);
+    uint64_t word = TM_NOWHERE;
+    if (content) {
+        word = state_file_word(device, crc, state_generation(device));
+        stats_add(&device->counters->spills, 1);
+    }
+    if (content && device->ephemeral)
+        word = word_of_use(device, page, word);
+    index_replace(device, page, word);
     PROBE(spill, device->name, page, content != NULL);
 }
 

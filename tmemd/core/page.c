@@ -16,12 +16,18 @@ static bool decode(struct tm_device *device, uint64_t page, uint64_t word, uint8
     return whole;
 }
 
-/* Note that the page was used, once in a generation: most gets change no word. */
+/* Note that the page was used, once in a generation: most gets change no word. Who reads a page
+ * that an ephemeral pool lacks decides what it was (admit.c); one that LRU would not have had tells
+ * that fewer are needed that were used only once. */
 static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
 {
-    unsigned generation = state_generation(device);
-    if (word_generation(word) != generation)
-        index_update_locked(device, page, word_with_generation(word, generation));
+    unsigned now = state_generation(device);
+    bool stored = word_kind(word) == TM_TMEM;
+    uint64_t used = word_used(word, now, device->ephemeral && stored);
+    if (device->ephemeral && stored && ages_of(now, word) >= USAGE_TURNS)
+        usage_learn(&device->usage, false, atomic_load(&device->counters->pages_in_tmem));
+    if (used != word && (stored || !device->ephemeral))
+        index_update_locked(device, page, used);
 }
 
 static int get_stored(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)

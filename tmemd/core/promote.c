@@ -7,15 +7,14 @@
 /* A guest reads 8 pages around the one it needs; a longer read is a copy, not a fault. */
 enum { PROMOTE_RUN = 8 };
 
-bool promote_put(struct tm_device *device, uint64_t page, const uint8_t *content,
-                 unsigned generation)
+bool promote_put(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t again)
 {
     uint64_t word = TM_NOWHERE;
     if (!page_is_zero(content)) {
         word = page_store(device, page, content);
         if (!word)
             return false;
-        word = word_with_generation(word, generation) | TM_WORD_CLEAN;
+        word |= TM_WORD_CLEAN | again;
     }
     index_set(device, page, word);
     stats_add(&device->counters->promotions, 1);
@@ -27,8 +26,8 @@ bool promote_page(struct tm_device *device, uint64_t page, const uint8_t *conten
 {
     if (word_is_writing(word) || !lock_try_page(&device->locks, page))
         return false;
-    bool stored = word_same_content(index_word(device, page), word) &&
-                  promote_put(device, page, content, state_generation(device));
+    bool stored =
+        word_same_content(index_word(device, page), word) && promote_put(device, page, content, 0);
     unlock_pages(&device->locks, page, 1);
     PROBE(promote, device->name, page, stored);
     return stored;

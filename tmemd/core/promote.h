@@ -3,9 +3,8 @@
 
 #include "fetch.h"
 
-/* Put what the file holds, under the page lock, as if it was last used in that generation. */
-bool promote_put(struct tm_device *device, uint64_t page, const uint8_t *content,
-                 unsigned generation);
+/* Put what the file holds, under the page lock; `again`: TM_WORD_AGAIN or 0. */
+bool promote_put(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t again);
 /* Put a page that was read from the file under `word`; false when it is not stored. Takes its page
  * lock, or gives up. */
 bool promote_page(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t word);

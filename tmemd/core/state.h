@@ -10,6 +10,7 @@
 #include "staging.h"
 #include "statistics.h"
 #include "tmem.h"
+#include "usage.h"
 #include "word.h"
 
 /* From this age on nothing is left that may be demoted within this bound on writes; valid until the
@@ -23,7 +24,6 @@ struct backoff {
 struct turns {
     uint64_t ticks, ended[TM_GENERATIONS]; /* of five seconds; guarded by demote_lock */
     _Atomic uint8_t age[TM_GENERATIONS];   /* of each generation, in ticks, up to TM_ANCIENT */
-    _Atomic uint64_t missed;               /* pages, since the last one began */
 };
 
 struct tm_device {
@@ -47,6 +47,7 @@ struct tm_device {
     uint64_t hand;               /* the block where the next demotion begins to look */
     struct backoff backoff;
     struct turns turns;
+    struct usage usage;
     _Atomic uint32_t versions; /* of pages that are in the file alone, if it is ephemeral */
     struct ages ages;
     struct budget budget;

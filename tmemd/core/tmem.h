@@ -58,11 +58,13 @@ struct tm_extent {
 int tm_extents(struct tm_device *device, uint64_t count, uint64_t offset, struct tm_extent *extents,
                size_t *n);
 
+enum tm_use { TM_ANY_USE, TM_USED_ONCE, TM_USED_AGAIN };
 struct tm_filter {
     unsigned min_age; /* generations, below TM_GENERATIONS: younger pages stay */
     bool raw_only;    /* only incompressible pages go */
     bool bounded; /* the control page's bound on demotion's writes holds; what the file has already
                      costs none */
+    enum tm_use use;
 };
 /* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from
  * tmem; *freed tells how many. Pages of an ephemeral pool just go. It takes tm_compact to give

@@ -22,6 +22,8 @@ enum encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 #define TM_WORD_ENCODING (UINT64_C(3) << 3)
 #define TM_WORD_GENERATION (UINT64_C(15) << 8)
 #define TM_WORD_LENGTH (UINT64_C(0x1fff) << 12)
+#define TM_WORD_AGAIN                                                                              \
+    (UINT64_C(1) << 25) /* of an ephemeral pool: used more than once, while it was known */
 #define TM_WORD_CLEAN (UINT64_C(1) << 5) /* tmem: the file holds the same */
 #define TM_WORD_WRITING                                                                            \
     (UINT64_C(1) << 6) /* a write to the file is under way; whoever changes the page clears it */
@@ -46,6 +48,13 @@ static inline uint32_t word_length(uint64_t word)
 static inline uint64_t word_location(uint64_t word) { return (word >> 28) * TM_SLOT_ALIGN; }
 static inline uint32_t word_crc(uint64_t word) { return (uint32_t)(word >> 32); }
 static inline uint32_t word_old_crc(uint64_t word) { return (uint32_t)(word >> 12) & TM_OLD_CRC; }
+
+/* The word of a page that is used now, once more or for the first time. */
+static inline uint64_t word_used(uint64_t word, unsigned generation, bool again)
+{
+    uint64_t use = (uint64_t)generation << 8 | (again ? TM_WORD_AGAIN : 0);
+    return (word & ~(TM_WORD_GENERATION | TM_WORD_AGAIN)) | use;
+}
 
 /* A page in tmem: its record's offset in the data area, and the length of its payload, in bytes. */
 static inline uint64_t word_of_record(uint64_t location, uint32_t length, enum encoding encoding,
@@ -81,6 +90,8 @@ static inline uint64_t word_writing(uint64_t word, uint32_t crc)
                TM_WORD_WRITING;
     bool known = !(word & (TM_WORD_WRITING | TM_WORD_UNVERIFIED));
     uint64_t old = known ? (uint64_t)(word_crc(word) & TM_OLD_CRC) << 12 : TM_WORD_UNVERIFIED;
+    if (word & TM_WORD_UNVERIFIED)
+        old |= word & TM_WORD_AGAIN;
     return (uint64_t)crc << 32 | old | (word & TM_WORD_GENERATION) | TM_WORD_WRITING | TM_FILE;
 }
 
@@ -104,14 +115,14 @@ static inline bool word_matches(uint64_t word, uint32_t crc)
 /* Whether two words of a page differ at most in when it was used. */
 static inline bool word_same_content(uint64_t one, uint64_t other)
 {
-    return word_with_generation(one, 0) == word_with_generation(other, 0);
+    return word_used(one, 0, false) == word_used(other, 0, false);
 }
 
 /* Whether two words count the same by age, wherever the page lies. */
 static inline bool word_same_age(uint64_t one, uint64_t other)
 {
-    uint64_t counted =
-        TM_WORD_KIND | TM_WORD_ENCODING | TM_WORD_CLEAN | TM_WORD_GENERATION | TM_WORD_LENGTH;
+    uint64_t counted = TM_WORD_KIND | TM_WORD_ENCODING | TM_WORD_CLEAN | TM_WORD_GENERATION |
+                       TM_WORD_LENGTH | TM_WORD_AGAIN;
     return ((one ^ other) & counted) == 0;
 }
 

@@ -32,6 +32,7 @@ IDLE_AFTER: Final = 2.0  # seconds without a change: all there was to publish, t
 TICK_WHILE_IDLE: Final = 0.2
 
 DEMOTE_STEP: Final = 16 << 20  # bytes demoted in one go, so that other work gets its turn
+EVICT_STEP: Final = 256 << 20  # likewise, of pages that need not be written
 MOVES_STEP: Final = 20_000  # records compacted in one go, likewise
 
 # Which part of the pool may be free slots before they are compacted although the device is busy.
@@ -199,7 +200,7 @@ class Maintenance:
 
     def _demote(self, over: int, choice: Choice = ANY_PAGE, *, bounded: bool = False) -> int:
         """Demote one step towards giving *over* bytes back, and compact; returns the bytes of records demoted."""
-        step = min(over, DEMOTE_STEP)
+        step = min(over, EVICT_STEP if self._config.source else DEMOTE_STEP)
         try:
             demoted = self._core.demote(step, min_age=choice.min_age, raw_only=choice.raw_only, bounded=bounded)
         except OSError:

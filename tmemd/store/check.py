@@ -37,7 +37,7 @@ _WRITING: Final = 1 << 6
 _UNVERIFIED: Final = 1 << 7
 # Bits of a word that mean something, by its kind. Every word has room for a generation.
 _MEANT: Final = {
-    Kind.TMEM: 0xFFFFFFFFF << 28 | 0x1FFF << 12 | 0xF << 8 | 0x7F,
+    Kind.TMEM: 0xFFFFFFFFF << 28 | 0x3FFF << 12 | 0xF << 8 | 0x7F,
     Kind.FILE: 0xFFFFFFFF << 32 | 0xFFFFF << 12 | 0xF << 8 | 0xC7,
     Kind.ZERO: 0xF << 8 | 0x47,
     Kind.LOST: 0xF << 8 | 0x47,
