@@ -32,10 +32,14 @@ def is_kept(pool: Path) -> bool:
 
 
 def read_all(server: Server, pool: Path, n_pages: int) -> None:
-    """Read every page, and wait until all are in tmem."""
-    with server.client() as client:
+    """Read every page, until all are in tmem: of those that come in at once some may not be put."""
+
+    def are_in_tmem() -> bool:
         assert all(content == compressible(page, 1) for page, content in enumerate(pages(client, n_pages)))
-    wait_until(lambda: counters(pool).pages_in_tmem == n_pages, "all pages to be put")
+        return counters(pool).pages_in_tmem == n_pages
+
+    with server.client() as client:
+        wait_until(are_in_tmem, "all pages to be put")
 
 
 @pytest.mark.parametrize("served", [True, False], ids=["served", "idle"])
@@ -57,9 +61,10 @@ def test_flush_empties_the_pool_and_nobody_reads_anything_else(
         server.start()
     assert counters(pool).pages_in_tmem == 0
     assert taken(pool) < full - PAGES * PAGE // 4
-    assert counters(pool).file_reads == PAGES, "it is the same pool"
+    before = counters(pool).file_reads
+    assert before >= PAGES, "it is the same pool"
     read_all(server, pool, PAGES)
-    assert counters(pool).file_reads == 2 * PAGES
+    assert counters(pool).file_reads >= before + PAGES
 
 
 def test_a_source_that_has_grown_is_attached_through_tmemd(serve: Serve, pools: Path, tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import nbd
 import pytest
 
 from tests.support import fakes
 from tests.support.cgroup import Cgroup, memory_cgroup
 from tests.support.content import PAGE, content
-from tests.support.harness import MIB, Serve, Server, device, taken, wait_until
+from tests.support.harness import MIB, Serve, Server, cache_device, device, taken, wait_until
 from tests.support.memoryhog import MemoryHog
 from tests.support.writers import pages
 from tmemd.governor.host import read_memory
@@ -21,6 +23,7 @@ from tmemd.store import poolfile
 GUESTS = ("a", "b", "c")
 PAGES = 40 * MIB // PAGE
 MOST = 256 * MIB  # the budget's maximum
+BUDGET = f"[budget]\nminimum = '{{}}'\nmaximum = {MOST}\nreserve = '{{}}'\npressure = 100\n"
 
 
 def governed(base: Path, name: str, disk: Path) -> list[str]:
@@ -39,17 +42,86 @@ def wrong(server: Server, name: str) -> list[int]:
         return [page for page, data in enumerate(pages(client, PAGES)) if data != content(page, ord(name))]
 
 
-@pytest.mark.slow
-def test_pools_shrink_for_a_process_that_takes_memory_and_grow_again(serve: Serve, pools: Path, disks: Path) -> None:
+def room_and_reserve() -> tuple[int, int]:
+    """How many bytes lie between what is available and a reserve, and that reserve; a hog is to take twice as many.
+
+    It is far more than the maximum and the band in which nothing is done (a hundredth of RAM), so that other processes
+    do not matter.
+    """
     memory = read_memory()[0]
-    # Between the reserve and what is available now: far more than the maximum and the band in which nothing is done (a
-    # hundredth of RAM), so that other processes do not matter. The hog takes all of that, and as much again.
     room = 2 * MOST + memory.total // 50
     if memory.available < 2 * room + MOST:
         pytest.skip(f"needs {(2 * room + MOST) // MIB} MiB of memory that is available")
-    reserve = memory.available - room
-    config = f"[budget]\nminimum = '12M'\nmaximum = {MOST}\nreserve = '{reserve}'\npressure = 100\n"
-    with fakes.tmemd(pools, config=config) as tmemd:
+    return room, memory.available - room
+
+
+class Reader(threading.Thread):
+    """Reads devices from end to end, one after the other, again and again until the end of a with block."""
+
+    def __init__(self, server: Server, names: Sequence[str]) -> None:
+        super().__init__()
+        self._server, self._names = server, names
+        self._over = threading.Event()
+        self.rounds = 0
+        self.wrong: list[object] = []
+
+    def run(self) -> None:
+        try:
+            while not self._over.is_set():
+                self.wrong += [page for name in self._names for page in wrong(self._server, name)]
+                self.rounds += 1
+        except nbd.Error as error:
+            self.wrong.append(error)
+
+    def __enter__(self) -> Reader:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.join()
+
+
+@pytest.mark.slow
+def test_copies_go_before_swapped_pages_that_are_used_as_much(serve: Serve, pools: Path, disks: Path) -> None:
+    image = disks / "image"
+    image.write_bytes(b"".join(content(page, ord("g")) for page in range(PAGES)))
+    room, reserve = room_and_reserve()
+    with fakes.tmemd(pools, config=BUDGET.format(12 * MIB, reserve)) as tmemd:
+        golden = cache_device("g", pools / "pools", image, "1G", tmemd=pools / "socket")
+        server = serve([*governed(pools, "a", disks / "a"), *golden])
+        fill(server, "a")
+        swapped = tmemd.client.pool("a").counters.used_bytes
+
+        def at_least(minimum: int) -> None:
+            (pools / "tmemd.toml").write_text(BUDGET.format(minimum, reserve))
+            tmemd.process.send_signal(signal.SIGHUP)
+
+        def used() -> int:
+            return sum(status.counters.used_bytes for status in tmemd.client.pools())
+
+        at_least(swapped + 4 * MIB)
+        with Reader(server, "ag") as reader:
+            wait_until(lambda: reader.rounds > 1 and used() > swapped + 12 * MIB, "copies of the image")
+            with MemoryHog() as hog:
+                hog.hold(2 * room)
+                wait_until(lambda: used() <= swapped + 4 * MIB, "copies to go")
+                status = tmemd.client.pool("a")
+                assert status.counters.demotions == 0
+                assert status.target_bytes >= status.counters.used_bytes
+                at_least(12 * MIB)
+                wait_until(lambda: used() <= 12 * MIB, "swapped pages to go")
+                copies = tmemd.client.pool("g")
+                assert copies.target_bytes == copies.counters.minimum_bytes
+            wait_until(lambda: tmemd.client.pool("g").counters.used_bytes > 12 * MIB, "copies to come again")
+        assert reader.wrong == []
+        assert [status.counters.io_errors for status in tmemd.client.pools()] == [0, 0]
+
+
+@pytest.mark.slow
+def test_pools_shrink_for_a_process_that_takes_memory_and_grow_again(serve: Serve, pools: Path, disks: Path) -> None:
+    room, reserve = room_and_reserve()
+    with fakes.tmemd(pools, config=BUDGET.format(12 * MIB, reserve)) as tmemd:
         parameters = [word for name in GUESTS for word in governed(pools, name, disks / name)]
         server = serve(parameters)
         files = [pools / "pools" / f"{name}.pool" for name in GUESTS]

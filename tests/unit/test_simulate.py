@@ -17,8 +17,8 @@ from tmemd.cli import main
 from tmemd.cli.simulate import POLICIES
 from tmemd.policy import Demand, by_name
 from tmemd.simulation.recording import PoolRecord, Record, Recording, Writer, check, read
-from tmemd.simulation.simulate import Outcome, outcome, recorded, simulate, times
-from tmemd.simulation.storemodel import DEMOTIONS_PER_SECOND, Counts, Flow, Space, Store
+from tmemd.simulation.simulate import Outcome, Times, outcome, recorded, simulate, times
+from tmemd.simulation.storemodel import DEMOTIONS_PER_SECOND, Copies, Counts, Flow, Space, Store
 from tmemd.store.poolfile import GENERATIONS, Ages, Counters
 
 MIB = 1 << 20
@@ -95,9 +95,41 @@ def test_a_page_read_again_and_again_is_read_from_the_file_once_if_there_is_room
     assert store.counts.file_reads == pytest.approx(1010)
 
 
+def copies(in_source: float) -> Copies:
+    """Of a device whose pages nobody has read yet."""
+    store = Copies()
+    store.pages[2][-1] = in_source
+    return store
+
+
+def test_copies_come_with_reads_and_go_at_once_without_a_write() -> None:
+    store = copies(100_000)
+    store.apply(Flow(0, (), by_age(a15=60_000)), room(1e6))
+    assert (store.in_ram, store.counts.file_reads, store.counts.gets) == (60_000, 60_000, 0)
+    store.maintain(room(10_000), 0.1)
+    assert (store.in_ram, store.counts.demotions) == (10_000, 50_000)
+    store.apply(Flow(0, (), by_age(a8=60_000)), room(1e6))
+    assert (store.counts.gets, store.counts.file_reads) == (10_000, 110_000)
+    assert (store.counts.demotion_writes, store.counts.spills) == (0, 0)
+    store.apply(Flow(5, (), ()), room(1e6, frozen=True))
+    assert (store.in_ram, store.counts.spills) == (60_000, 0), "written through, and not kept"
+
+
+def test_what_is_read_for_the_first_time_takes_the_place_of_what_is_older_only() -> None:
+    store = copies(1000)
+    store.apply(Flow(0, (), by_age(a15=50)), room(100))
+    store.apply(Flow(0, (), by_age(a8=50)), room(100))
+    assert store.ram_by_age()[0] == 50
+    store.apply(Flow(0, (), by_age(a15=500)), room(100))
+    assert (store.ram_by_age()[0], store.ram_by_age()[8]) == (50, 50)
+    store.apply(Flow(0, (), by_age(a8=80)), room(100))
+    assert store.ram_by_age()[0] == pytest.approx(100, abs=2)
+
+
+@pytest.mark.parametrize("kind", [Store, Copies])
 @given(st.lists(st.tuples(*[st.integers(0, 1 << 24)] * 4, st.integers(0, 15)), max_size=20))
-def test_no_page_is_made_or_lost(steps: list[tuple[int, int, int, int, int]]) -> None:
-    store, expected = Store(), 0
+def test_no_page_is_made_or_lost(kind: type[Store], steps: list[tuple[int, int, int, int, int]]) -> None:
+    store, expected = kind(), 0
     for puts, reads, freed, pages, age in steps:
         expected = expected + puts - min(freed, expected)
         many = [0.0] * GENERATIONS
@@ -140,6 +172,42 @@ def test_weights_decide_who_spills() -> None:
     moved = {name: counts.spills + counts.demotion_writes for name, counts in pools.items()}
     assert moved["a"] == pytest.approx(moved["b"])
     assert moved["c"] < moved["a"] * 0.8
+
+
+def beside_a_cache(seconds: int) -> Recording:
+    """A pool with 32 MiB that are read all the time, and one that has as much of its source and reads it as often."""
+    n, records = 8192, []
+    for at in range(seconds):
+        read = tuple(by_age(a1=at * n // 4))
+        known: dict[str, Any] = {
+            "gets": read, "pages_in_tmem": n, "used_bytes": n * 4096, "published": at, "generation": at // 5 + 1,
+            "limit_bytes": 1 << 40, "minimum_bytes": 0, "target_bytes": 64 * MIB,
+            "stored_bytes": tuple(by_age(a1=n * 4096)),
+        }  # fmt: skip
+        golden = pool("golden", is_ephemeral=True, puts=n, promotions=n, **known)
+        records.append(record(at, pool("web", puts=n, **known), golden, budget=40 * MIB))
+    return Recording(HEADER, tuple(records))
+
+
+def test_copies_give_way_and_what_they_miss_is_priced_by_their_source() -> None:
+    known = beside_a_cache(30)
+    found = simulate(known, by_name("fair"))
+    assert found["golden"].demotions > 5000
+    assert found["golden"].file_reads > 5000
+    assert found["golden"].demotion_writes == found["golden"].spills == found["golden"].puts == 0
+    assert found["web"].demotions < 100
+    dear = Times(1.0, 1.0, True, True, {"golden": 10.0})
+    assert outcome({"golden": Counts(file_reads=2), "web": Counts(file_reads=3)}, dear).cost_seconds == 23
+
+
+def test_the_source_of_a_cache_is_timed_by_itself() -> None:
+    before, web, golden = pool("web"), pool("web", file_reads=2000), pool("golden", is_ephemeral=True, file_reads=2000)
+    slow = type(web)(sample=golden.sample, file_read_ns=2000 * 9_000_000, spill_ns=7)
+    none = type(web)(sample=pool("golden", is_ephemeral=True).sample, file_read_ns=0, spill_ns=0)
+    quick = type(web)(sample=web.sample, file_read_ns=2000 * 50_000, spill_ns=0)
+    found = times(Recording(HEADER, (record(0, before, none), record(1, quick, slow))))
+    assert found.sources == {"golden": pytest.approx(9e-3)}
+    assert found.read == pytest.approx(50e-6)
 
 
 def test_a_budget_of_ones_own_replaces_the_recorded_one() -> None:
@@ -186,7 +254,8 @@ def hostile(rng: random.Random) -> Recording:
         counters = {field: number() for field in Counters.__struct_fields__ if rng.random() < 0.3}
         ages = {field: tuple(number() for _ in range(GENERATIONS)) for field in Ages.__struct_fields__[:-2]}
         own = {"published": number(), "generation": number(), "target_bytes": number(), "minimum_bytes": number()}
-        return pool(name, cap_bytes=rng.choice((None, number())), frozen=rng.random() < 0.1, **(counters | ages | own))
+        own |= {"frozen": rng.random() < 0.1, "is_ephemeral": rng.random() < 0.3}
+        return pool(name, cap_bytes=rng.choice((None, number())), **(counters | ages | own))
 
     records = []
     for at in range(rng.randrange(5)):

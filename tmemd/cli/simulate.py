@@ -69,6 +69,7 @@ def _print(replayed: recording.Recording, times: simulate.Times, outcomes: dict[
     print(
         f"{replayed.seconds:.0f} s; a page read from the file takes {_time(times.read, times.read_measured)},"
         f" one written {_time(times.write, times.write_measured)}"
+        + "".join(f"; one of the source of {name} {seconds * 1e6:.0f} us" for name, seconds in times.sources.items())
     )
 
 

@@ -7,7 +7,9 @@ follows from them, and what cannot be known.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
@@ -18,7 +20,7 @@ from tmemd.governor.governor import limit_raises
 from tmemd.policy import Demand, Policy, demand
 from tmemd.policy.demand import ENOUGH_PAGES, FIRST_PAGE_BYTES, FIRST_READ_SECONDS
 from tmemd.simulation.recording import PoolRecord, Record, Recording
-from tmemd.simulation.storemodel import Counts, Flow, Space, Store
+from tmemd.simulation.storemodel import Copies, Counts, Flow, Space, Store
 from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Ages
 from tmemd.store.sample import PoolSample
 
@@ -28,16 +30,21 @@ _STEPS: Final = 20  # in one interval, at most
 
 
 class Times(msgspec.Struct, frozen=True):
-    """What it takes to read a page from the file, and to write one, in seconds; whether each was measured."""
+    """What it takes to read a page from the file, and to write one, in seconds; whether each was measured.
+
+    *sources*: to read one from the source of an ephemeral pool, by the pool's name.
+    """
 
     read: float
     write: float
     read_measured: bool
     write_measured: bool
+    sources: dict[str, float] = {}
 
-    def cost(self, counts: Counts) -> float:
-        """Seconds of the disk's time."""
-        return counts.file_reads * self.read + (counts.spills + counts.demotion_writes) * self.write
+    def cost(self, name: str, counts: Counts) -> float:
+        """Seconds of the disk's time, of what the pool did."""
+        read = self.sources.get(name, self.read)
+        return counts.file_reads * read + (counts.spills + counts.demotion_writes) * self.write
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -48,18 +55,39 @@ class Outcome(msgspec.Struct, frozen=True):
     pools: dict[str, Counts]
 
 
+@dataclass
+class _Mean:
+    """How long pages took."""
+
+    nanoseconds: int = 0
+    pages: int = 0
+
+    def add(self, nanoseconds: int, pages: int) -> None:
+        self.nanoseconds += nanoseconds
+        self.pages += pages
+
+    @property
+    def is_known(self) -> bool:
+        return self.pages >= ENOUGH_PAGES
+
+    def seconds(self, otherwise: float) -> float:
+        """Of one."""
+        return self.nanoseconds / self.pages / 1e9 if self.is_known else otherwise
+
+
 def times(recording: Recording) -> Times:
     """From the latencies in a recording, as far as it has some."""
-    read_ns = reads = write_ns = writes = 0
+    reads, writes, sources = _Mean(), _Mean(), defaultdict[str, _Mean](_Mean)
     for before, now in _pairs(recording.records):
         counters, earlier = now.sample.counters, before.sample.counters
-        read_ns += now.file_read_ns - before.file_read_ns
-        reads += counters.file_reads - earlier.file_reads
-        write_ns += now.spill_ns - before.spill_ns
-        writes += counters.spills - earlier.spills
-    read = read_ns / reads / 1e9 if reads >= ENOUGH_PAGES else FIRST_READ_SECONDS
-    write = write_ns / writes / 1e9 if writes >= ENOUGH_PAGES else DEFAULT_WRITE_SECONDS
-    return Times(read, write, reads >= ENOUGH_PAGES, writes >= ENOUGH_PAGES)
+        of = sources[now.sample.name] if now.sample.is_ephemeral else reads
+        of.add(now.file_read_ns - before.file_read_ns, counters.file_reads - earlier.file_reads)
+        if not now.sample.is_ephemeral:
+            writes.add(now.spill_ns - before.spill_ns, counters.spills - earlier.spills)
+    return Times(
+        reads.seconds(FIRST_READ_SECONDS), writes.seconds(DEFAULT_WRITE_SECONDS), reads.is_known, writes.is_known,
+        {name: mean.seconds(FIRST_READ_SECONDS) for name, mean in sources.items()},
+    )  # fmt: skip
 
 
 def recorded(recording: Recording) -> dict[str, Counts]:
@@ -68,7 +96,9 @@ def recorded(recording: Recording) -> dict[str, Counts]:
     for before, now in _pairs(recording.records):
         counters, earlier = now.sample.counters, before.sample.counters
         change = {name: getattr(counters, name) - getattr(earlier, name) for name in Counts.__dataclass_fields__}
-        change["puts"] -= counters.puts_zero - earlier.puts_zero
+        change["puts"] = _puts(before.sample, now.sample)
+        if now.sample.is_ephemeral:
+            change["spills"] = 0  # each write goes to the source, whatever the policy
         name = now.sample.name
         pools[name] = pools.get(name, Counts()) + Counts(**change)
     return pools
@@ -77,7 +107,7 @@ def recorded(recording: Recording) -> dict[str, Counts]:
 def outcome(pools: dict[str, Counts], of: Times) -> Outcome:
     """Summed up and priced."""
     total = sum(pools.values(), Counts())
-    return Outcome(of.cost(total), total, pools)
+    return Outcome(sum(of.cost(name, counts) for name, counts in pools.items()), total, pools)
 
 
 def simulate(recording: Recording, policy: Policy, budget: int | None = None) -> dict[str, Counts]:
@@ -115,7 +145,7 @@ class _Pool:
         self._counts_generations = counts_generations  # otherwise the clock says when one ends
         self._first = first.sample.counters
         self.target = first.sample.target_bytes
-        self.store = Store(_pages_of(first.sample))
+        self.store = (Copies if first.sample.is_ephemeral else Store)(_pages_of(first.sample))
         self._page = _page_bytes(first.sample, FIRST_PAGE_BYTES)
         self._ages = _published(first.sample.ages, self.store, self._page)
         self._before: PoolSample | None = None
@@ -152,21 +182,24 @@ class _Pool:
     def _modelled(self) -> PoolSample:
         """The sample that the governor would have taken."""
         sample, store = self.now.sample, self.store
-        counts = store.counts
+        counts, recorded_reads = store.counts, sample.counters.file_reads
+        file_reads = self._first.file_reads + int(counts.file_reads)
         counters = msgspec.structs.replace(
             sample.counters,
+            puts=int(counts.puts + counts.promotions) if sample.is_ephemeral else sample.counters.puts,
             used_bytes=sample.counters.index_bytes + int(store.in_ram * self._page),
             pages_in_tmem=int(store.in_ram),
             pages_in_file=int(store.in_file),
             puts_refused=int(counts.spills),
             gets=self._first.gets + int(counts.gets),
-            file_reads=self._first.file_reads + int(counts.file_reads),
+            file_reads=file_reads,
             spills=int(counts.spills),
             demotions=int(counts.demotions),
             demotion_writes=int(counts.demotion_writes),
             promotions=int(counts.promotions),
         )
-        return msgspec.structs.replace(sample, counters=counters, ages=self._ages)
+        file_read_ns = self.now.file_read_ns * file_reads // recorded_reads if recorded_reads else 0
+        return msgspec.structs.replace(sample, counters=counters, ages=self._ages, file_read_ns=file_read_ns)
 
 
 def _pairs(records: Sequence[Record]) -> Iterator[tuple[PoolRecord, PoolRecord]]:
@@ -185,13 +218,20 @@ def _follows(before: PoolRecord, now: PoolRecord) -> bool:
     return old.puts <= new.puts and old.reads <= new.reads and old.writes <= new.writes
 
 
-def _flow(before: PoolSample, now: PoolSample) -> Flow:
+def _puts(before: PoolSample, now: PoolSample) -> int:
+    """The pages that the guest wrote, but for zeros: of an ephemeral pool, those stored; it also puts what it reads."""
     counters, earlier = now.counters, before.counters
-    puts = counters.puts - earlier.puts - (counters.puts_zero - earlier.puts_zero)
+    puts = counters.puts - earlier.puts
+    if now.is_ephemeral:
+        return puts - counters.puts_refused + earlier.puts_refused - counters.promotions + earlier.promotions
+    return puts - (counters.puts_zero - earlier.puts_zero)
+
+
+def _flow(before: PoolSample, now: PoolSample) -> Flow:
     gets = _change(before.ages.gets, now.ages.gets)
     file_reads = _change(before.ages.file_reads, now.ages.file_reads)
     return Flow(
-        max(0, puts),
+        max(0, _puts(before, now)),
         _change(before.ages.freed, now.ages.freed),
         [get + read for get, read in zip(gets, file_reads, strict=True)],
     )
@@ -223,9 +263,9 @@ def _published(ages: Ages, store: Store, page: float) -> Ages:
 def _pages_of(sample: PoolSample) -> list[list[float]]:
     """The pages of a pool by place and age, as last published; of what is not known, as old as can be."""
     counters, ages = sample.counters, sample.ages
+    in_ram, none = _spread(counters.pages_in_tmem, ages.stored_bytes), [0.0] * GENERATIONS
     return [
-        _spread(counters.pages_in_tmem, ages.stored_bytes),
-        [0.0] * GENERATIONS,
+        *((none, in_ram) if sample.is_ephemeral else (in_ram, none)),
         _spread(counters.pages_in_file, ages.in_file_pages),
     ]
 

@@ -1,7 +1,7 @@
 """What a pool would do under a target: a model of the store, in pages by age, for `tmemd.simulation.simulate`.
 
-It follows the device's own rules (device/maintenance.py; demote.c and promote.c in core) in expected values: pages of
-the same age are alike, so that a read of one meets RAM as often as pages of that age are there.
+It follows the device's own rules (device/maintenance.py; demote.c, promote.c, admit.c in core) in expected values:
+pages of the same age are alike, so that a read of one meets RAM as often as pages of that age are there.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ DEMOTIONS_PER_SECOND: Final = 8000
 # While less of the target is free nothing is promoted. A device leaves a 256th (core/budget.c); it left a 32nd when
 # policies were tuned with this model and the figures of docs/policies.md made.
 PROMOTE_ROOM: Final = 1 / 32
+PROBATION: Final = 8  # the age of a copy of a page that was not used for long, or ever (core/admit.c)
 
 _DIRTY, _CLEAN, _FILE = range(3)
 
@@ -121,12 +122,15 @@ class Store:
             if n:
                 dirty, clean, _ = self._take(age, n)
                 self.counts.invalidates += dirty + clean
-        room = 0.0 if space.frozen else max(0.0, space.pages - self.in_ram)
-        stored = min(flow.puts, room)
-        self.pages[_DIRTY][0] += stored
-        self.pages[_FILE][0] += flow.puts - stored
         self.counts.puts += flow.puts
-        self.counts.spills += flow.puts - stored
+        self._put(flow.puts, space)
+
+    def _put(self, n: float, space: Space) -> None:
+        room = 0.0 if space.frozen else max(0.0, space.pages - self.in_ram)
+        stored = min(n, room)
+        self.pages[_DIRTY][0] += stored
+        self.pages[_FILE][0] += n - stored
+        self.counts.spills += n - stored
 
     def maintain(self, space: Space, seconds: float) -> None:
         """What the device does in that time: keep to its target, and room for pages to come."""
@@ -213,3 +217,42 @@ class Store:
                 row[near] -= row[near] * part
             n -= there * part
         return taken[0], taken[1], taken[2]
+
+
+class Copies(Store):
+    """The pages of an ephemeral pool: copies in RAM, all clean, and those that are in the source alone."""
+
+    def maintain(self, space: Space, seconds: float) -> None:  # noqa: ARG002 - at the speed of RAM
+        """Keep to the target. Copies just go, and nothing is kept free for more."""
+        self.demote(self.in_ram - space.pages)
+
+    def _put(self, n: float, space: Space) -> None:
+        """Pages that were written through."""
+        self.pages[_FILE][0] += n
+        self._admit(n, 0, space)
+
+    def _read(self, age: int, n: float, space: Space) -> None:
+        if age == 0:
+            self._reread(n, space)
+            return
+        _, copies, in_source = self._take(age, n)
+        self.pages[_CLEAN][0] += copies
+        self.counts.gets += copies
+        self.counts.file_reads += in_source
+        young = PROBATION if age == GENERATIONS - 1 else 0
+        self.pages[_FILE][young] += in_source
+        self._admit(in_source, young, space)
+
+    def _promote(self, n: float, space: Space) -> float:
+        return self._admit(n, 0, space)
+
+    def _admit(self, n: float, age: int, space: Space) -> float:
+        """Put pages of the source, if need be in the place of others that are at least as old."""
+        if space.frozen:
+            return 0.0
+        self.demote(self.in_ram + n - space.pages, max(age, 1))
+        n = max(0.0, min(n, space.pages - self.in_ram, self.pages[_FILE][age]))
+        self.pages[_FILE][age] -= n
+        self.pages[_CLEAN][age] += n
+        self.counts.promotions += n
+        return n
