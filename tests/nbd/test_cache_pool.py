@@ -77,3 +77,18 @@ def test_a_source_that_has_grown_is_attached_through_tmemd(serve: Serve, pools: 
         status = tmemd.client.pool("golden")
         assert (status.kind, status.source, status.size) == ("ephemeral", str(source), 32 * PAGE)
         read_all(server, pools / "pools/golden.pool", 32)
+
+
+@pytest.mark.parametrize("trims", [True, False], ids=["trim", "zero"])
+def test_what_a_guest_trims_is_free_on_the_host_and_what_it_zeroes_is_not(
+    serve: Serve, pools: Path, tmp_path: Path, trims: bool
+) -> None:
+    source = image(tmp_path / "image", PAGES)
+    before = source.stat().st_blocks
+    server = serve([*cache_device("golden", pools, source, 64 * MIB), "write=through"])
+    with server.client() as client:
+        (client.trim if trims else client.zero)(PAGES * PAGE // 2, 0)
+        assert client.pread(PAGE, 0) == bytes(PAGE)
+        client.flush()
+    assert source.read_bytes()[: PAGES * PAGE // 2] == bytes(PAGES * PAGE // 2)
+    assert (source.stat().st_blocks < before * 3 // 4) is trims

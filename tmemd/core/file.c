@@ -113,13 +113,14 @@ static int write_zeros(struct file *file, uint64_t page, uint64_t n)
     return error;
 }
 
-int file_zero(struct file *file, uint64_t page, uint64_t n)
+int file_zero(struct file *file, uint64_t page, uint64_t n, bool punch)
 {
     size_t length = clamp(file, page * TM_PAGE, n * TM_PAGE);
     if (!length)
         return 0;
-    if (fallocate(file->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, (off_t)(page * TM_PAGE),
-                  (off_t)length) == 0)
+    int mode = punch ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE;
+    if (fallocate(file->fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)(page * TM_PAGE), (off_t)length) ==
+        0)
         return 0;
     return write_zeros(file, page, n);
 }

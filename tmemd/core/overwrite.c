@@ -50,7 +50,7 @@ static int mark(struct tm_device *device, struct overwrite *run, uint64_t *befor
 static int write_run(struct tm_device *device, const struct overwrite *run)
 {
     int error = run->content ? file_write(&device->file, run->first, run->n, run->content)
-                             : file_zero(&device->file, run->first, run->n);
+                             : file_zero(&device->file, run->first, run->n, run->punch);
     if (!error && state_is_written_through(device, run->first) && !device->durable)
         error = file_sync(&device->file);
     stats_add(&device->counters->io_errors, error != 0);

@@ -17,6 +17,7 @@ struct overwrite {
     uint32_t n;             /* at most TM_RUN_MAX, all written through or none */
     const uint8_t *content; /* aligned; NULL: zeros */
     bool put;               /* put them, besides */
+    bool punch;             /* zeros: let go of the file's blocks */
     /* Whether the page is still to be written, under its page lock; the first that is not ends the
      * run. NULL: all are. */
     bool (*is_wanted)(const struct tm_device *device, uint64_t page);

@@ -18,7 +18,11 @@ static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n,
     if (!bounce)
         return ENOMEM;
     uint64_t words[TM_RUN_MAX];
-    struct overwrite run = {first, n, bounce->pages, put && !device->ephemeral, NULL, 0, words};
+    struct overwrite run = {.first = first,
+                            .n = n,
+                            .content = bounce->pages,
+                            .put = put && !device->ephemeral,
+                            .words = words};
     memcpy(bounce->pages, content, (size_t)n * TM_PAGE);
     int error = overwrite_run(device, &run);
     if (!error && device->ephemeral)

@@ -26,11 +26,11 @@ static int zero_in_index(struct tm_device *device, uint64_t first, uint32_t n)
     return 0;
 }
 
-static int zero_pages(struct tm_device *device, uint64_t page, uint64_t end)
+static int zero_pages(struct tm_device *device, uint64_t page, uint64_t end, bool punch)
 {
     int error = 0;
     while (page < end && !error) {
-        struct overwrite run = {.first = page, .n = 1, .is_wanted = needs_zeroing};
+        struct overwrite run = {.first = page, .n = 1, .punch = punch, .is_wanted = needs_zeroing};
         if (needs_zeroing(device, page)) {
             run.n = state_alike_run(device, page, end - page);
             error = state_is_written_through(device, page) ? overwrite_run(device, &run)
@@ -57,7 +57,7 @@ static int zero_range(struct tm_device *device, uint64_t offset, uint64_t end, b
         return edges ? zero_part(device, offset, end - offset) : 0;
     int error = edges ? zero_part(device, offset, first * TM_PAGE - offset) : 0;
     if (!error)
-        error = zero_pages(device, first, last);
+        error = zero_pages(device, first, last, device->ephemeral && !edges);
     if (!error && edges && end > last * TM_PAGE)
         error = zero_part(device, last * TM_PAGE, end - last * TM_PAGE);
     return error;
