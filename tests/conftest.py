@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +84,23 @@ def disks() -> Iterator[Path]:
 def disk(tmp_path: Path) -> Path:
     """A path for a backing file."""
     return tmp_path / "backing"
+
+
+@pytest.fixture
+def loop_device(tmp_path: Path) -> Iterator[Path]:
+    """A block device of 2 MiB."""
+    if os.geteuid() != 0 or not shutil.which("losetup"):
+        pytest.skip("losetup needs root")
+    image = tmp_path / "loop"
+    image.write_bytes(bytes(2 << 20))
+    result = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        pytest.skip(f"losetup: {result.stderr.strip()}")
+    path = Path(result.stdout.strip())
+    try:
+        yield path
+    finally:
+        subprocess.run(["losetup", "--detach", str(path)], check=True)
 
 
 @pytest.fixture

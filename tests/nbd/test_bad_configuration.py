@@ -9,7 +9,7 @@ import signal
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import nbd
@@ -124,23 +124,6 @@ def test_foreign_content_is_refused(pools: Path, stage: Path, mine: bytes) -> No
     foreign = stage / "foreign"
     foreign.write_bytes(mine.ljust(4 * MIB, b"\0"))
     assert str(foreign) in refused(device("bad", pools, "4M", foreign, "8M"), pools, stage)
-
-
-@pytest.fixture
-def loop_device(tmp_path: Path) -> Iterator[Path]:
-    """A block device of 2 MiB."""
-    if os.geteuid() != 0 or not shutil.which("losetup"):
-        pytest.skip("losetup needs root")
-    image = tmp_path / "image"
-    image.write_bytes(bytes(2 * MIB))
-    result = subprocess.run(["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        pytest.skip(f"losetup: {result.stderr.strip()}")
-    path = Path(result.stdout.strip())
-    try:
-        yield path
-    finally:
-        subprocess.run(["losetup", "--detach", str(path)], check=True)
 
 
 def test_a_size_beyond_the_block_device_is_refused(pools: Path, stage: Path, loop_device: Path) -> None:

@@ -7,39 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.support import fakes
-from tests.support.content import PAGE, compressible
-from tests.support.harness import MIB, Control, Serve, Server, cache_device, counters, taken, wait_until
-from tests.support.writers import pages
+from tests.support.content import PAGE
+from tests.support.harness import MIB, Control, Serve, cache_device, counters, taken, wait_until
+from tests.support.sources import image, is_kept, read_all
 from tmemd.client import Client
-from tmemd.store import poolfile
 from tmemd.store.check import check_pool
 from tmemd.store.requests import Request
 
 PAGES = 1000  # as many copies as can wait to be put
-
-
-def image(path: Path, n_pages: int, version: int = 1) -> Path:
-    """A source."""
-    path.write_bytes(b"".join(compressible(page, version) for page in range(n_pages)))
-    return path
-
-
-def is_kept(pool: Path) -> bool:
-    """Whether the pool names what its source holds, so that who attaches next can adopt it."""
-    with pool.open("rb") as file:
-        identity = poolfile.read_identity(file.fileno(), pool)
-    return identity is not None and identity.uuid.version == 5
-
-
-def read_all(server: Server, pool: Path, n_pages: int) -> None:
-    """Read every page, until all are in tmem: of those that come in at once some may not be put."""
-
-    def are_in_tmem() -> bool:
-        assert all(content == compressible(page, 1) for page, content in enumerate(pages(client, n_pages)))
-        return counters(pool).pages_in_tmem == n_pages
-
-    with server.client() as client:
-        wait_until(are_in_tmem, "all pages to be put")
 
 
 @pytest.mark.parametrize("served", [True, False], ids=["served", "idle"])

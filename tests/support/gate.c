@@ -4,9 +4,11 @@
  *
  * While the file $GATE exists, calls wait. It may say which: the name of one call and a range of
  * bytes, 'pwrite 4096 8192', the end not included; '*' stands for every call. Empty: all. 'done'
- * stands for none, but holds up writes once they have been done. */
+ * stands for none, but holds up writes once they have been done. '!pwrite' and the like: these
+ * calls fail with EIO instead; '!short': a read is of one page at most. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdbool.h>
@@ -37,8 +39,8 @@ static bool is_held(const char *call, off_t offset, size_t length)
     if (fscanf(gate, "%15s %lld %lld", wanted, &first, &end) < 0)
         clearerr(gate);
     fclose(gate);
-    return (strcmp(wanted, "*") == 0 || strcmp(wanted, call) == 0) && offset < end &&
-           (offset >= first || offset + (long long)length > first);
+    bool is_meant = strcmp(wanted, call) == 0 || (strcmp(wanted, "*") == 0 && *call != '!');
+    return is_meant && offset < end && (offset >= first || offset + (long long)length > first);
 }
 
 static bool is_named(const char *call)
@@ -75,6 +77,15 @@ static void pass(int fd, const char *call, off_t offset, size_t length)
     }
 }
 
+/* Whether the call, by its name with '!', is to fail. */
+static bool fails(int fd, const char *call, off_t offset, size_t length)
+{
+    if (!is_gated(fd) || !is_held(call, offset, length))
+        return false;
+    errno = EIO;
+    return true;
+}
+
 static void stay(int fd, off_t offset, size_t length)
 {
     if (is_gated(fd) && is_named("done"))
@@ -86,6 +97,8 @@ static void stay(int fd, off_t offset, size_t length)
 ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
 {
     pass(fd, "pwrite", offset, length);
+    if (fails(fd, "!pwrite", offset, length))
+        return -1;
     ssize_t put = REAL(pwrite)(fd, data, length, offset);
     stay(fd, offset, length);
     return put;
@@ -94,12 +107,18 @@ ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
 ssize_t pread(int fd, void *data, size_t length, off_t offset)
 {
     pass(fd, "pread", offset, length);
+    if (fails(fd, "!pread", offset, length))
+        return -1;
+    if (fails(fd, "!short", offset, length) && length > 4096)
+        length = 4096;
     return REAL(pread)(fd, data, length, offset);
 }
 
 int fallocate(int fd, int mode, off_t offset, off_t length)
 {
     pass(fd, "fallocate", offset, (size_t)length);
+    if (fails(fd, "!fallocate", offset, (size_t)length))
+        return -1;
     int result = REAL(fallocate)(fd, mode, offset, length);
     stay(fd, offset, (size_t)length);
     return result;
@@ -108,6 +127,8 @@ int fallocate(int fd, int mode, off_t offset, off_t length)
 int fdatasync(int fd)
 {
     pass(fd, "fdatasync", 0, 0);
+    if (fails(fd, "!fdatasync", 0, 0))
+        return -1;
     return REAL(fdatasync)(fd);
 }
 

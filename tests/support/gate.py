@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,10 @@ class Gate:
             yield
         finally:
             self.open()
+
+    def failing(self, what: str) -> AbstractContextManager[None]:
+        """Let *what* fail with EIO for the length of a with block; 'short': reads be short."""
+        return self.closed(f"!{what}")
 
     def open(self) -> None:
         """Let everything pass."""
