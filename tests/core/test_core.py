@@ -90,6 +90,7 @@ def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress
         ),
         pytest.param("copies", ["-Wl,--wrap=staging_take"], id="a copy is put only while it is what the source holds"),
         pytest.param("shortage", ["-Wl,--wrap=bounce_get"], id="what needs memory that cannot be had changes nothing"),
+        pytest.param("failures", [], id="what fails half-way is an error"),
         pytest.param("buckets", [], id="latencies fall into the buckets they should"),
     ],
 )

@@ -90,6 +90,16 @@ def test_invariant_2_an_index_that_contradicts_itself_is_refused(rig: Rig) -> No
         rig.reattach(clean=True)
 
 
+def test_invariant_2_a_record_where_no_slot_begins_is_refused(rig: Rig) -> None:
+    write(rig, range(3, 4), 1)
+    rig.device.close()
+    at = rig.identity.index_offset + 8 * 3
+    word = int.from_bytes(os.pread(rig.pool_fd, 8, at), "little")
+    os.pwrite(rig.pool_fd, (word + (1 << 28)).to_bytes(8, "little"), at)  # 16 bytes further
+    with pytest.raises((ValueError, OSError), match="page 3"):
+        rig.reattach(clean=True)
+
+
 def test_invariant_4_reading_and_trimming_what_was_never_written_takes_no_memory(rig: Rig) -> None:
     before = taken(rig.pool)
     assert rig.read(0, PAGES * PAGE) == bytes(PAGES * PAGE)

@@ -212,6 +212,18 @@ def test_a_request_says_which_pages_go(opened: Open) -> None:
     assert (in_tmem(served, range(1100, 1300)), in_tmem(served, range(1300, 1500))) == (0, 200)
 
 
+def test_what_trims_leave_is_compacted(opened: Open) -> None:
+    served = opened()
+    pages = range(1100, 2100)
+    write(served, pages)
+    for page in pages[::2]:
+        _core.trim(served.core, PAGE, page * PAGE, 0)
+    before = counters(served.pool_path).used_bytes
+    rounds(served, 3)
+    assert counters(served.pool_path).used_bytes < before * 3 // 4
+    assert all(kind is Kind.TMEM for kind in kinds(served.pool_path)[pages.start + 1 : pages.stop : 2])
+
+
 def test_ages_are_published_when_something_changed(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tmemd.device.maintenance.PUBLISH_EVERY", 0.0)
     served = opened()

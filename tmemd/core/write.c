@@ -1,4 +1,12 @@
-/* Write requests: pages are put, or spilled; what is written through goes to the file first. */
+/* Write requests. Of a page's new content
+ *
+ *                     whole pages (write_pages)             less than a page (write_part)
+ * write-back          put; what is refused is spilled       merged and put; what is in the file, or
+ *                                                           refused, as if it were written through
+ * written through     the file, then put                    read, merged, the file, then put
+ * ephemeral           the file, then offered to admission   the same
+ * without a file      put, or EIO                           merged and put, or EIO
+ */
 #include <errno.h>
 #include <string.h>
 

@@ -1,0 +1,81 @@
+/* A request that fails half-way says so, whatever succeeds after. Exit status 0 and 'ok'. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "fixture.h"
+
+enum { PAGES = 2048, PAGE = 600, ROOM = 64 << 20 };
+
+static struct tm_device *device;
+static unsigned n_failing; /* writes that will fail, the first ones */
+static void (*amid_write)(void);
+
+int fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    if (n_failing && fd == device->file.fd) {
+        errno = EOPNOTSUPP;
+        return -1;
+    }
+    return (int)syscall(SYS_fallocate, fd, mode, offset, length);
+}
+
+ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
+{
+    void (*work)(void) = amid_write;
+    amid_write = NULL;
+    if (n_failing) {
+        n_failing--;
+        errno = EIO;
+        return -1;
+    }
+    ssize_t put = syscall(SYS_pwrite64, fd, buffer, length, offset);
+    if (work)
+        work();
+    return put;
+}
+
+/* The whole pages cannot be zeroed, the part behind them could. */
+static void test_zeroing(void)
+{
+    uint8_t content[3 * TM_PAGE];
+    struct tm_config config = config_of(PAGES, ROOM);
+    config.durable = true;
+    device = open_device(&config);
+    memset(content, 7, sizeof content);
+    CHECK(tm_write(device, content, sizeof content, PAGE * TM_PAGE, false) == 0);
+    n_failing = 1;
+    CHECK(tm_zero(device, 2 * TM_PAGE + 100, PAGE * TM_PAGE, false) == EIO);
+    CHECK(tm_zero(device, 2 * TM_PAGE + 100, PAGE * TM_PAGE, false) == 0);
+    tm_close(device);
+}
+
+/* The region is cleaned while a page is spilled, and its bit cannot be set again. */
+static void clean_region(void)
+{
+    atomic_store(&device->bitmap.regions[PAGE / device->bitmap.region_pages], BITMAP_CLEAN);
+    n_failing = 1;
+}
+
+static void test_spilling(void)
+{
+    uint8_t content[TM_PAGE];
+    struct tm_config config = config_of(PAGES, ROOM);
+    device = open_device(&config);
+    memset(content, 7, sizeof content);
+    freeze(device, 1);
+    CHECK(tm_write(device, "x", 1, PAGE * TM_PAGE, false) == 0); /* sets the bit */
+    amid_write = clean_region;
+    CHECK(tm_write(device, content, TM_PAGE, PAGE * TM_PAGE, false) != 0);
+    CHECK(n_failing == 0 && tm_write(device, content, TM_PAGE, PAGE * TM_PAGE, false) == 0);
+    tm_close(device);
+}
+
+int main(void)
+{
+    test_zeroing();
+    test_spilling();
+    puts("ok");
+    return 0;
+}
