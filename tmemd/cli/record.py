@@ -6,16 +6,18 @@ import argparse
 import contextlib
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 from rich.console import Console
 
 from tmemd.cli import common
 from tmemd.client import Client, UnreachableError
 from tmemd.simulation.recording import Record, Writer, new_header, pool_record
+
+Wait: TypeAlias = Callable[[float], bool]  # for so many seconds, or until a signal comes: whether one did
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     policy = "" if alone else client.host().policy
     client.pools()
     samples, seconds = 0, 0.0
-    with _stopped() as stop, Writer(arguments.file, new_header(arguments.interval, policy)) as writer, _line() as show:
-        for at in _times(arguments.interval, arguments.duration, stop):
+    header = new_header(arguments.interval, policy)
+    with _held_back() as stopped, Writer(arguments.file, header) as writer, _line() as show:
+        for at in _times(arguments.interval, arguments.duration, stopped):
             record = _record(client, at, alone=alone)
             if record:
                 writer.add(record)
@@ -50,25 +53,27 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _stopped() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that neither ends us in the middle of a line."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+def _held_back() -> Iterator[Wait]:
+    """Hold SIGINT and SIGTERM back, so that neither ends us in the middle of a line; yields what waits for them.
+
+    A handler that sets an event for which this thread waits can find it holding the event's lock, and wait for ever.
+    """
+    ours = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
     try:
-        yield stop
+        yield lambda seconds: signal.sigtimedwait(ours, seconds) is not None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _times(interval: float, duration: float | None, stop: threading.Event) -> Iterator[float]:
+def _times(interval: float, duration: float | None, stopped: Wait) -> Iterator[float]:
     """Seconds since now, when it is time for a sample; those that are missed are left out."""
     start = time.monotonic()
     at = due = 0.0
     while duration is None or due <= duration:
         yield at
         due = (math.floor(at / interval) + 1) * interval
-        if stop.wait(max(0.0, start + due - time.monotonic())):
+        if stopped(max(0.0, start + due - time.monotonic())):
             return
         at = time.monotonic() - start
 
