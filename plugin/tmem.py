@@ -173,8 +173,8 @@ def _device_size(device: dict[str, str], source: Path | None) -> int:
         if size is None or "backing" not in device:
             _stop(f"{device['name']}: {'size' if size is None else 'backing (or source)'}= is missing")
         return size
-    if size is not None:
-        _stop(f"{device['name']}: size= is the source's: leave it out")
+    if size is not None or "backing" in device:
+        _stop(f"{device['name']}: {'backing' if size is None else 'size'}= is not for devices with source=")
     try:
         return size_of(source)
     except PoolError as error:

@@ -16,7 +16,9 @@ import nbd
 import pytest
 
 from tests.support.content import PAGE, content
-from tests.support.harness import DEADLINE, MIB, Serve, device, environment, nbdkit_command
+from tests.support.harness import DEADLINE, MIB, Serve, cache_device, device, environment, nbdkit_command
+from tests.support.mounts import mountable
+from tests.support.sources import image
 
 GOOD = {"size": "4M", "limit": "8M"}
 
@@ -95,6 +97,79 @@ def test_a_bad_value_is_refused(pools: Path, stage: Path, keys: dict[str, str | 
     good: dict[str, object] = {"name": "bad", "backing": stage / "file", "pools": pools} | GOOD
     parameters = [f"{key}={value}" for key, value in (good | keys).items() if value is not None]
     assert hint in refused(parameters, pools, stage)
+
+
+@pytest.mark.parametrize(
+    ("keys", "hint"),
+    [
+        ({"backing": "/nonexistent/file"}, "backing="),
+        ({"backing": "none"}, "backing="),
+        ({"size": "64k"}, "size="),
+        ({"bitmap": "/nonexistent/map"}, "bitmap="),
+        ({"flush": "durable"}, "flush=durable"),
+        ({"lost": "zero"}, "lost="),
+        ({"write": "yes"}, "write"),
+        ({"limit": None}, "limit"),
+        ({"limit": "4k"}, "limit"),
+        ({"source": ""}, "source"),
+        ({"source": "/nonexistent/file"}, "/nonexistent/file: No such file"),
+        ({"source": "/dev/null"}, "/dev/null is neither"),
+        ({"source": "/proc"}, "/proc is neither"),
+    ],
+)
+def test_a_bad_value_of_a_cache_device_is_refused(
+    pools: Path, stage: Path, keys: dict[str, str | None], hint: str
+) -> None:
+    good = {"name": "bad", "source": str(image(stage / "image", 16)), "limit": "8M", "pools": str(pools)}
+    parameters = [f"{key}={value}" for key, value in (good | keys).items() if value is not None]
+    assert hint in refused(parameters, pools, stage)
+
+
+@pytest.mark.parametrize(("size", "hint"), [(0, "0 bytes"), (1, "1 bytes"), (4 * MIB + 511, "multiple of 512")])
+def test_a_source_that_is_no_device_is_refused(pools: Path, stage: Path, size: int, hint: str) -> None:
+    (stage / "image").write_bytes(bytes(size))
+    assert hint in refused(cache_device("bad", pools, stage / "image", "8M"), pools, stage)
+
+
+def test_writing_needs_a_source_that_can_be_written(pools: Path, stage: Path) -> None:
+    with mountable(stage / "mounted") as directory:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "image", directory], check=True)
+        source = image(directory / "image", 16)
+        subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
+        assert "Read-only file system" in refused(
+            cache_device("bad", pools, source, "8M", write="through"), pools, stage
+        )
+
+
+def test_write_is_for_sources(pools: Path, stage: Path) -> None:
+    assert "write=" in refused(device("bad", pools, "4M", stage / "file", "8M", write="through"), pools, stage)
+
+
+@pytest.mark.parametrize(("first", "second"), [("through", "through"), ("through", "no"), ("no", "through")])
+def test_a_source_that_is_written_is_one_device_s_alone(
+    serve: Serve, pools: Path, stage: Path, first: str, second: str
+) -> None:
+    source = image(stage / "image", 16)
+    server = serve(cache_device("one", pools, source, "8M", write=first))
+    os.kill(server.pid, signal.SIGSTOP)  # so that whatever changes is not its own maintenance's doing
+    assert f"{source} is in use" in refused(cache_device("two", pools, source, "8M", write=second), pools, stage)
+
+
+@pytest.mark.parametrize("write", ["no", "through"])
+def test_a_swap_device_and_a_cache_device_share_no_file(serve: Serve, pools: Path, stage: Path, write: str) -> None:
+    swap = serve(device("swap", pools, "4M", stage / "file", "8M"))
+    os.kill(swap.pid, signal.SIGSTOP)
+    assert "in use" in refused(cache_device("cache", pools, stage / "file", "8M", write=write), pools, stage)
+
+
+@pytest.mark.parametrize(("old", "new"), [("swap", "cache"), ("cache", "swap")])
+def test_a_pool_of_another_kind_is_refused(serve: Serve, pools: Path, stage: Path, old: str, new: str) -> None:
+    parameters = {
+        "swap": device("kind", pools, 16 * PAGE, stage / "file", "8M"),
+        "cache": cache_device("kind", pools, image(stage / "image", 16), "8M"),
+    }
+    assert serve(parameters[old]).stop() == 0
+    assert "the pool of another device" in refused(parameters[new], pools, stage)
 
 
 def test_no_device_at_all_is_refused() -> None:
