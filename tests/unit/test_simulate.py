@@ -108,22 +108,22 @@ def test_copies_come_with_reads_and_go_at_once_without_a_write() -> None:
     assert (store.in_ram, store.counts.file_reads, store.counts.gets) == (60_000, 60_000, 0)
     store.maintain(room(10_000), 0.1)
     assert (store.in_ram, store.counts.demotions) == (10_000, 50_000)
-    store.apply(Flow(0, (), by_age(a8=60_000)), room(1e6))
+    store.apply(Flow(0, (), by_age(a1=60_000)), room(1e6))
     assert (store.counts.gets, store.counts.file_reads) == (10_000, 110_000)
     assert (store.counts.demotion_writes, store.counts.spills) == (0, 0)
     store.apply(Flow(5, (), ()), room(1e6, frozen=True))
     assert (store.in_ram, store.counts.spills) == (60_000, 0), "written through, and not kept"
 
 
-def test_what_is_read_for_the_first_time_takes_the_place_of_what_is_older_only() -> None:
+def test_of_what_is_read_for_the_first_time_little_comes_into_a_full_pool() -> None:
     store = copies(1000)
-    store.apply(Flow(0, (), by_age(a15=50)), room(100))
-    store.apply(Flow(0, (), by_age(a8=50)), room(100))
-    assert store.ram_by_age()[0] == 50
-    store.apply(Flow(0, (), by_age(a15=500)), room(100))
-    assert (store.ram_by_age()[0], store.ram_by_age()[8]) == (50, 50)
-    store.apply(Flow(0, (), by_age(a8=80)), room(100))
-    assert store.ram_by_age()[0] == pytest.approx(100, abs=2)
+    store.apply(Flow(0, (), by_age(a15=100)), room(100))
+    assert store.ram_by_age()[0] == 100
+    store.age()
+    store.apply(Flow(0, (), by_age(a15=160)), room(100))
+    assert (store.ram_by_age()[0], store.ram_by_age()[1]) == pytest.approx((10, 90), abs=1)
+    store.apply(Flow(0, (), by_age(a2=80)), room(100))
+    assert store.ram_by_age()[0] == pytest.approx(90, abs=10), "what was used before comes in"
 
 
 @pytest.mark.parametrize("kind", [Store, Copies])

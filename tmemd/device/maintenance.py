@@ -161,7 +161,7 @@ class Maintenance:
                 case Request.FLUSH:
                     if not self._config.source:
                         return errno.EINVAL
-                    self._core.demote(self._config.size)
+                    self._core.demote(2 * self._config.size)  # of slots, a little more than the pages' bytes
                     self._core.compact(MOVES_STEP)
                 case Request.COMPACT:
                     while self._compact() and not self._stop.is_set():

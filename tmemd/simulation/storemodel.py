@@ -22,7 +22,7 @@ DEMOTIONS_PER_SECOND: Final = 8000
 # While less of the target is free nothing is promoted. A device leaves a 256th (core/budget.c); it left a 32nd when
 # policies were tuned with this model and the figures of docs/policies.md made.
 PROMOTE_ROOM: Final = 1 / 32
-PROBATION: Final = 8  # the age of a copy of a page that was not used for long, or ever (core/admit.c)
+LOT: Final = 1 / 16  # in a full pool, of copies of pages that were not used for long, or ever (core/admit.c)
 
 _DIRTY, _CLEAN, _FILE = range(3)
 
@@ -229,7 +229,7 @@ class Copies(Store):
     def _put(self, n: float, space: Space) -> None:
         """Pages that were written through."""
         self.pages[_FILE][0] += n
-        self._admit(n, 0, space)
+        self._admit(n, space)
 
     def _read(self, age: int, n: float, space: Space) -> None:
         if age == 0:
@@ -239,20 +239,21 @@ class Copies(Store):
         self.pages[_CLEAN][0] += copies
         self.counts.gets += copies
         self.counts.file_reads += in_source
-        young = PROBATION if age == GENERATIONS - 1 else 0
-        self.pages[_FILE][young] += in_source
-        self._admit(in_source, young, space)
+        self.pages[_FILE][0] += in_source
+        is_known = age < GENERATIONS - 1
+        by_lot = max(min(in_source, space.pages - self.in_ram), in_source * LOT)
+        self._admit(in_source if is_known else by_lot, space)
 
     def _promote(self, n: float, space: Space) -> float:
-        return self._admit(n, 0, space)
+        return self._admit(n, space)
 
-    def _admit(self, n: float, age: int, space: Space) -> float:
-        """Put pages of the source, if need be in the place of others that are at least as old."""
+    def _admit(self, n: float, space: Space) -> float:
+        """Put pages of the source that were used now, if need be in the place of older ones."""
         if space.frozen:
             return 0.0
-        self.demote(self.in_ram + n - space.pages, max(age, 1))
-        n = max(0.0, min(n, space.pages - self.in_ram, self.pages[_FILE][age]))
-        self.pages[_FILE][age] -= n
-        self.pages[_CLEAN][age] += n
+        self.demote(self.in_ram + n - space.pages, 1)
+        n = max(0.0, min(n, space.pages - self.in_ram, self.pages[_FILE][0]))
+        self.pages[_FILE][0] -= n
+        self.pages[_CLEAN][0] += n
         self.counts.promotions += n
         return n
