@@ -84,7 +84,7 @@ slow-disk: build  ## measure what a slow disk costs pages in RAM (root; a minute
 policies: setup  ## what each policy would have cost on the recorded workloads
 	@$(PYTHON) -m benchmarks.compare_policies
 
-hitrate: setup  ## how often caches of equal size have what recorded guests read: ours, LRU, 2Q, ARC
+hitrate: build  ## how often caches of equal size have what recorded guests read: ours, LRU, 2Q, ARC
 	@$(PYTHON) -m benchmarks.hitrate
 
 soak: build  ## SIGKILL plugins and tmemd again and again: make soak KILLS=2000 MINUTES=60

@@ -1,4 +1,8 @@
-"""Replay block traces through models of caches of the same size, and print what share of the pages read each had."""
+"""Replay block traces through a cache device, and through models of caches of the same size.
+
+Prints what share of the pages that were read each had. The core column is a device with its pool and its maintenance,
+without nbdkit; the models hold as many pages as its pool held at most.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks.caches import CACHES, Cache
-from tests.support import blocktrace
-from tests.support.blocktrace import Op
+from tests.support import cache_replay
+from tests.support.cache_replay import Trace
+from tests.support.caches import CACHES
 from tmemd.cli import common
 
 TRACES: Final = Path(__file__).resolve().parent / "traces"
 SIZES: Final = (5, 10, 25, 50)  # percent of the trace's distinct pages
-
-Uses = Sequence[tuple[int, bool]]
-"""Pages in the order in which they were used, and whether each was read (or written)."""
 
 
 @dataclass(frozen=True)
@@ -28,44 +29,30 @@ class Result:
 
     trace: str
     percent: int  # of the trace's distinct pages
-    pages: int  # that the cache holds
+    pages: int  # that each cache holds
     hits: dict[str, float]  # by cache, percent of the pages read
 
 
-def load(path: Path) -> Uses:
-    """A trace, page by page, numbered without gaps in the order of the device. Trims are left out."""
-    used = [
-        (page, access.op is Op.READ)
-        for access in blocktrace.read(path)
-        if access.op is not Op.TRIM
-        for page in range(access.page, access.page + access.pages)
-    ]
-    number = {page: n for n, page in enumerate(sorted({page for page, _ in used}))}
-    return [(number[page], is_read) for page, is_read in used]
+def measure(trace: Trace, percent: int) -> Result:
+    """One trace, with RAM for a part of its distinct pages."""
+    core = cache_replay.replay(trace.requests, trace.pages, trace.pages * percent // 100)
+    found = {name: cache_replay.hits(make(core.held, trace.pages), trace.requests) for name, make in CACHES.items()}
+    return Result(trace.name, percent, core.held, found | {"core": core.hits})
 
 
-def hits(cache: Cache, uses: Uses) -> float:
-    """Percent of the pages read that the cache had."""
-    had = sum([is_read for page, is_read in uses if cache.use(page)])
-    return 100 * had / sum(is_read for _, is_read in uses)
-
-
-def measure(path: Path, sizes: Sequence[int]) -> Iterator[Result]:
-    """One trace at each size, in percent of its distinct pages."""
-    uses = load(path)
-    distinct = len({page for page, _ in uses})
-    for percent in sizes:
-        capacity = distinct * percent // 100
-        found = {name: hits(make(capacity, distinct), uses) for name, make in CACHES.items()}
-        yield Result(path.name.partition(".")[0], percent, capacity, found)
+def measure_all(paths: Sequence[Path], sizes: Sequence[int]) -> Iterator[Result]:
+    """Each trace at each size, in percent of its distinct pages."""
+    for trace in map(cache_replay.load, paths):
+        for percent in sizes:
+            yield measure(trace, percent)
 
 
 def show(results: Sequence[Result]) -> None:
     """A table for people."""
-    table = common.table("TRACE", "SIZE", "PAGES", *CACHES, "OURS - LRU")
+    table = common.table("TRACE", "SIZE", "PAGES", *results[0].hits, "CORE - LRU")
     for it in results:
         shares = [f"{share:.1f}" for share in it.hits.values()]
-        table.add_row(it.trace, f"{it.percent} %", str(it.pages), *shares, f"{it.hits['ours'] - it.hits['LRU']:+.1f}")
+        table.add_row(it.trace, f"{it.percent} %", str(it.pages), *shares, f"{it.hits['core'] - it.hits['LRU']:+.1f}")
     common.print_table(table)
 
 
@@ -81,7 +68,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Measure and print."""
     args = parse_args()
-    results = [result for path in args.traces for result in measure(path, args.sizes)]
+    results = list(measure_all(args.traces, args.sizes))
     if args.json:
         print(json.dumps([asdict(result) for result in results], indent=1))
     else:

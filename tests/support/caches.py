@@ -17,8 +17,8 @@ Pages = OrderedDict[int, None]
 class Cache(Protocol):
     """What all of them do."""
 
-    def use(self, page: int) -> bool:
-        """The page is read or written; returns whether it was there."""
+    def use(self, page: int, is_read: bool) -> bool:
+        """The page is read, or written; returns whether it was there."""
 
 
 class LRU:
@@ -28,7 +28,7 @@ class LRU:
         self._capacity = capacity
         self._kept = Pages()
 
-    def use(self, page: int) -> bool:
+    def use(self, page: int, is_read: bool) -> bool:  # noqa: ARG002
         """See Cache."""
         hit = page in self._kept
         self._kept[page] = None
@@ -45,7 +45,7 @@ class TwoQ:
         self._capacity, self._most_new, self._most_ghosts = capacity, max(1, capacity // 4), max(1, capacity // 2)
         self._new, self._hot, self._ghosts = Pages(), Pages(), Pages()
 
-    def use(self, page: int) -> bool:
+    def use(self, page: int, is_read: bool) -> bool:  # noqa: ARG002
         """See Cache."""
         if page in self._hot:
             self._hot.move_to_end(page)
@@ -77,7 +77,7 @@ class ARC:
         self._c, self._p = capacity, 0.0
         self._t1, self._t2, self._b1, self._b2 = Pages(), Pages(), Pages(), Pages()
 
-    def use(self, page: int) -> bool:
+    def use(self, page: int, is_read: bool) -> bool:  # noqa: ARG002
         """See Cache."""
         for kept in (self._t1, self._t2):
             if page in kept:
@@ -140,16 +140,17 @@ class Ours:
         self._hand = 0
         self._misses = self._turned = 0
 
-    def use(self, page: int) -> bool:
+    def use(self, page: int, is_read: bool) -> bool:
         """See Cache."""
         word = self._words[page]
-        is_recent = self._age(word) < self.TURN
+        is_again = word & self.AGAIN and word % self.GENERATIONS
+        is_recent = self._age(word) < self.TURN  # LRU would have it
+        if is_read:
+            self._learn(word & self.IN_TMEM, is_again, is_recent)
         if word & self.IN_TMEM:
-            if not is_recent:  # LRU would not have had it
-                self._share = max(0, self._share - 1)
             self._set(page, self.IN_TMEM | self.AGAIN)
             return True
-        if self._is_known(word, is_recent):
+        if is_again or is_recent:
             self._put(page, self.AGAIN)
         elif self._is_admitted():
             self._put(page, 0)
@@ -158,14 +159,11 @@ class Ours:
         self._note_miss()
         return False
 
-    def _is_known(self, word: int, is_recent: bool) -> bool:
-        """Whether a page that misses was used before; what it says of the share is heeded."""
-        if word & self.AGAIN and word % self.GENERATIONS:
+    def _learn(self, hit: int, is_again: int, is_recent: bool) -> None:
+        if (not is_recent) if hit else is_again:
             self._share = max(0, self._share - 1)
-            return True
-        if is_recent:  # LRU would have had it
+        elif is_recent and not hit:
             self._share = min(self._capacity, self._share + 1)
-        return is_recent
 
     def _is_admitted(self) -> bool:
         if self._once + self._again < self._capacity - self._batch or self._once < self._share:
