@@ -85,9 +85,7 @@ def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress
         pytest.param("promotion", ["-Wl,--wrap=unlock_io"], id="promotion neither waits nor brings back what is old"),
         pytest.param("refusal", [], id="a full pool does not compress what it refuses"),
         pytest.param("drained", ["-Wl,--wrap=lock_io"], id="a drain clears the bit where a write has failed"),
-        pytest.param(
-            "partial", ["-Wl,--wrap=overwrite_locked"], id="a kill amid a partial overwrite leaves words that exist"
-        ),
+        pytest.param("partial", ["-Wl,--wrap=overwrite_locked"], id="a kill amid a partial overwrite leaves what was"),
         pytest.param("copies", ["-Wl,--wrap=staging_take"], id="a copy is put only while it is what the source holds"),
         pytest.param("shortage", ["-Wl,--wrap=bounce_get"], id="what needs memory that cannot be had changes nothing"),
         pytest.param("failures", [], id="what fails half-way is an error"),

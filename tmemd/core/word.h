@@ -49,10 +49,20 @@ static inline uint64_t word_location(uint64_t word) { return (word >> 28) * TM_S
 static inline uint32_t word_crc(uint64_t word) { return (uint32_t)(word >> 32); }
 static inline uint32_t word_old_crc(uint64_t word) { return (uint32_t)(word >> 12) & TM_OLD_CRC; }
 
+/* Whether the old checksum is known beside that of what is being written: it lies where AGAIN would
+ * be. */
+static inline bool word_has_old_crc(uint64_t word)
+{
+    uint64_t marks = TM_WORD_KIND | TM_WORD_WRITING | TM_WORD_UNVERIFIED;
+    return (word & marks) == (TM_FILE | TM_WORD_WRITING);
+}
+
 /* The word of a page that is used now, once more or for the first time. */
 static inline uint64_t word_used(uint64_t word, unsigned generation, bool again)
 {
     uint64_t use = (uint64_t)generation << 8 | (again ? TM_WORD_AGAIN : 0);
+    if (word_has_old_crc(word))
+        return (word & ~TM_WORD_GENERATION) | (use & TM_WORD_GENERATION);
     return (word & ~(TM_WORD_GENERATION | TM_WORD_AGAIN)) | use;
 }
 
@@ -106,10 +116,9 @@ static inline bool word_is_in_doubt(uint64_t word)
 /* Whether a page that was read from the file has one of the checksums that its word says. */
 static inline bool word_matches(uint64_t word, uint32_t crc)
 {
-    bool has_old = (word & (TM_WORD_WRITING | TM_WORD_UNVERIFIED)) == TM_WORD_WRITING;
     bool has_new = word_is_writing(word) || !(word & TM_WORD_UNVERIFIED);
     return (has_new && word_crc(word) == crc) ||
-           (has_old && word_old_crc(word) == (crc & TM_OLD_CRC));
+           (word_has_old_crc(word) && word_old_crc(word) == (crc & TM_OLD_CRC));
 }
 
 /* Whether two words of a page differ at most in when it was used. */
