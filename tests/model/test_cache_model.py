@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule, run_state_machine_as_test
 
+from tests.model.machine import PAGES, SIZE, Machine, pages_at_borders, spans
 from tests.model.rig import CacheRig, writes_end_at
-from tests.model.test_model import PAGES, SIZE, Machine, pages_at_borders, spans
 from tests.support import leftovers
 from tests.support.content import PAGE, content
 from tests.support.harness import KIB, MIB, taken, wait_until
@@ -34,17 +34,20 @@ class Cached(Machine):
     seen: ClassVar[Counter[str]] = Counter()  # in all histories
     rig: CacheRig
 
+    def _count(self) -> None:
+        now = self.rig.counters()
+        self.seen.update(
+            puts=now.promotions,
+            evictions=now.demotions,
+            gets=now.gets,
+            damages=now.bad_checksums,
+            failures=now.io_errors,
+        )
+
     def teardown(self) -> None:
         """As ever; and count what has happened."""
         if hasattr(self, "rig"):
-            now = self.rig.counters()
-            self.seen.update(
-                puts=now.promotions,
-                evictions=now.demotions,
-                gets=now.gets,
-                damages=now.bad_checksums,
-                failures=now.io_errors,
-            )
+            self._count()
         super().teardown()
 
     @initialize(room=st.sampled_from([0, 256 * KIB, MIB, AMPLE]), seed=st.integers(0, 3))
@@ -98,16 +101,13 @@ class Cached(Machine):
     @rule(pick=st.integers(0, PAGES), at=st.integers(0, RECORD_HEADER + 7), bit=st.integers(0, 7))
     def damage_record(self, pick: int, at: int, bit: int) -> None:
         """A bit of a page's copy changes: it is not what is read."""
-        wait_until(self._do_counters_agree, "copies to be put")
         if stored := [page for page, kind in enumerate(kinds(self.rig.pool)) if kind is Kind.TMEM]:
             page = stored[pick % len(stored)]
             where = record_offset(self.rig.pool, page) + at
             byte = os.pread(self.rig.pool_fd, 1, where)[0]
             os.pwrite(self.rig.pool_fd, bytes([byte ^ 1 << bit]), where)
             self.is_damaged = True
-            before = self.rig.counters().bad_checksums
             self.read((page * PAGE, min(PAGE, SIZE - page * PAGE)))
-            assert self.rig.counters().bad_checksums > before
 
     @rule(pages=st.lists(pages_at_borders(), min_size=1, max_size=8), bits=st.integers(1, (1 << 64) - 1))
     def damage_index(self, pages: list[int], bits: int) -> None:
@@ -145,6 +145,7 @@ class Cached(Machine):
     @rule(seed=st.integers(0, 3))
     def be_replaced(self, seed: int) -> None:
         """Somebody else changes the source while nobody serves it, and who serves it next makes a new pool."""
+        self._count()
         self.rig.device.close()
         self._replace(seed)
         self.rig.drop_pool()
@@ -214,4 +215,4 @@ def test_a_cache_device_is_what_its_source_is(machine: type[Cached]) -> None:
         ),
     )
     happened = {"puts", "evictions", "gets", "damages"} | ({"failures"} if machine.writable else set())
-    assert happened <= {what for what, times in machine.seen.items() if times}
+    assert {what for what in happened if not machine.seen[what]} == set()
