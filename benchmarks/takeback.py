@@ -1,8 +1,9 @@
 """How fast does a host get memory back whose target falls to a quarter?
 
 Once with all pages cold, neighbours side by side, once with every other page hot, so that each cold one is a write of
-its own; then the same of a cache device, whose pages need not be written. The device's own maintenance does the work;
-what counts is what tmpfs gives back.
+its own; then the same of a swap device with flush=durable and of a cache device, whose pages need not be written. The
+device's own maintenance does the work; what counts is what tmpfs gives back. What a write of a page takes the core of
+the two swap devices, one after the other, is said besides.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Final, TypeAlias
 
 from benchmarks import pages
@@ -39,6 +42,7 @@ class Result:
     given_back_bytes: int
     seconds: float
     written_bytes: int
+    write_us: float | None  # a page that a guest writes, median
 
     @property
     def seconds_per_gib(self) -> float:
@@ -54,15 +58,17 @@ def some_pages(corpus: bytes, n: int) -> Iterator[bytes]:
         yield corpus[at : at + PAGE]
 
 
-def open_swap(config: DeviceConfig, corpus: bytes, n: int) -> ServedDevice:
+def open_swap(config: DeviceConfig, corpus: bytes, n: int, durable: bool = False) -> Filled:
     """A swap device with pages, neighbours."""
-    served = open_device(replace(config, backing=config.source, source=None))
+    served, seconds = open_device(replace(config, backing=config.source, source=None, durable=durable)), []
     for page, content in enumerate(some_pages(corpus, n), FIRST):
+        start = time.perf_counter()
         _core.pwrite(served.core, content, page * PAGE, 0)
-    return served
+        seconds.append(time.perf_counter() - start)
+    return served, median(seconds) * 1e6
 
 
-def open_cache(config: DeviceConfig, corpus: bytes, n: int) -> ServedDevice:
+def open_cache(config: DeviceConfig, corpus: bytes, n: int) -> Filled:
     """A cache device with the same pages, read from its source."""
     assert config.source
     with config.source.open("wb") as source:
@@ -75,10 +81,10 @@ def open_cache(config: DeviceConfig, corpus: bytes, n: int) -> ServedDevice:
         if page % 512 == 0:  # as many as can wait to be put, and as many again
             wait_until(lambda page=page: counters(served.pool_path).puts >= page - FIRST, "pages to be put")  # type: ignore[misc]
     wait_until(lambda: counters(served.pool_path).puts == n, "pages to be put")
-    return served
+    return served, None
 
 
-def take_back(served: ServedDevice, case: str) -> Result:
+def take_back(served: ServedDevice, case: str, write_us: float | None) -> Result:
     """Let the target fall, and wait until use has followed."""
     before, start = counters(served.pool_path), time.monotonic()
     target = before.used_bytes // 4
@@ -88,7 +94,7 @@ def take_back(served: ServedDevice, case: str) -> Result:
         time.sleep(0.002)
     seconds, after = time.monotonic() - start, counters(served.pool_path)
     written = (after.demotion_writes - before.demotion_writes) * PAGE
-    return Result(case, before.used_bytes - after.used_bytes, seconds, written)
+    return Result(case, before.used_bytes - after.used_bytes, seconds, written, write_us)
 
 
 def measure(case: str, opening: Opening, stride: int, corpus: bytes, n: int) -> Result:
@@ -96,21 +102,24 @@ def measure(case: str, opening: Opening, stride: int, corpus: bytes, n: int) -> 
     with tempfile.TemporaryDirectory() as disk, tempfile.TemporaryDirectory(dir=TMPFS) as pools:
         size = (FIRST + n + 1024) * PAGE
         config = DeviceConfig("takeback", size, None, 2 * size, Path(pools), source=Path(disk) / "file")
-        served = opening(config, corpus, n)
+        served, write_us = opening(config, corpus, n)
         try:
             served.core.begin_generation()
             for page in range(FIRST, FIRST + n, stride) if stride else ():
                 _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
             served.core.compact(1 << 30)
             served.start()
-            return take_back(served, case)
+            return take_back(served, case, write_us)
         finally:
             served.close()
 
 
-Opening: TypeAlias = Callable[[DeviceConfig, bytes, int], ServedDevice]
+Filled: TypeAlias = tuple[ServedDevice, float | None]  # and microseconds that a write of a page took
+Opening: TypeAlias = Callable[[DeviceConfig, bytes, int], Filled]
 CASES: Final[tuple[tuple[str, Opening, int], ...]] = (
     ("neighbours", open_swap, 0), ("scattered", open_swap, 2),
+    ("durable, neighbours", partial(open_swap, durable=True), 0),
+    ("durable, scattered", partial(open_swap, durable=True), 2),
     ("cache, neighbours", open_cache, 0), ("cache, scattered", open_cache, 2),
 )  # fmt: skip
 
@@ -136,10 +145,11 @@ def main() -> int:
     if args.json:
         print(json.dumps([asdict(it) | {"seconds_per_gib": it.seconds_per_gib} for it in results], indent=1))
         return 0
-    print("cold pages          given back  seconds per GiB  of the disk's writes")
+    print("cold pages           given back  seconds per GiB  of the disk's writes  a write")
     for it in results:
-        rate = it.written_bytes / it.seconds / 2**20
-        print(f"{it.case:<19} {it.given_back_bytes / 2**20:>6.0f} MiB {it.seconds_per_gib:>13.2f} {rate:>16.0f} MiB/s")
+        rate, write = it.written_bytes / it.seconds / 2**20, f"{it.write_us:>6.1f} us" if it.write_us else ""
+        given = f"{it.given_back_bytes / 2**20:>6.0f} MiB {it.seconds_per_gib:>13.2f}"
+        print(f"{it.case:<20} {given} {rate:>16.0f} MiB/s {write}")
     return 0
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import ROOT, Serve, device, wait_until
+from tests.support.content import compressible
+from tests.support.harness import ROOT, Serve, Server, cache_device, counters, device, wait_until
 from tests.support.leftovers import all_dying_with_us, can_have_all_die
 
 KERNELS = sorted(path for path in Path("/boot").glob("vmlinuz-*-amd64") if "cloud" not in path.name)
@@ -28,10 +29,11 @@ pytestmark = [
 pytest.importorskip("libvirt", reason="no libvirt for Python")
 
 
-def documented(tag: str) -> str:
-    """The element of that name in the document."""
+def documented(tag: str, export: str) -> str:
+    """The element of that name in the document that is about that export."""
     text = (ROOT / "docs" / "guests.md").read_text()
-    (found,) = re.findall(rf"^ +<{tag}\b.*?</{tag}>$", text, flags=re.MULTILINE | re.DOTALL)
+    elements = re.findall(rf"^ +<{tag}\b.*?</{tag}>$", text, flags=re.MULTILINE | re.DOTALL)
+    (found,) = (each for each in elements if f"/{export}.sock" in each)
     return str(found)
 
 
@@ -100,15 +102,41 @@ def goes_on(pages_done: Callable[[], int]) -> None:
     wait_until(lambda: pages_done() >= goal, "the guest to go on")
 
 
-@pytest.mark.parametrize("kind", ["pc qemu:commandline", "q35 qemu:commandline", "pc disk"])
-def test_a_guest_survives_its_server(serve: Serve, pools: Path, disks: Path, initrd: Path, kind: str) -> None:
-    server = serve(device("web", pools, "64M", disks / "backing", "64M"))
-    machine, tag = kind.split()
-    element = documented(tag).replace("/run/tmemd-devices/web.sock", str(server.socket))
+def survives(server: Server, base: Path, initrd: Path, machine: str, element: str) -> None:
+    """Kill the server twice while a guest writes and reads back; no request may fail."""
     assert str(server.socket) in element
-    with guest(disks, initrd, machine, element) as pages_done:
+    with guest(base, initrd, machine, element) as pages_done:
         for _ in range(2):
             goes_on(pages_done)
             server.kill()
             server.start()
         goes_on(pages_done)
+
+
+@pytest.mark.parametrize("kind", ["pc qemu:commandline", "q35 qemu:commandline", "pc disk"])
+def test_a_guest_survives_its_server(serve: Serve, pools: Path, disks: Path, initrd: Path, kind: str) -> None:
+    server = serve(device("web", pools, "64M", disks / "backing", "64M"))
+    machine, tag = kind.split()
+    element = documented(tag, "web").replace("/run/tmemd-devices/web.sock", str(server.socket))
+    survives(server, disks, initrd, machine, element)
+
+
+def test_a_guest_whose_disk_is_an_overlay_survives_the_server_of_the_image(
+    serve: Serve, pools: Path, disks: Path, initrd: Path
+) -> None:
+    image, overlay = disks / "golden", disks / "guest1.qcow2"
+    image.write_bytes(b"".join(compressible(page, 1) for page in range(16384)))
+    server = serve(cache_device("golden", pools, image, "128M"))
+    uri = f"nbd+unix:///golden?socket={server.socket}"
+    make = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", str(overlay)]
+    subprocess.run(make, check=True)
+    element = documented("qemu:commandline", "golden")
+    for old, new in (
+        ("/run/tmemd-devices/golden.sock", str(server.socket)),
+        ("/var/lib/libvirt/images/guest1.qcow2", str(overlay)),
+        ('"drive":"disk"', '"drive":"disk","serial":"tmem"'),
+    ):
+        assert old in element
+        element = element.replace(old, new)
+    survives(server, disks, initrd, "pc", element)
+    assert counters(pools / "golden.pool").gets

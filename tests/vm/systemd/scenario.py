@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[3]
 DEVICES = ("web", "db")
+IMAGE = Path("/var/lib/images/golden.img")
 SIZE = 16 << 20
 KEPT = Path("/root/kept.json")
 SETTINGS = Path("/var/lib/tmemd/settings.json")
@@ -220,6 +221,27 @@ def manage(clients: list[Client]) -> None:
     assert not run("systemctl --failed --plain --no-legend")
 
 
+def serve_image() -> None:
+    """Do what the README says of a golden image; two guests read it, and once more after a restart."""
+    IMAGE.parent.mkdir(parents=True)
+    IMAGE.write_bytes(b"".join(content(page, 1) for page in range(1024)))
+    *_, service = commands_of("One image, many guests")
+    for command in service:
+        run(command)
+    for _ in range(2):
+        for _ in range(2):
+            handle = nbd.NBD()
+            handle.set_export_name("golden")
+            handle.connect_unix("/run/tmemd-devices/golden.sock")
+            assert handle.is_read_only()
+            assert all(handle.pread(PAGE, page * PAGE) == content(page, 1) for page in range(1024))
+        run("systemctl restart tmemd-device@golden")
+    assert "ephemeral" in run("tmemctl show golden")
+    pid = run("systemctl show --value --property MainPID tmemd-device@golden")
+    run(f"nsenter --mount --target {pid} sh -c '! test -w {IMAGE} && ! test -w /etc'")
+    say("an image is served")
+
+
 def check_separation() -> None:
     """A device's user gets at nothing of another's, and the services are as confined as their units say."""
     for path in (
@@ -253,6 +275,7 @@ def first(wheels: Path) -> None:
     with load(kept) as clients:
         manage(clients)
     check_separation()
+    serve_image()
     drain()
     KEPT.write_text(json.dumps(list(kept.items())))
     run("tmemctl set web --weight 200")
