@@ -193,12 +193,12 @@ static uint64_t candidates(const struct demotion *demotion, unsigned age, bool m
     const struct backoff *backoff = &demotion->device->backoff;
     const struct ages *ages = &demotion->device->ages;
     unsigned then = ages_generation(state_generation(demotion->device), age);
-    if (demotion->choice.bounded && age >= backoff->age && backoff->bound == bound_of(demotion))
-        return 0;
     uint64_t bytes = ages_known(&(demotion->choice.raw_only ? ages->raw : ages->stored)[then]);
     uint64_t again = ages_known(&ages->again[then]);
     if (demotion->choice.use)
         return demotion->choice.use == TM_USED_AGAIN ? again : bytes > again ? bytes - again : 0;
+    if (demotion->choice.bounded && age >= backoff->age && backoff->bound == bound_of(demotion))
+        return 0;
     uint64_t clean = file_is_doubtful(&demotion->device->file) ? 0 : ages_known(&ages->clean[then]);
     return may_write || bytes < clean ? bytes : clean;
 }
@@ -298,7 +298,8 @@ static uint64_t next_hand(const struct demotion *demotion, unsigned helpers)
  * be more at any time. */
 static void back_off(const struct demotion *demotion, uint64_t bound)
 {
-    if (!is_done(demotion) && demotion->choice.bounded && !demotion->choice.raw_only)
+    if (!is_done(demotion) && demotion->choice.bounded && !demotion->choice.raw_only &&
+        !demotion->choice.use)
         demotion->device->backoff =
             (struct backoff){.age = demotion->age ? demotion->age : 1, .bound = bound};
 }
