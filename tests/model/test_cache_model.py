@@ -208,11 +208,14 @@ class ReadOnly(Cached):
 @pytest.mark.parametrize("machine", [Cached, ReadOnly])
 def test_a_cache_device_is_what_its_source_is(machine: type[Cached]) -> None:
     machine.seen = Counter()
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=60, stateful_step_count=40, database=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
-    happened = {"puts", "evictions", "gets", "damages"} | ({"failures"} if machine.writable else set())
+    happened = {"puts", "evictions", "gets"} | ({"failures"} if machine.writable else set())
+    runs = 0
+    while runs == 0 or (runs < 5 and not all(machine.seen[what] for what in happened)):
+        runs += 1
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=60, stateful_step_count=40, database=None, suppress_health_check=list(HealthCheck)
+            ),
+        )
     assert {what for what in happened if not machine.seen[what]} == set()

@@ -177,6 +177,27 @@ def test_a_source_that_grows_is_served_as_long_as_it_was(device: Device) -> None
             client.pread(PAGE, PAGES * PAGE)
 
 
+@pytest.mark.parametrize("how", ["rename", "replace", "unlink", "chmod"])
+def test_a_golden_image_that_only_goes_elsewhere_is_what_it_was(
+    serve: Serve, pools: Path, tmp_path: Path, how: str
+) -> None:
+    device = Device(serve, pools, tmp_path)
+    new = tmp_path / "new"
+    new.write_bytes(incompressible(0, 2) * PAGES)
+    with device.server.client() as client:
+        client.pread(64 * PAGE, 0)
+        match how:
+            case "rename":
+                device.source.rename(tmp_path / "old")
+            case "replace":
+                new.replace(device.source)
+            case "unlink":
+                device.source.unlink()
+            case _:
+                device.source.chmod(0o400)
+        assert list(pages(client, PAGES)) == [compressible(page, 1) for page in range(PAGES)]
+
+
 @pytest.mark.parametrize("how", ["content", "times", "growth"])
 def test_a_golden_image_that_is_changed_is_what_it_was_or_an_error(
     serve: Serve, pools: Path, tmp_path: Path, how: str

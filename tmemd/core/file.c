@@ -3,12 +3,28 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/inotify.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 /* Without O_DIRECT: drop the page cache after this many bytes written. */
 #define DROP_EVERY (UINT64_C(8) << 20)
+
+/* Have every write to the file noticed, as far as the user may have more of inotify. */
+static int watch(struct file *file)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file->fd);
+    file->notices = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
+    if (file->notices >= 0 && inotify_add_watch(file->notices, path, IN_MODIFY) < 0) {
+        close(file->notices);
+        file->notices = -1;
+    }
+    return fstat(file->fd, &file->opened) < 0 ? errno : 0;
+}
 
 int file_init(struct file *file, const struct tm_config *config, _Atomic uint64_t *sync_failed)
 {
@@ -16,14 +32,17 @@ int file_init(struct file *file, const struct tm_config *config, _Atomic uint64_
                           .bytes = config->file_bytes,
                           .direct = config->direct,
                           .immutable = config->ephemeral && config->read_only,
+                          .notices = -1,
                           .sync_failed = sync_failed};
     pthread_mutex_init(&file->lock, NULL);
     pthread_cond_init(&file->synced, NULL);
-    return file->immutable && fstat(file->fd, &file->opened) < 0 ? errno : 0;
+    return file->immutable ? watch(file) : 0;
 }
 
 void file_destroy(struct file *file)
 {
+    if (file->immutable && file->notices >= 0)
+        close(file->notices);
     pthread_mutex_destroy(&file->lock);
     pthread_cond_destroy(&file->synced);
 }
@@ -36,16 +55,27 @@ static size_t clamp(const struct file *file, uint64_t offset, uint64_t length)
                                            : file->bytes - offset;
 }
 
-/* Whoever writes to a file changes its times first (Linux: generic_file_write_iter). Those of a
- * block device say nothing. */
+static bool is_same_time(struct timespec one, struct timespec other)
+{
+    return one.tv_sec == other.tv_sec && one.tv_nsec == other.tv_nsec;
+}
+
+/* Whoever writes to a file changes its times first (Linux: generic_file_write_iter). Who renames or
+ * replaces it changes st_ctim alone, and so does, at last, who writes to it and sets st_mtim back:
+ * of that there is a notice. The times of a block device say nothing. */
 static bool has_changed(const struct file *file)
 {
-    struct stat now;
     const struct stat *then = &file->opened;
-    return fstat(file->fd, &now) < 0 || now.st_size != then->st_size ||
-           (S_ISREG(now.st_mode) &&
-            (memcmp(&now.st_mtim, &then->st_mtim, sizeof now.st_mtim) != 0 ||
-             memcmp(&now.st_ctim, &then->st_ctim, sizeof now.st_ctim) != 0));
+    struct stat now;
+    int notices;
+    if (fstat(file->fd, &now) < 0 || now.st_size != then->st_size)
+        return true;
+    if (!S_ISREG(now.st_mode))
+        return false;
+    if (!is_same_time(now.st_mtim, then->st_mtim))
+        return true;
+    return !is_same_time(now.st_ctim, then->st_ctim) &&
+           (ioctl(file->notices, FIONREAD, &notices) < 0 || notices > 0);
 }
 
 int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer)

@@ -15,6 +15,7 @@ struct file {
     bool direct;
     bool immutable; /* it is what it was when it was opened, or cannot be read */
     struct stat opened;
+    int notices;                   /* of writes to it, by inotify; -1: there are none to be had */
     _Atomic uint64_t *sync_failed; /* not 0: an fdatasync failed, and what it covered may be lost,
                                       whatever later ones say */
     _Atomic uint64_t undropped;    /* bytes written since the page cache was last dropped */
