@@ -63,7 +63,7 @@ class Cached(Machine):
 
     def _replace(self, seed: int) -> None:
         """Give the source other content, as somebody else would."""
-        self.reference.write(0, b"".join(content(page, 1_000_000 * seed) for page in range(PAGES))[:SIZE])
+        self.reference.write(0, b"".join(content(page, 1_000_000 * (seed + 1)) for page in range(PAGES))[:SIZE])
         self.source.write_bytes(self.reference.whole())
 
     @rule(page=pages_at_borders(), count=st.integers(1, 60))
@@ -79,6 +79,7 @@ class Cached(Machine):
             return Kind.FILE not in kinds(self.rig.pool)[page : page + count]
 
         wait_until(are_in_tmem, "pages to be put")
+        self.read((page * PAGE, length))
 
     @rule(span=spans(), at=st.floats(0, 1))
     def fail_to_write(self, span: tuple[int, int], at: float) -> None:
