@@ -37,10 +37,13 @@ struct demotion {
     _Atomic int error;
 };
 
-/* The most that counters->demotion_writes may become. */
+/* The most that counters->demotion_writes may become. Pages of an ephemeral pool go without a
+ * write. */
 static uint64_t bound_of(const struct demotion *demotion)
 {
-    return demotion->choice.bounded ? budget_demotion_bound(&demotion->device->budget) : UINT64_MAX;
+    struct tm_device *device = demotion->device;
+    bool bounded = demotion->choice.bounded && !device->ephemeral;
+    return bounded ? budget_demotion_bound(&device->budget) : UINT64_MAX;
 }
 
 static bool is_chosen(const struct demotion *demotion, uint64_t word)
