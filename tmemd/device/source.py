@@ -97,13 +97,15 @@ def open_source(path: Path, *, write: bool) -> Source:
         if not (locks.try_lock(fd) if write else locks.try_lock(fd, _READERS, 1, shared=True)):
             raise PoolError(f"{path} is in use by another process")
         if not write and not is_block:
-            _wait_for_clock(fd)
+            _wait_for_clock(fd, path)
         on_error.pop_all()
     return Source(path, fd, size, is_block, files.use_direct(fd, path), os.fstat(fd), write)
 
 
-def _wait_for_clock(fd: int) -> None:
+def _wait_for_clock(fd: int, path: Path) -> None:
     """Where it was changed right now, wait for another time: the page path looks whether its times stay the same."""
-    age = time.time() - os.fstat(fd).st_ctime
-    if 0 <= age < 2 * _TICK:
+    end = time.monotonic() + _SETTLED
+    while 0 <= (age := time.time() - os.fstat(fd).st_ctime) < 2 * _TICK:
+        if time.monotonic() > end:
+            raise PoolError(f"{path}: somebody is writing to it")
         time.sleep(2 * _TICK - age)
