@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
+from tmemd.binding import _core
 from tmemd.device import files
 from tmemd.store.poolfile import PoolError
 from tmemd.system import locks
@@ -86,7 +87,7 @@ def size_of(path: Path) -> int:
 
 def open_source(path: Path, *, write: bool) -> Source:
     """Open it and lock it: with other readers, or alone to *write*. Raises PoolError."""
-    size = size_of(path)
+    size_of(path)  # it can be a source at all
     is_block = path.is_block_device()
     # On a block device O_EXCL fails where it is mounted or somebody else's.
     flags = (os.O_RDWR | (os.O_EXCL if is_block else 0)) if write else os.O_RDONLY
@@ -96,16 +97,18 @@ def open_source(path: Path, *, write: bool) -> Source:
         # QEMU locks bytes of its own near the start: who reads beside us may, who writes may not.
         if not (locks.try_lock(fd) if write else locks.try_lock(fd, _READERS, 1, shared=True)):
             raise PoolError(f"{path} is in use by another process")
-        if not write and not is_block:
-            _wait_for_clock(fd, path)
+        opened = os.fstat(fd) if write or is_block else _settled_status(fd, path)
+        # O_DIRECT takes whole sectors, which may have as many bytes as a page.
+        direct = opened.st_size % _core.PAGE == 0 and files.use_direct(fd, path)
         on_error.pop_all()
-    return Source(path, fd, size, is_block, files.use_direct(fd, path), os.fstat(fd), write)
+    return Source(path, fd, files.length(fd), is_block, direct, opened, write)
 
 
-def _wait_for_clock(fd: int, path: Path) -> None:
+def _settled_status(fd: int, path: Path) -> os.stat_result:
     """Where it was changed right now, wait for another time: the page path looks whether its times stay the same."""
     end = time.monotonic() + _SETTLED
-    while 0 <= (age := time.time() - os.fstat(fd).st_ctime) < 2 * _TICK:
+    while 0 <= (age := time.time() - (status := os.fstat(fd)).st_ctime) < 2 * _TICK:
         if time.monotonic() > end:
             raise PoolError(f"{path}: somebody is writing to it")
         time.sleep(2 * _TICK - age)
+    return status
