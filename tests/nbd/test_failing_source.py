@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Callable
 from functools import partial
@@ -198,7 +199,7 @@ def test_a_golden_image_that_only_goes_elsewhere_is_what_it_was(
         assert list(pages(client, PAGES)) == [compressible(page, 1) for page in range(PAGES)]
 
 
-@pytest.mark.parametrize("how", ["content", "times", "growth"])
+@pytest.mark.parametrize("how", ["content", "times", "mapped times", "growth"])
 def test_a_golden_image_that_is_changed_is_what_it_was_or_an_error(
     serve: Serve, pools: Path, tmp_path: Path, how: str
 ) -> None:
@@ -210,10 +211,14 @@ def test_a_golden_image_that_is_changed_is_what_it_was_or_an_error(
         times = device.source.stat()
         if how == "growth":
             os.truncate(device.source, (PAGES + 1) * PAGE)
+        elif how == "mapped times":
+            with device.source.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+                for page in (*hits, *misses):
+                    memory[page * PAGE : (page + 1) * PAGE] = incompressible(page, 2)
         else:
             for page in (*hits, *misses):
                 device.change(page, incompressible(page, 2))
-        if how == "times":
+        if how.endswith("times"):
             os.utime(device.source, ns=(times.st_atime_ns, times.st_mtime_ns))
         for page in hits:
             assert client.pread(PAGE, page * PAGE) == compressible(page, 1)

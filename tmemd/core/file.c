@@ -13,13 +13,15 @@
 /* Without O_DIRECT: drop the page cache after this many bytes written. */
 #define DROP_EVERY (UINT64_C(8) << 20)
 
-/* Have every write to the file noticed, as far as the user may have more of inotify. */
+/* Have every write to the file noticed, as far as the user may have more of inotify: those through
+ * a mapping when whoever could write closes it. */
 static int watch(struct file *file)
 {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", file->fd);
     file->notices = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
-    if (file->notices >= 0 && inotify_add_watch(file->notices, path, IN_MODIFY) < 0) {
+    if (file->notices >= 0 &&
+        inotify_add_watch(file->notices, path, IN_MODIFY | IN_CLOSE_WRITE) < 0) {
         close(file->notices);
         file->notices = -1;
     }
