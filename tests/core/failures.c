@@ -36,6 +36,14 @@ ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
     return put;
 }
 
+static bool syncs_fail;
+
+int fdatasync(int fd)
+{
+    errno = EIO;
+    return syncs_fail ? -1 : (int)syscall(SYS_fdatasync, fd);
+}
+
 /* The whole pages cannot be zeroed, the part behind them could. */
 static void test_zeroing(void)
 {
@@ -72,8 +80,24 @@ static void test_spilling(void)
     tm_close(device);
 }
 
+/* A put of less than a page sets its region's bit, too, and is refused where that cannot be synced.
+ */
+static void test_bits(void)
+{
+    struct tm_config config = config_of(PAGES, ROOM);
+    device = open_device(&config);
+    CHECK(!bitmap_region_is_set(&device->bitmap, PAGE / device->bitmap.region_pages));
+    syncs_fail = true;
+    CHECK(tm_write(device, "x", 1, PAGE * TM_PAGE, false) != 0);
+    syncs_fail = false;
+    CHECK(tm_write(device, "x", 1, PAGE * TM_PAGE, false) == 0);
+    CHECK(bitmap_region_is_set(&device->bitmap, PAGE / device->bitmap.region_pages));
+    tm_close(device);
+}
+
 int main(void)
 {
+    test_bits();
     test_zeroing();
     test_spilling();
     puts("ok");

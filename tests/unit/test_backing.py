@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -50,6 +51,19 @@ def used(tmp_path: Path) -> Path:
         made.close()
         undo.pop_all()
     return path
+
+
+def test_what_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "it failed")
+
+    monkeypatch.setattr("tmemd.store.bitmapfile.write_header", fail)
+    made = backing.find(tmp_path / "backing", None, SIZE)
+    with ExitStack() as undo:
+        undo.callback(made.close)
+        with pytest.raises(PoolError, match="it failed"):
+            backing.create(made, undo, reserve=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("suffix", ["", ".map"])

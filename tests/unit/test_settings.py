@@ -92,6 +92,15 @@ def test_a_damaged_file_that_is_mended_says_what_it_said_and_what_was_set_since_
         }
 
 
+def test_what_a_killed_writer_left_half_done_is_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "settings.json"
+    path.with_name("settings.json.new").write_bytes(b"x" * 100_000)
+    with closing(SettingsStore(path)) as store:
+        store.change({"web": Overrides(weight=9)})
+    with closing(SettingsStore(path)) as store:
+        assert store.of("web") == Overrides(weight=9)
+
+
 def test_a_damaged_file_that_is_moved_away_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     path.write_bytes(b"damaged")
