@@ -323,7 +323,14 @@ def can_write(h: _core.Device) -> bool:
 
 
 can_flush = can_trim = can_zero = _yes
-can_fast_zero = _yes  # zeroing is a change of the index
+
+
+def can_fast_zero(h: _core.Device) -> bool:
+    """Where zeroing is a change of the index, and not of the file as well."""
+    config = _served[h.name].config
+    return not config.durable and config.source is None
+
+
 can_multi_conn = _yes  # all connections see the same pages, and a flush on one covers all
 can_extents = _yes  # the index knows what is zeros
 

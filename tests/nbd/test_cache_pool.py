@@ -67,3 +67,11 @@ def test_what_a_guest_trims_is_free_on_the_host_and_what_it_zeroes_is_not(
         client.flush()
     assert source.read_bytes()[: PAGES * PAGE // 2] == bytes(PAGES * PAGE // 2)
     assert (source.stat().st_blocks < before * 3 // 4) is trims
+
+
+def test_zeroing_is_not_said_to_be_fast_where_the_source_is_written(serve: Serve, pools: Path, tmp_path: Path) -> None:
+    source = image(tmp_path / "image", PAGES)
+    server = serve([*cache_device("golden", pools, source, 64 * MIB), "write=through"])
+    with server.client() as client:
+        assert client.can_zero()
+        assert not client.can_fast_zero()

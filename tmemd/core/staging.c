@@ -31,6 +31,16 @@ void staging_destroy(struct staging *staging)
     pthread_cond_destroy(&staging->changed);
 }
 
+static bool start_worker(pthread_t *worker, void *(*work)(void *), void *argument)
+{
+    pthread_attr_t small; /* where all memory is locked a thread's stack is taken whole */
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, STAGING_STACK);
+    bool started = pthread_create(worker, &small, work, argument) == 0;
+    pthread_attr_destroy(&small);
+    return started;
+}
+
 /* Whether there is somebody to take what comes in: threads of this process, not of one that has
  * forked since. */
 static bool start(struct staging *staging, void *(*work)(void *), void *argument)
@@ -39,8 +49,7 @@ static bool start(struct staging *staging, void *(*work)(void *), void *argument
     if (!staging->pages)
         staging->pages = malloc(STAGING_PAGES * sizeof *staging->pages);
     if (staging->pages && staging->n_workers < (is_behind ? staging->most_workers : 1))
-        staging->n_workers +=
-            pthread_create(&staging->workers[staging->n_workers], NULL, work, argument) == 0;
+        staging->n_workers += start_worker(&staging->workers[staging->n_workers], work, argument);
     return staging->n_workers;
 }
 
