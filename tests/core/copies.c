@@ -202,6 +202,7 @@ static void test_damaged_words_are_misses(void)
         for (uint64_t page = 0; page < PAGES; page++)
             CHECK(reads(page, 1 + page % 7));
     }
+    put_copies();
     CHECK(atomic_load(&tm_counters(device)->pages_in_tmem));
 }
 
