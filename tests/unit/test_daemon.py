@@ -22,6 +22,7 @@ from tests.support.mounts import mountable
 from tmemd import protocol
 from tmemd.client import attach_pool
 from tmemd.daemon.sdnotify import notify
+from tmemd.daemon.server import listen
 from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
 
@@ -611,3 +612,10 @@ def test_after_sigkill_targets_go_on_from_what_they_were(base: Path) -> None:
 
 def targets(fds: list[int]) -> list[int]:
     return [poolfile.read_control(fd).target or 0 for fd in fds]
+
+
+def test_a_socket_that_somebody_has_removed_is_no_error_at_the_end(tmp_path: Path) -> None:
+    with ExitStack() as resources:
+        listen(tmp_path / "tmemd.sock", None, resources)
+        (tmp_path / "tmemd.sock").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["tmemd.sock.lock"]
