@@ -63,7 +63,7 @@ format: setup  ## let ruff and clang-format rearrange the code
 test: build lint  ## lint and all tests, real guests included (eight minutes on two cores)
 	pytest -n auto
 
-test-quick: build  ## without guests and what takes long (two minutes on two cores)
+test-quick: build  ## without guests and what takes long (somewhat over two minutes on two cores)
 	pytest -n auto -m 'not vm and not slow'
 
 mutants: setup  ## break the code by rule and see whether the quick tests notice (hours; ARGS=--help)

@@ -1,5 +1,5 @@
 /* Which pages of an ephemeral pool's source come into tmem. Readers only copy what they have read;
- * one thread of each device puts the copies, evicting others, under page locks and demote_lock. */
+ * threads of the device's own put the copies, evicting others, under page locks and demote_lock. */
 #pragma once
 
 #include "state.h"

@@ -9,13 +9,14 @@
 #include "crc32c.h"
 #include "overwrite.h"
 #include "probes.h"
+#include "thread.h"
 
 /* A demotion takes one more thread for each of these bytes of slots, up to HELPERS besides its own:
  * pages that lie scattered are single writes, and a disk does several at once. Seconds per GiB
  * given back, cold pages side by side and scattered (benchmarks/takeback.py, two cores, a disk of
  * 15000 writes a second at depth 1 and 61000 at depth 8): 10 and 48 without helpers, 5.3 and 28
  * with one, 3.0 and 16 with three, 2.8 to 3.0 and 12 to 14 with seven. */
-enum { HELPER_BYTES = 512 << 10, HELPERS = 7, HELPER_STACK = 256 << 10 };
+enum { HELPER_BYTES = 512 << 10, HELPERS = 7 };
 
 /* Helpers of all devices that this process serves, and the most there may be: where many shrink at
  * once the disk has enough to do, and each takes a bounce buffer. */
@@ -56,10 +57,10 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
     enum tm_use use = word & TM_WORD_AGAIN ? TM_USED_AGAIN : TM_USED_ONCE;
     if (demotion->choice.use && demotion->choice.use != use)
         return false;
-    if (device->ephemeral || state_is_clean(device, word))
-        return state_is_clean(device, word);
-    return atomic_load_explicit(&device->counters->demotion_writes, memory_order_relaxed) <
-           bound_of(demotion);
+    if (state_is_clean(device, word))
+        return true;
+    return !device->ephemeral && atomic_load_explicit(&device->counters->demotion_writes,
+                                                      memory_order_relaxed) < bound_of(demotion);
 }
 
 /* Count up to n pages as written, as many as the bound allows. */
@@ -259,11 +260,10 @@ static void *work(void *argument)
 }
 
 /* Start one more helper, if there may be one. */
-static bool start_helper(struct demotion *demotion, const pthread_attr_t *attributes,
-                         pthread_t *helper)
+static bool start_helper(struct demotion *demotion, pthread_t *helper)
 {
-    bool started = atomic_fetch_add(&all_helpers, 1) < ALL_HELPERS &&
-                   pthread_create(helper, attributes, work, demotion) == 0;
+    bool started =
+        atomic_fetch_add(&all_helpers, 1) < ALL_HELPERS && thread_start(helper, work, demotion);
     if (!started)
         atomic_fetch_sub(&all_helpers, 1);
     return started;
@@ -272,13 +272,9 @@ static bool start_helper(struct demotion *demotion, const pthread_attr_t *attrib
 static unsigned start_helpers(struct demotion *demotion, pthread_t *helpers)
 {
     uint64_t wanted = demotion->device->ephemeral ? 0 : demotion->bytes / HELPER_BYTES;
-    pthread_attr_t small; /* where all memory is locked a thread's stack is taken whole */
     unsigned n = 0;
-    pthread_attr_init(&small);
-    pthread_attr_setstacksize(&small, HELPER_STACK);
-    while (n < HELPERS && n < wanted && start_helper(demotion, &small, &helpers[n]))
+    while (n < HELPERS && n < wanted && start_helper(demotion, &helpers[n]))
         n++;
-    pthread_attr_destroy(&small);
     return n;
 }
 

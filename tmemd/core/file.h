@@ -33,8 +33,7 @@ void file_destroy(struct file *file);
  * Beyond the file's end zeros are read. */
 int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer);
 int file_write(struct file *file, uint64_t page, uint32_t n, const uint8_t *buffer);
-/* Zero n pages, keeping their blocks reserved, or (punch) giving them back, where the file system
- * can.
+/* Zero n pages. Where the file system can, their blocks stay reserved, or (punch) are given back.
  */
 int file_zero(struct file *file, uint64_t page, uint64_t n, bool punch);
 /* Make what was written before the call durable, by one fdatasync for all who ask meanwhile. Once

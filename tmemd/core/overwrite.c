@@ -92,11 +92,14 @@ static void fail(struct tm_device *device, const struct overwrite *run, const ui
     unlock_pages(&device->locks, run->first, run->n);
 }
 
-/* Of an ephemeral pool: a page that was in tmem is used again; of any other that is still to be
- * said. */
-static uint64_t word_of_use(const struct tm_device *device, uint64_t page, uint64_t word)
+/* The word of a page that is in the file alone from now on. In an ephemeral pool one that was in
+ * tmem is used again; of any other that is still to be said. */
+static uint64_t written_word(struct tm_device *device, uint64_t page, uint32_t crc)
 {
-    uint64_t before = index_word(device, page);
+    uint64_t before = index_word(device, page),
+             word = state_file_word(device, crc, state_generation(device));
+    if (!device->ephemeral)
+        return word;
     return word_kind(before) == TM_TMEM
                ? word_used(word, state_generation(device), true)
                : word_used(word, word_generation(before), before & TM_WORD_AGAIN);
@@ -108,14 +111,8 @@ static void complete_page(struct tm_device *device, uint64_t page, const uint8_t
 {
     if (content && put && page_put(device, page, content, true))
         return;
-    uint64_t word = TM_NOWHERE;
-    if (content) {
-        word = state_file_word(device, crc, state_generation(device));
-        stats_add(&device->counters->spills, 1);
-    }
-    if (content && device->ephemeral)
-        word = word_of_use(device, page, word);
-    index_replace(device, page, word);
+    stats_add(&device->counters->spills, content != NULL);
+    index_replace(device, page, content ? written_word(device, page, crc) : TM_NOWHERE);
     PROBE(spill, device->name, page, content != NULL);
 }
 

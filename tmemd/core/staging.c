@@ -5,15 +5,16 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "thread.h"
+
 /* With nothing to do, look so often again, each 1 ms, before going to sleep. */
 enum { LOOKS = 50, LOOK_EVERY = 1000000 };
 
 void staging_init(struct staging *staging)
 {
-    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    *staging = (struct staging){.most_workers = cpus < 4                     ? 1
-                                                : cpus / 2 < STAGING_WORKERS ? (unsigned)cpus / 2
-                                                                             : STAGING_WORKERS};
+    long most = sysconf(_SC_NPROCESSORS_ONLN) / 2;
+    most = most < 1 ? 1 : most < STAGING_WORKERS ? most : STAGING_WORKERS;
+    *staging = (struct staging){.most_workers = (unsigned)most};
     pthread_mutex_init(&staging->lock, NULL);
     pthread_cond_init(&staging->changed, NULL);
 }
@@ -31,16 +32,6 @@ void staging_destroy(struct staging *staging)
     pthread_cond_destroy(&staging->changed);
 }
 
-static bool start_worker(pthread_t *worker, void *(*work)(void *), void *argument)
-{
-    pthread_attr_t small; /* where all memory is locked a thread's stack is taken whole */
-    pthread_attr_init(&small);
-    pthread_attr_setstacksize(&small, STAGING_STACK);
-    bool started = pthread_create(worker, &small, work, argument) == 0;
-    pthread_attr_destroy(&small);
-    return started;
-}
-
 /* Whether there is somebody to take what comes in: threads of this process, not of one that has
  * forked since. */
 static bool start(struct staging *staging, void *(*work)(void *), void *argument)
@@ -49,7 +40,7 @@ static bool start(struct staging *staging, void *(*work)(void *), void *argument
     if (!staging->pages)
         staging->pages = malloc(STAGING_PAGES * sizeof *staging->pages);
     if (staging->pages && staging->n_workers < (is_behind ? staging->most_workers : 1))
-        staging->n_workers += start_worker(&staging->workers[staging->n_workers], work, argument);
+        staging->n_workers += thread_start(&staging->workers[staging->n_workers], work, argument);
     return staging->n_workers;
 }
 

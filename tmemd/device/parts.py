@@ -71,8 +71,10 @@ class Parts:
 
     def note_source(self) -> None:
         """Say in the pool what the source holds, once that is known, so that who attaches next can adopt it."""
-        found = self.source.content_id() if self.source else None
-        if not self.source or not found or found == self.source.noted:
+        if not self.source or (self.source.noted and not self.source.write):
+            return  # what is only read keeps its name
+        found = self.source.content_id()
+        if not found or found == self.source.noted:
             return
         identity = poolfile.read_identity(self.pool_fd, self.pool_path)
         if identity:

@@ -177,9 +177,13 @@ class Store:
         self.pages[_CLEAN][0] += clean
         self.counts.file_reads += in_file
         self.pages[_FILE][0] += in_file
+        self._miss(age, in_file, space)
+
+    def _miss(self, age: int, n: float, space: Space) -> None:
+        """Pages of that age were read from the file."""
         if age < PROMOTE_AGE:
-            self.back += in_file
-            self._promote(in_file, space)
+            self.back += n
+            self._promote(n, space)
 
     def _reread(self, n: float, space: Space) -> None:
         """Read young pages: one may be read any number of times, but from the file only until it is put again."""
@@ -231,18 +235,10 @@ class Copies(Store):
         self.pages[_FILE][0] += n
         self._admit(n, space)
 
-    def _read(self, age: int, n: float, space: Space) -> None:
-        if age == 0:
-            self._reread(n, space)
-            return
-        _, copies, in_source = self._take(age, n)
-        self.pages[_CLEAN][0] += copies
-        self.counts.gets += copies
-        self.counts.file_reads += in_source
-        self.pages[_FILE][0] += in_source
+    def _miss(self, age: int, n: float, space: Space) -> None:
         is_known = age < GENERATIONS - 1
-        by_lot = max(min(in_source, space.pages - self.in_ram), in_source * LOT)
-        self._admit(in_source if is_known else by_lot, space)
+        by_lot = max(min(n, space.pages - self.in_ram), n * LOT)
+        self._admit(n if is_known else by_lot, space)
 
     def _promote(self, n: float, space: Space) -> float:
         return self._admit(n, space)
