@@ -8,8 +8,9 @@
 
 #include "fixture.h"
 #include "index.h"
+#include "promote.h"
 
-enum { PAGES = 600, PAGE = 7, ROOM = 16 << 20 };
+enum { PAGES = 1600, PAGE = 7, ROOM = 16 << 20 };
 
 static struct tm_device *device;
 static struct tm_config config;
@@ -116,6 +117,34 @@ static void test_what_was_read_is_not_put_over_what_was_written_since(void)
         tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &(uint64_t){0});
         open_again();
     }
+}
+
+static void read_run(uint64_t page, uint32_t n)
+{
+    static uint8_t content[TM_RUN_MAX * TM_PAGE];
+    CHECK(tm_read(device, content, n * TM_PAGE, page * TM_PAGE) == 0);
+}
+
+/* Read more pages than the queue holds, so many at a time; how many are in tmem before the first
+ * copy is put. */
+static uint64_t put_by_readers(uint32_t at_a_time)
+{
+    tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &(uint64_t){0});
+    atomic_store(&held, true);
+    for (uint64_t page = 0; page + at_a_time <= PAGES; page += at_a_time)
+        read_run(page, at_a_time);
+    uint64_t stored = atomic_load(&device->counters->pages_in_tmem);
+    put_copies();
+    return stored;
+}
+
+static void test_where_workers_are_behind_readers_put_what_they_needed(void)
+{
+    for (uint64_t page = 0; page < PAGES; page++)
+        write_version(page, 3);
+    put_copies();
+    CHECK(put_by_readers(1) >= PAGES - STAGING_PAGES - 1);
+    CHECK(put_by_readers(TM_FAULT_MAX * 2) == 0); /* that was no fault: it is dropped */
 }
 
 static void test_of_two_writes_the_second_is_put(void)
@@ -244,6 +273,7 @@ int main(void)
     CHECK(pwrite(config.pool_fd, states, sizeof states, TM_STATES_OFFSET) == sizeof states);
     device = open_device(&config);
     test_what_was_read_is_not_put_over_what_was_written_since();
+    test_where_workers_are_behind_readers_put_what_they_needed();
     test_of_two_writes_the_second_is_put();
     test_what_was_read_is_not_put_over_a_trim();
     test_a_write_amid_a_read_is_seen_by_the_next();

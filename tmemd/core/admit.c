@@ -53,30 +53,31 @@ static bool make_room(struct tm_device *device)
     return freed > 0;
 }
 
-/* Whether the page is as it was when it was staged; then it is put if there is a slot. */
-static bool put(struct tm_device *device, const struct staged *staged, bool *stored)
+/* Whether the page is as it was when it was read; then it is put if there is a slot. */
+static bool put(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content,
+                bool *stored)
 {
-    lock_pages(&device->locks, staged->page, 1);
-    uint64_t word = index_word(device, staged->page);
-    bool same = word_same_content(word, staged->word);
-    *stored = same && promote_put(device, staged->page, staged->content, word & TM_WORD_AGAIN);
-    unlock_pages(&device->locks, staged->page, 1);
+    lock_pages(&device->locks, page, 1);
+    uint64_t now = index_word(device, page);
+    bool same = word_same_content(now, word);
+    *stored = same && promote_put(device, page, content, now & TM_WORD_AGAIN);
+    unlock_pages(&device->locks, page, 1);
     return same;
 }
 
-static void admit(struct tm_device *device, const struct staged *staged)
+static void admit(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content,
+                  unsigned evictions)
 {
     bool stored = false;
-    unsigned evictions = 0;
     uint64_t start = stats_now();
-    while (!budget_is_refusing(&device->budget) && put(device, staged, &stored) && !stored &&
-           evictions++ < EVICTIONS && make_room(device))
+    while (!budget_is_refusing(&device->budget) && put(device, page, word, content, &stored) &&
+           !stored && evictions-- && make_room(device))
         ;
     stats_add(&device->counters->puts, 1);
     stats_add(&device->counters->puts_refused, !stored);
     if (stored)
         stats_took(&device->statistics->put, start);
-    PROBE(promote, device->name, staged->page, stored);
+    PROBE(promote, device->name, page, stored);
 }
 
 static void begin_generation_when_due(struct tm_device *device)
@@ -96,7 +97,7 @@ static void *work(void *argument)
     setpriority(PRIO_PROCESS, (id_t)gettid(), NICE); /* Linux: of this thread alone */
     for (unsigned done = 0; staging_take(&device->staging, &staged, done); done = 1) {
         begin_generation_when_due(device);
-        admit(device, &staged);
+        admit(device, staged.page, staged.word, staged.content, EVICTIONS);
     }
     return NULL;
 }
@@ -135,13 +136,16 @@ static void note_use(struct tm_device *device, uint64_t page, uint64_t word, boo
     unlock_entry(&device->locks, page);
 }
 
-static void offer(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content)
+/* `fault`: where the workers are behind, this request's thread puts its page itself. */
+static void offer(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content,
+                  bool fault)
 {
     uint64_t nth = atomic_fetch_add(&device->usage.missed, 1);
     bool again = is_again(device, word);
     note_use(device, page, word, again);
-    if (again || is_admitted(device, nth))
-        staging_add(&device->staging, page, word, content, work, device);
+    if ((again || is_admitted(device, nth)) &&
+        !staging_add(&device->staging, page, word, content, work, device) && fault)
+        admit(device, page, word, content, 0);
 }
 
 void admit_run(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *words,
@@ -151,5 +155,5 @@ void admit_run(struct tm_device *device, uint64_t first, uint32_t n, const uint6
         return;
     for (uint32_t i = 0; i < n; i++)
         if (word_kind(words[i]) == TM_FILE && !word_is_writing(words[i]))
-            offer(device, first + i, words[i], content + (size_t)i * TM_PAGE);
+            offer(device, first + i, words[i], content + (size_t)i * TM_PAGE, n <= TM_FAULT_MAX);
 }

@@ -4,9 +4,6 @@
 
 #include "probes.h"
 
-/* A guest reads 8 pages around the one it needs; a longer read is a copy, not a fault. */
-enum { PROMOTE_RUN = 8 };
-
 bool promote_put(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t again)
 {
     uint64_t word = TM_NOWHERE;
@@ -42,7 +39,7 @@ static bool is_in_use(struct tm_device *device, uint64_t word)
 void promote_run(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *words,
                  const uint8_t *content)
 {
-    for (uint32_t i = 0; i < n && n <= PROMOTE_RUN; i++)
+    for (uint32_t i = 0; i < n && n <= TM_FAULT_MAX; i++)
         if (is_in_use(device, words[i]) && budget_has_room(&device->budget))
             promote_page(device, first + i, content + (size_t)i * TM_PAGE, words[i]);
 }

@@ -3,6 +3,9 @@
 
 #include "fetch.h"
 
+/* A guest reads 8 pages around the one it needs; a longer read is a copy, not a fault. */
+enum { TM_FAULT_MAX = 8 };
+
 /* Put what the file holds, under the page lock; `again`: TM_WORD_AGAIN or 0. */
 bool promote_put(struct tm_device *device, uint64_t page, const uint8_t *content, uint64_t again);
 /* Put a page that was read from the file under `word`; false when it is not stored. Takes its page

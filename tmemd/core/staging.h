@@ -8,8 +8,8 @@
 
 #include "layout.h"
 
-/* 4 MiB. A thread puts 150,000 pages a second; what comes faster for longer is not put. As long as
- * the queue is more than half full there is one more, up to one for each two CPUs. */
+/* 4 MiB. A thread puts 150,000 pages a second. As long as the queue is more than half full there is
+ * one more, up to one for each two CPUs. */
 enum { STAGING_PAGES = 1024, STAGING_WORKERS = 4 };
 
 struct staged {
