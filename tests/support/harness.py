@@ -105,8 +105,13 @@ class Server:
         return self._log.read_text(errors="replace")
 
     def connect(self, export: str = "") -> nbd.NBD:
-        """A new connection to *export*."""
-        return connect(self.socket, export)
+        """A new connection to *export*. The error names nbdkit's end, if that is why there is none."""
+        try:
+            return connect(self.socket, export)
+        except nbd.Error as error:
+            if self._process and (status := self._process.poll()) is not None:
+                error.add_note(f"nbdkit ended with status {status}:\n{self.log()[-2000:]}")
+            raise
 
     @contextlib.contextmanager
     def client(self, export: str = "") -> Iterator[nbd.NBD]:
