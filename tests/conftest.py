@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 from tests.support import leftovers
-from tests.support.harness import Serve, Server
+from tests.support.harness import Door, Serve, Server
 
 # A slow machine is no fault; and what continuous integration finds is to be the change's doing, not chance's.
 settings.register_profile(
@@ -105,13 +105,15 @@ def loop_device(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Starts servers: serve(parameters, options=..., wrapper=...) returns one that accepts connections."""
+    """Starts servers: serve(parameters, options=..., wrapper=..., door=...) returns one that accepts connections."""
     servers: list[Server] = []
 
-    def start(parameters: list[str], options: tuple[str, ...] = (), wrapper: tuple[str, ...] = ()) -> Server:
+    def start(
+        parameters: list[str], options: tuple[str, ...] = (), wrapper: tuple[str, ...] = (), door: Door = "nbd"
+    ) -> Server:
         run = tmp_path / f"run{len(servers)}"
         run.mkdir()
-        servers.append(Server(run, parameters, options, wrapper))
+        servers.append(Server(run, parameters, options, wrapper, door))
         return servers[-1].start()
 
     try:

@@ -39,7 +39,7 @@ def disturb(control: Control, limit: int, stop: threading.Event, rng: random.Ran
 def kill_under_writes(server: Server, ledger: Ledger, seed: int, control: Control | None, limit: int) -> None:
     """One cycle: writes, SIGKILL at a moment nobody chose, attach, verify."""
     rng = random.Random(seed)
-    writers = Writers(server.socket, "", ledger, seed)
+    writers = Writers(ledger, seed, server.connect)
     noise = threading.Thread(target=disturb, args=(control, limit, writers.stop, rng)) if control else None
     if noise:
         noise.start()

@@ -200,7 +200,7 @@ def test_sigkill_at_any_moment_hides_nothing_that_anybody_wrote(serve: Serve, po
         if cycle % 3:
             wait_until_kept(pool)
         if cycle % 3 != 1:
-            writers = Writers(server.socket, "", ledger, cycle)
+            writers = Writers(ledger, cycle, server.connect)
             ledger.wait_for(rng.randrange(1, 60), writers.stop)
             server.kill()
             writers.join()

@@ -28,7 +28,7 @@ def check(pool: Path) -> Report:
 def loaded(server: Server, seed: int, requests: int) -> Ledger:
     """The server after so many writes and trims."""
     ledger = Ledger(PAGES)
-    writers = Writers(server.socket, "", ledger, seed)
+    writers = Writers(ledger, seed, server.connect)
     ledger.wait_for(requests, writers.stop)
     writers.stop.set()
     writers.join()
@@ -59,7 +59,7 @@ def test_a_pool_without_a_file(serve: Serve, pools: Path) -> None:
 def test_a_pool_in_use(serve: Serve, pools: Path, disk: Path) -> None:
     server = serve(device("web", pools, PAGES * PAGE, disk, "6M"))
     ledger = Ledger(PAGES)
-    writers = Writers(server.socket, "", ledger, 3)
+    writers = Writers(ledger, 3, server.connect)
     rng = random.Random(3)
     try:
         with Control(pools / "web.pool") as control:
@@ -84,7 +84,7 @@ def test_a_killed_plugins_pool_is_sound_before_and_after_the_next_attach(serve: 
     pool = pools / "web.pool"
     server = serve(device("web", pools, PAGES * PAGE, disk, "16M"))
     for seed in range(10):
-        writers = Writers(server.socket, "", ledger := Ledger(PAGES), seed)
+        writers = Writers(ledger := Ledger(PAGES), seed, server.connect)
         ledger.wait_for(200, writers.stop)
         server.kill()
         writers.join()

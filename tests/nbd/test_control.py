@@ -56,7 +56,7 @@ def change_at_random(pool: Path, times: int, seed: int, ended: Ended) -> None:
 def test_no_wrong_page_under_a_verifying_loader(serve: Serve, pools: Path, disk: Path) -> None:
     server = serve(device("control", pools, 4096 * PAGE, disk, LIMIT))
     ledger = Ledger(4096)
-    writers = Writers(server.socket, "", ledger, 1)
+    writers = Writers(ledger, 1, server.connect)
     try:
         change_at_random(pools / "control.pool", 400, 1, writers.stop.is_set)
     finally:

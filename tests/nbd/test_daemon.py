@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +188,10 @@ def kill_after(tmemd: Restarted, ledger: Ledger, requests: int) -> None:
 def writing(sockets: dict[str, Path]) -> Iterator[dict[str, Ledger]]:
     """Writers on every device, none of which may fail, and afterwards every page is checked."""
     ledgers = {name: Ledger(PAGES) for name in sockets}
-    writers = [Writers(path, "", ledgers[name], seed, threads=2) for seed, (name, path) in enumerate(sockets.items())]
+    writers = [
+        Writers(ledgers[name], seed, partial(connect, path), threads=2)
+        for seed, (name, path) in enumerate(sockets.items())
+    ]
     try:
         yield ledgers
     finally:

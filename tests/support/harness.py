@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import nbd
 
 from tests.support.leftovers import dying_with_us
+from tests.support.vhost.disk import Disk
 from tmemd.store import poolfile, requests
 from tmemd.store.requests import ANY_PAGE, Choice, Queued, Request
 
@@ -64,15 +66,26 @@ def connect(socket: Path, export: str = "") -> nbd.NBD:
     return handle
 
 
+Door = Literal["nbd", "vhost"]
+
+
 class Server:
     """One nbdkit with our plugin in it, started by `start` and ended by `stop` or `kill`."""
 
     def __init__(
-        self, run: Path, parameters: Sequence[str], options: Sequence[str] = (), wrapper: Sequence[str] = ()
+        self,
+        run: Path,
+        parameters: Sequence[str],
+        options: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
+        door: Door = "nbd",
     ) -> None:
+        """With *door* vhost its last device is open to vhost-user front ends as well, and clients come by that."""
         self._wrapper = list(wrapper)  # a command that executes its arguments in its place
         self.socket = run / "nbd.sock"
-        self.parameters = list(parameters)
+        self.vhost = run / "vhost.sock"
+        self._door = door
+        self.parameters = [*parameters, *([f"vhost={self.vhost}"] if door == "vhost" else [])]
         self._options = list(options)
         self._pidfile = run / "nbdkit.pid"
         self._log = run / "nbdkit.log"
@@ -104,19 +117,22 @@ class Server:
         """All that nbdkit wrote to its standard error so far, restarts included."""
         return self._log.read_text(errors="replace")
 
-    def connect(self, export: str = "") -> nbd.NBD:
-        """A new connection to *export*. The error names nbdkit's end, if that is why there is none."""
+    def connect(self, export: str = "", door: Door | None = None) -> nbd.NBD:
+        """A new connection to *export*. The error names nbdkit's end, if that is why there is none.
+
+        By *door* vhost, the default if it was started with that, it is a Disk, used in the same way.
+        """
         try:
-            return connect(self.socket, export)
+            return Disk(self.vhost) if (door or self._door) == "vhost" else connect(self.socket, export)
         except nbd.Error as error:
             if self._process and (status := self._process.poll()) is not None:
                 error.add_note(f"nbdkit ended with status {status}:\n{self.log()[-2000:]}")
             raise
 
     @contextlib.contextmanager
-    def client(self, export: str = "") -> Iterator[nbd.NBD]:
+    def client(self, export: str = "", door: Door | None = None) -> Iterator[nbd.NBD]:
         """A connection for the length of a with block."""
-        handle = self.connect(export)
+        handle = self.connect(export, door)
         try:
             yield handle
         finally:

@@ -6,13 +6,11 @@ import contextlib
 import itertools
 import random
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import nbd
 
 from tests.support.content import PAGE, content
-from tests.support.harness import connect
 
 RUN = 8
 
@@ -79,18 +77,19 @@ def pages(handle: nbd.NBD, count: int) -> Iterator[bytes]:
 
 
 class Writers:
-    """Threads that write, each over its own connection and its own pages, until the server is gone or `stop` is set."""
+    """Threads that write, each over its own connection and its own pages, until the server is gone or `stop` is set.
 
-    def __init__(self, socket: Path, export: str, ledger: Ledger, seed: int, threads: int = 4) -> None:
+    Each *connect* in turn is called for a connection.
+    """
+
+    def __init__(self, ledger: Ledger, seed: int, *connects: Callable[[], nbd.NBD], threads: int = 4) -> None:
         self.stop = threading.Event()
         self.failed: list[Exception] = []
         self._ledger = ledger
         runs = list(range(0, len(ledger.acknowledged), RUN))
         self._threads = [
-            threading.Thread(
-                target=self._write, args=(connect(socket, export), runs[n::threads], random.Random(seed + n))
-            )
-            for n in range(threads)
+            threading.Thread(target=self._write, args=(connect(), runs[n::threads], random.Random(seed + n)))
+            for n, connect in zip(range(threads), itertools.cycle(connects), strict=False)
         ]
         for thread in self._threads:
             thread.start()
