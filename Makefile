@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/binding/*.[ch] tmemd/binding/*.pyx)
-C_FILES := $(wildcard tmemd/*/*.[ch] benchmarks/*.c tests/*/*.[ch] tests/*/*/*.c)
+C_FILES := $(wildcard tmemd/*/*.[ch] benchmarks/*.c tests/*/*.[ch] tests/*/*/*.[ch])
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci --include='*' 2>/dev/null)
 
 KILLS := 2000
@@ -22,15 +22,19 @@ help:  ## list the targets
 setup:  ## install what this machine lacks (Debian 12, root) and make .venv
 	@scripts/setup
 
-build: $(VENV)/built build/hog  ## compile the C core in place
+build: $(VENV)/built build/hog build/frontend  ## compile the C core in place
 
 $(VENV)/built: $(SOURCES) | setup
 	TMEMD_WERROR=1 $(PYTHON) setup.py -q build_ext --inplace
 	@touch $@
 
-build/hog: tests/vm/hog.c
+build/hog: tests/vm/hog.c tests/support/content.h
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O2 -Wall -Wextra -Werror -static -o $@ $<
+
+build/frontend: $(wildcard tests/support/frontend/*.[ch]) tests/support/content.h
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O2 -g -Wall -Wextra -Werror -o $@ $(filter %.c,$^)
 
 build/ptrace.so: tests/vm/systemd/ptrace.c
 	@mkdir -p $(@D)

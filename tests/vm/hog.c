@@ -16,7 +16,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, WORDS = PAGE / 8, PAGES_PER_MIB = (1 << 20) / PAGE };
+#include "../support/content.h"
+
+enum { PAGES_PER_MIB = (1 << 20) / PAGE };
 enum { RUN = 64 }; /* pages overwritten together, as programs do */
 
 static const uint64_t PAGEMAP_SWAPPED = UINT64_C(1) << 62;
@@ -29,52 +31,6 @@ struct hog {
     size_t swapped;     /* how many of those are set */
     size_t wrong;       /* pages that did not hold what they should */
 };
-
-/* splitmix64: every page number gives an unrelated stream. */
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
-/* Records as heaps have them: a pointer, a counter, a tag, padding. LZ4 makes a quarter of such a
- * page. */
-static void fill_heap(uint64_t *words, uint64_t state)
-{
-    uint64_t heap = UINT64_C(0x00007f0000000000) | (next_random(&state) & 0xfffff0000);
-    uint64_t count = next_random(&state) & 0xffffff;
-
-    for (int i = 0; i < WORDS; i += 4) {
-        uint64_t random = next_random(&state);
-        words[i] = heap | (random & 0xfff0);
-        words[i + 1] = random >> 60 ? count : ++count;
-        words[i + 2] = (random >> 16 & 7) ? 1 : random >> 48;
-        words[i + 3] = 0;
-    }
-}
-
-/*
- * What page number `page` holds in its version `version`. Of sixteen pages, one is zeros, two are
- * incompressible, one repeats a word; LZ4 makes a third of all of them together.
- */
-static void expected(uint64_t *words, size_t page, unsigned version)
-{
-    uint64_t state = (uint64_t)page << 8 | version;
-    uint64_t kind = next_random(&state) % 16;
-
-    if (kind == 0)
-        memset(words, 0, PAGE);
-    else if (kind <= 2)
-        for (int i = 0; i < WORDS; i++)
-            words[i] = next_random(&state);
-    else if (kind == 3)
-        for (int i = 0; i < WORDS; i++)
-            words[i] = state;
-    else
-        fill_heap(words, state);
-}
 
 static int is_overwritten(size_t page) { return page / RUN % 3 == 0; }
 
@@ -99,7 +55,7 @@ static void verify(struct hog *hog, size_t pages, unsigned round)
 
     for (size_t page = 0; page < pages; page++) {
         note_if_swapped(hog, page);
-        expected(want, page, is_overwritten(page) ? round : 1);
+        fill_page(want, page, is_overwritten(page) ? round : 1);
         if (memcmp(hog->memory + page * PAGE, want, PAGE) != 0) {
             printf("hog: page %zu is WRONG\n", page);
             hog->wrong++;
@@ -111,7 +67,7 @@ static void write_pages(struct hog *hog, unsigned round)
 {
     for (size_t page = 0; page < hog->pages; page++)
         if (round == 1 || is_overwritten(page))
-            expected((uint64_t *)(hog->memory + page * PAGE), page, round);
+            fill_page((uint64_t *)(hog->memory + page * PAGE), page, round);
 }
 
 static void step(const char *what, const struct hog *hog)
