@@ -16,6 +16,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 CORE = Path("tmemd/core")
+VHOST = Path("tmemd/vhost")
 BINDING = Path("tmemd/binding/_core.pyx")
 WARNINGS = ["-Wall", "-Wextra", *(["-Werror"] if os.environ.get("TMEMD_WERROR") == "1" else [])]
 SANITIZE = os.environ.get("TMEMD_SANITIZE", "")
@@ -39,13 +40,13 @@ class BuildExt(build_ext):  # type: ignore[misc]  # setuptools ships no types
 def extension() -> Extension:
     """The binding and all of the core in one shared object."""
     os.chdir(ROOT)
-    own = sorted(str(path) for folder in (CORE, BINDING.parent) for path in folder.glob("*.c"))
+    own = sorted(str(path) for folder in (CORE, VHOST, BINDING.parent) for path in folder.glob("*.c"))
     instrument = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"] if SANITIZE else []
     return Extension(
         "tmemd.binding._core",
         sources=[str(BINDING), *own],
-        depends=[str(path) for folder in (CORE, BINDING.parent) for path in folder.glob("*.h")],
-        include_dirs=[str(CORE), str(BINDING.parent)],
+        depends=[str(path) for folder in (CORE, VHOST, BINDING.parent) for path in folder.glob("*.h")],
+        include_dirs=[str(CORE), str(VHOST), str(BINDING.parent)],
         libraries=["lz4", "isal"],
         extra_compile_args=["-std=c11", "-O2", "-pthread", *instrument],
         extra_link_args=["-pthread", *instrument],

@@ -32,6 +32,10 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   reserve=yes|no    whether to reserve the backing file's blocks when it is created (default: yes)
   watermark=N%      how much of its target is kept free for pages to come: while the guest swaps, cold pages are moved
                     to the file ahead of need (default: 5%); 0%: none, pages are refused when it is full
+  vhost=SOCKET      listen there as well, as a vhost-user-blk back end: guests reach the device through memory that they
+                    share, faster than through NBD
+  poll=MICROSECONDS how long a queue of a vhost= client may be watched before its thread sleeps (default: 50; 0: never);
+                    it is watched only as long as that pays
 
 map= and headroom= are the old names of bitmap= and watermark=; they go with the next release.
 nbdkit -v shows what was found when a device was opened, each new target, and each round of demotion.
@@ -58,7 +62,7 @@ try:
     from tmemd.binding._core import cache, extents, flush, pread, pwrite, trim, zero  # noqa: F401 - callbacks
     from tmemd.device import watermark
     from tmemd.device.clients import EVERYBODY, InUseError
-    from tmemd.device.config import DeviceConfig
+    from tmemd.device.config import POLL_US, DeviceConfig
     from tmemd.device.serve import ServedDevice, check_together, open_devices
     from tmemd.device.source import size_of
     from tmemd.sizes import parse_size
@@ -73,7 +77,7 @@ API_VERSION = 2
 
 KEYS = (
     "size", "backing", "source", "write", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve",
-    "watermark",
+    "watermark", "vhost", "poll",
 )  # fmt: skip
 OLD_KEYS = {"map": "bitmap", "headroom": "watermark"}
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
@@ -94,6 +98,11 @@ def _stop(message: object) -> NoReturn:
     """End nbdkit with one line: an exception would add a traceback that says nothing to a user."""
     print(f"nbdkit: tmem: error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _log(message: str) -> None:
+    """One line in nbdkit's log, where that is its standard error."""
+    print(f"nbdkit: tmem: {message}", file=sys.stderr, flush=True)
 
 
 def _format_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> list[str]:
@@ -167,6 +176,13 @@ def _percent(device: dict[str, str], key: str, default: int) -> int:
     return int(text.rstrip("%"))
 
 
+def _microseconds(device: dict[str, str], key: str, default: int) -> int:
+    text = device.get(key, str(default))
+    if not re.fullmatch(r"[0-9]{1,5}", text):
+        _stop(f"{device['name']}: {key}={text} is not a number of microseconds such as {default}")
+    return int(text)
+
+
 def _device_size(device: dict[str, str], source: Path | None) -> int:
     size = _size(device, "size")
     if source is None:
@@ -200,6 +216,8 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         shared=_choice(device, "clients", "one", "any") or (only_read and "clients" not in device),
         reserve=not _choice(device, "reserve", "yes", "no"),
         watermark=_percent(device, "watermark", watermark.DEFAULT_PERCENT),
+        vhost=_path(device, "vhost"),
+        poll_us=_microseconds(device, "poll", POLL_US),
     )
 
 
@@ -243,7 +261,7 @@ def after_fork() -> None:
     _core.pin_threads()
     sys.setswitchinterval(SWITCH_INTERVAL)
     for served in _served.values():
-        served.start()
+        served.start(_log)
 
 
 def cleanup() -> None:
@@ -276,11 +294,13 @@ def open(readonly: bool) -> _core.Device:  # noqa: A001
         served.clients.enter(EVERYBODY if readonly or served.config.shared else _peer())
     except InUseError as holder:
         raise ConnectionRefusedError(f"{name} is in use by {holder}: one client at a time, or clients=any") from None
+    served.core.count_nbd(1)
     return served.core
 
 
 def close(h: _core.Device) -> None:
     """A connection has ended; nbdkit calls this when all its requests are done."""
+    h.count_nbd(-1)
     _served[h.name].clients.leave()
 
 

@@ -16,7 +16,9 @@ from tests.support.harness import ROOT
 from tmemd.binding import _core
 
 CORE = ROOT / "tmemd" / "core"
-MODULES = sorted({path.stem for path in CORE.glob("*.[ch]")})
+VHOST = ROOT / "tmemd" / "vhost"
+C_TABLES = {"The core": CORE, "The virtio door": VHOST}
+LENT = {"tmem", "statistics", "thread"}  # what the door has of the core
 
 PYTHON = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -37,9 +39,14 @@ def upward(module: str, used: Iterable[str], layers: dict[str, int]) -> list[str
     return sorted(other for other in used if other != module and layers[other] >= layers[module])
 
 
-def included(module: str) -> set[str]:
+def modules_of(folder: Path) -> list[str]:
+    """The modules in C of a folder."""
+    return sorted({path.stem for path in folder.glob("*.[ch]")})
+
+
+def included(folder: Path, module: str) -> set[str]:
     """The modules whose headers the header and source of a module include."""
-    sources = (path.read_text() for path in CORE.glob(f"{module}.[ch]"))
+    sources = (path.read_text() for path in folder.glob(f"{module}.[ch]"))
     return {name for source in sources for name in re.findall(r'^#include "(\w+)\.h"', source, re.MULTILINE)}
 
 
@@ -50,11 +57,17 @@ class Symbols(NamedTuple):
     wanted: set[str]
 
 
+@pytest.fixture(scope="module", params=C_TABLES)
+def table(request: pytest.FixtureRequest) -> str:
+    """The heading of a table of modules in C."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Symbols]:
-    """The symbols of each module of the core."""
+def objects(table: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Symbols]:
+    """The symbols of each module in it."""
     place = tmp_path_factory.mktemp("objects")
-    sources = sorted(map(str, CORE.glob("*.c")))
+    sources = sorted(map(str, C_TABLES[table].glob("*.c")))
     subprocess.run(["gcc", "-std=c11", "-pthread", f"-I{CORE}", "-c", *sources], cwd=place, check=True)
     return {path.stem: _symbols(path) for path in place.glob("*.o")}
 
@@ -65,18 +78,20 @@ def _symbols(path: Path) -> Symbols:
     return Symbols(defined, {row[1] for row in rows if len(row) == 2})
 
 
-def test_each_module_of_the_core_has_its_layer() -> None:
-    assert sorted(layers_of("The core")) == MODULES
+def test_each_module_in_c_has_its_layer(table: str) -> None:
+    assert sorted(layers_of(table)) == modules_of(C_TABLES[table])
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_includes_point_downwards(module: str) -> None:
-    assert upward(module, included(module), layers_of("The core")) == []
+def test_includes_point_downwards(table: str) -> None:
+    folder, lent = C_TABLES[table], LENT if table == "The virtio door" else set()
+    used = {module: included(folder, module) - lent for module in modules_of(folder)}
+    found = {module: upward(module, others, layers_of(table)) for module, others in used.items()}
+    assert {module: up for module, up in found.items() if up} == {}
 
 
-def test_symbols_point_downwards(objects: dict[str, Symbols]) -> None:
+def test_symbols_point_downwards(table: str, objects: dict[str, Symbols]) -> None:
     home = {name: module for module, symbols in objects.items() for name in symbols.defined}
-    layers = layers_of("The core")
+    layers = layers_of(table)
     found = {
         module: upward(module, {home[name] for name in symbols.wanted & home.keys()}, layers)
         for module, symbols in objects.items()
@@ -84,11 +99,12 @@ def test_symbols_point_downwards(objects: dict[str, Symbols]) -> None:
     assert {module: up for module, up in found.items() if up} == {}
 
 
-def test_what_a_module_defines_bears_its_name(objects: dict[str, Symbols]) -> None:
+def test_what_a_module_defines_bears_its_name(table: str, objects: dict[str, Symbols]) -> None:
+    public = "tm_" if table == "The core" else "vhost_"
     for module, symbols in objects.items():
         one = module.removesuffix("s")
         assert [
-            name for name in symbols.defined if not name.startswith(("tm_", f"{one}_", f"un{one}_", f"{module}_"))
+            name for name in symbols.defined if not name.startswith((public, f"{one}_", f"un{one}_", f"{module}_"))
         ] == []
 
 
@@ -131,7 +147,7 @@ def test_an_arrow_upwards_is_seen() -> None:
 
 def is_defined(function: str, module: str) -> bool:
     """Whether a module of that name, in C or in Python, has that function, inline ones and methods included."""
-    c = "".join(path.read_text() for path in CORE.glob(f"{module}.[ch]"))
+    c = "".join(path.read_text() for folder in (CORE, VHOST) for path in folder.glob(f"{module}.[ch]"))
     python = "".join(path.read_text() for path in PYTHON.values() if path.stem == module)
     definition = rf"^(static inline )?\w[\w *]*\b{function}\([^;]*?\)\n?\s?{{|^ *def {function}\("
     return re.search(definition, c + python, re.MULTILINE) is not None

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.harness import ROOT
 from tmemd.store import check, poolfile, poolindex
-from tmemd.store.poolfile import Ages, Control, Counters, Histogram, Latencies
+from tmemd.store.poolfile import Ages, Control, Counters, Doors, Histogram, Latencies
 from tmemd.store.poolindex import Kind, State
 
 HEADERS = "".join((ROOT / "tmemd/core" / name).read_text() for name in ("layout.h", "word.h"))
@@ -29,7 +29,7 @@ def fields(struct: str) -> list[str]:
     """The names of its fields, all of them 64 bits or made of such, in their order."""
     found = re.search(rf"struct {struct} {{(.*?)\n}};", CODE, re.DOTALL)
     assert found, struct
-    assert set(re.findall(r"\bu?int\w*", found[1])) <= {"uint64_t"}
+    assert set(re.findall(r"\bu?int(?:\d+_t)?\b", found[1])) <= {"uint64_t"}
     return re.findall(r"(\w+)(?:\[\w+\])?[,;]", found[1])
 
 
@@ -62,7 +62,8 @@ def test_constants_are_those_of_the_header() -> None:
         ("tm_counters", Counters.__struct_fields__),
         ("tm_control", Control.__struct_fields__),
         ("tm_histogram", Histogram.__struct_fields__),
-        ("tm_statistics", Latencies.__struct_fields__ + Ages.__struct_fields__),
+        ("tm_doors", Doors.__struct_fields__),
+        ("tm_statistics", (*Latencies.__struct_fields__, *Ages.__struct_fields__, "doors")),
     ],
 )
 def test_fields_are_those_of_the_header_in_its_order(struct: str, names: Sequence[str]) -> None:

@@ -71,6 +71,26 @@ cdef extern from "tmem.h" nogil:
     void tm_publish_pid(tm_device *device)
     uint64_t tm_free_slot_bytes(tm_device *device)
 
+cdef extern from *:
+    """
+    static void count_nbd(struct tm_device *device, uint64_t more)
+    {
+        atomic_fetch_add(&tm_doors(device)->nbd, more);
+    }
+    """
+    void count_nbd(tm_device *device, uint64_t more) nogil
+
+cdef extern from "vhost.h" nogil:
+    struct vhost_config:
+        tm_device *device
+        const char *serial
+        uint64_t size
+        uint32_t block_bytes
+        bint read_only
+        uint32_t poll_us
+
+    int vhost_serve(const vhost_config *config, int socket, char *error, size_t error_size)
+
 cdef extern from "crc32c.h" nogil:
     uint32_t core_crc32c "crc32c"(uint32_t crc, const void *data, size_t length)
 
@@ -237,6 +257,22 @@ cdef class Device:
         cdef tm_device *device = self.handle(0, 0)
         with nogil:
             tm_publish_ages(device)
+
+    def count_nbd(self, int more):
+        """Note that so many connections of NBD have come, or gone."""
+        count_nbd(self.handle(0, 0), <uint64_t>more)
+
+    def serve_vhost(self, int socket, *, str serial, uint32_t block_bytes, bint read_only, uint32_t poll_us):
+        """Serve a vhost-user-blk front end, at the other end of *socket*, until it leaves. Raises OSError."""
+        cdef tm_device *device = self.handle(0, 0)
+        cdef char error[256]
+        cdef bytes encoded = serial.encode()
+        cdef vhost_config config = vhost_config(device, encoded, self.size, block_bytes, read_only, poll_us)
+        cdef int code
+        with nogil:
+            code = vhost_serve(&config, socket, error, sizeof(error))
+        if code:
+            raise OSError(code, (<bytes>error).decode() or os.strerror(code))
 
     def free_slot_bytes(self):
         """Bytes of the pool's memory that hold no live slot."""

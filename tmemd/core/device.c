@@ -165,8 +165,12 @@ void tm_close(struct tm_device *device)
 void tm_publish_pid(struct tm_device *device)
 {
     atomic_store(&device->counters->pid, (uint64_t)getpid());
+    atomic_store(&device->statistics->doors.nbd, 0);
+    atomic_store(&device->statistics->doors.vhost, 0);
 }
 
 uint64_t tm_free_slot_bytes(struct tm_device *device) { return slots_free_bytes(&device->slots); }
 
 const struct tm_counters *tm_counters(const struct tm_device *device) { return device->counters; }
+
+struct tm_doors *tm_doors(struct tm_device *device) { return &device->statistics->doors; }

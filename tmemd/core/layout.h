@@ -56,6 +56,17 @@ struct tm_histogram {
     _Atomic uint64_t sum_ns, counts[TM_LATENCIES];
 };
 
+/* Who came in through which door, and what the virtio door did; tmemd.store.poolfile.Doors names
+ * the same fields. Writer: the serving process. */
+struct tm_doors {
+    _Atomic uint64_t nbd, vhost;         /* connections now */
+    _Atomic uint64_t requests, failures; /* by virtio; failures: of requests, whoever's fault */
+    _Atomic uint64_t kicks, interrupts;  /* from the guest, to the guest */
+    _Atomic uint64_t polls, polls_won;   /* watched a queue before sleeping; and something came */
+    struct tm_histogram request;         /* of one in sixteen: from its being found in the queue
+                                            until it is answered */
+};
+
 /* The statistics page; tmemd.store.poolfile.Latencies and Ages name the same fields. Writer: the
  * serving process. What is 'by age' is indexed by how many generations ago the page was last put or
  * read; the last entry is of all that are older. */
@@ -70,6 +81,7 @@ struct tm_statistics {
     _Atomic uint64_t in_file_by_age[TM_GENERATIONS]; /* as last published: pages in the file */
     _Atomic uint64_t ages_published;
     _Atomic uint64_t generation; /* now: 1 to TM_ANCIENT */
+    struct tm_doors doors;
 };
 
 _Static_assert(sizeof(struct tm_statistics) <= TM_PAGE,

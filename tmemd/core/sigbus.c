@@ -7,7 +7,10 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
+
+#include "tmem.h"
 
 /* The handler can only be given what is global. Mappings are emptied, not freed: it may look. */
 enum { MAPPINGS = 1024 };
@@ -16,6 +19,7 @@ static struct {
     _Atomic uintptr_t base;
     _Atomic uint64_t bytes;
     _Atomic(const char *) name;
+    _Atomic(_Atomic bool *) lost;
 } mappings[MAPPINGS];
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -28,17 +32,34 @@ static void say(const char *text)
     (void)ignored;
 }
 
+/* Put zeros where the memory was. False: it cannot be done. */
+static bool replace(uintptr_t base, uint64_t bytes, _Atomic bool *lost)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    atomic_store(lost, true);
+    return mmap((void *)base, bytes, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+}
+
+static void stop(const char *name)
+{
+    say("tmem: ");
+    say(name);
+    say(": the pool file was truncated while in use, or its tmpfs is damaged; stopping\n");
+    _exit(1);
+}
+
 static void handle(int signal, siginfo_t *info, void *context)
 {
     uintptr_t address = (uintptr_t)info->si_addr;
     for (int i = 0; i < MAPPINGS; i++) {
         uintptr_t base = atomic_load(&mappings[i].base);
-        if (!base || address < base || address - base >= atomic_load(&mappings[i].bytes))
+        uint64_t bytes = atomic_load(&mappings[i].bytes);
+        if (!base || address < base || address - base >= bytes)
             continue;
-        say("tmem: ");
-        say(atomic_load(&mappings[i].name));
-        say(": the pool file was truncated while in use, or its tmpfs is damaged; stopping\n");
-        _exit(1);
+        _Atomic bool *lost = atomic_load(&mappings[i].lost);
+        if (lost && replace(base, bytes, lost))
+            return;
+        stop(atomic_load(&mappings[i].name));
     }
     if (previous.sa_flags & SA_SIGINFO)
         previous.sa_sigaction(signal, info, context);
@@ -55,7 +76,7 @@ static int install(void)
     return 0;
 }
 
-int sigbus_watch(const void *base, uint64_t bytes, const char *name)
+static int watch(const void *base, uint64_t bytes, const char *name, _Atomic bool *lost)
 {
     pthread_mutex_lock(&lock);
     int error = install(), i = 0;
@@ -65,12 +86,25 @@ int sigbus_watch(const void *base, uint64_t bytes, const char *name)
         error = EMFILE;
     if (!error) {
         atomic_store(&mappings[i].name, name);
+        atomic_store(&mappings[i].lost, lost);
         atomic_store(&mappings[i].bytes, bytes);
         atomic_store(&mappings[i].base, (uintptr_t)base);
     }
     pthread_mutex_unlock(&lock);
     return error;
 }
+
+int sigbus_watch(const void *base, uint64_t bytes, const char *name)
+{
+    return watch(base, bytes, name, NULL);
+}
+
+int tm_watch_mapping(void *base, uint64_t bytes, _Atomic bool *lost)
+{
+    return watch(base, bytes, "shared memory", lost);
+}
+
+void tm_forget_mapping(void *base) { sigbus_forget(base); }
 
 void sigbus_forget(const void *base)
 {

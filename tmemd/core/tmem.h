@@ -5,6 +5,7 @@
  * checked that they lie within it. tm_flush is in clean.c, tm_cache in promote.c. */
 #pragma once
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -86,3 +87,15 @@ void tm_publish_pid(struct tm_device *device);
 /* Bytes of memory for records that hold no live slot. */
 uint64_t tm_free_slot_bytes(struct tm_device *device);
 const struct tm_counters *tm_counters(const struct tm_device *device);
+/* The counters of the doors, which they write themselves. */
+struct tm_doors *tm_doors(struct tm_device *device);
+
+/* A mapping of a file that others may truncate: a touch of what is gone finds zeros from then on in
+ * all of it, and sets *lost. Returns 0 or an errno. */
+int tm_watch_mapping(void *base, uint64_t bytes, _Atomic bool *lost);
+void tm_forget_mapping(void *base);
+
+enum tm_op { TM_READ, TM_WRITE, TM_ZERO_RANGE, TM_TRIM, TM_FLUSH };
+/* Whether a request is likely to wait for the file: for callers who would rather have another
+ * thread wait. A guess, which takes no lock. */
+bool tm_may_wait(struct tm_device *device, enum tm_op op, uint64_t count, uint64_t offset);

@@ -15,6 +15,8 @@ from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
 
 SECTOR: Final = 512
+POLL_US: Final = 50
+MAX_POLL_US: Final = 10_000
 Debug: TypeAlias = Callable[[str], None]  # where lines for who looks for a fault go
 
 
@@ -35,6 +37,8 @@ class DeviceConfig:
     shared: bool = False  # any number of clients at a time
     source: Path | None = None  # of a cache device, which has no backing file
     write_through: bool = False  # a cache device may be written
+    vhost: Path | None = None  # the socket of the virtio door
+    poll_us: int = POLL_US  # how long that one may watch a queue before it sleeps
     watermark: int = DEFAULT_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
 
     @property
@@ -68,6 +72,8 @@ class DeviceConfig:
             )
         if not 0 <= self.watermark <= MAX_PERCENT:
             raise PoolError(f"{self.name}: watermark={self.watermark}% is not 0% to {MAX_PERCENT}%")
+        if not 0 <= self.poll_us <= MAX_POLL_US:
+            raise PoolError(f"{self.name}: poll={self.poll_us} is not 0 to {MAX_POLL_US} us")
         self._check_files()
         return layout
 

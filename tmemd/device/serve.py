@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from tmemd.device.clients import Clients
 from tmemd.device.config import Debug, DeviceConfig
 from tmemd.device.maintenance import Maintenance
 from tmemd.device.parts import Parts, open_parts
+from tmemd.device.vhost import VhostDoor
 from tmemd.store.poolfile import PoolError
 
 
@@ -23,15 +24,23 @@ class ServedDevice:
         self.core = core
         self.clients = Clients()
         self.maintenance = Maintenance(core, parts, debug)
-        self._owned = owned
+        self._vhost = VhostDoor(self.config.vhost, core, self.config, self.clients) if self.config.vhost else None
+        self._owned = owned.pop_all()
 
-    def start(self) -> None:
-        """Serve it from this process on, with its maintenance in a thread (call it after any fork)."""
+    def start(self, log: Callable[[str], None] = lambda _: None) -> None:
+        """Serve it from this process on, with its maintenance in a thread (call it after any fork).
+
+        *log* is told of clients that are refused, or break the rules.
+        """
         self.core.publish_pid()
         self.maintenance.start()
+        if self._vhost:
+            self._vhost.start(log)
 
     def close(self) -> None:
         """End the maintenance, unmap, unlock and close everything. The pool stays, for whoever attaches next."""
+        if self._vhost:
+            self._vhost.close()
         self.maintenance.stop()
         self.core.close()
         self._owned.close()
@@ -42,7 +51,7 @@ def check_together(configs: Sequence[DeviceConfig]) -> None:
     owners: dict[Path, str] = {}
     for config in configs:
         config.check()
-        for path in (config.file if not config.is_read_only else None, config.bitmap):
+        for path in (config.file if not config.is_read_only else None, config.bitmap, config.vhost):
             if path and owners.setdefault(path, config.name) != config.name:
                 raise PoolError(f"{config.name}: {path} is already device {owners[path]}'s")
 
@@ -71,7 +80,9 @@ def _open(config: DeviceConfig, root: Path, undo: ExitStack, debug: Debug) -> Se
         debug(f"{config.name}: {message}")
 
     try:
-        return ServedDevice(*open_parts(config, root, undo, named_debug), named_debug)
+        parts, core, owned = open_parts(config, root, undo, named_debug)
+        with owned:
+            return ServedDevice(parts, core, owned, named_debug)
     except OSError as error:
         raise PoolError(f"{error.filename or config.name}: {error.strerror or error}") from None
 

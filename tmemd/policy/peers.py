@@ -25,7 +25,7 @@ def greedy(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     if sum(has) >= budget:
         return _targets(demands, _in_proportion(demands, budget, has))
     room = [demand.cap - used for demand, used in zip(demands, has, strict=True)]
-    more = share(budget - sum(has), [demand.puts + 1 for demand in demands], [0] * len(has), room)
+    more = share(budget - sum(has), [max(demand.puts, 0) + 1 for demand in demands], [0] * len(has), room)
     return _targets(demands, [used + added for used, added in zip(has, more, strict=True)])
 
 

@@ -219,6 +219,20 @@ class Ages(msgspec.Struct, frozen=True, gc=False):
     generation: int = 0  # that is current: from 1 to GENERATIONS - 1, in turn
 
 
+class Doors(msgspec.Struct, frozen=True):
+    """Who came in through which door, and what the virtio door did."""
+
+    nbd: int  # connections now
+    vhost: int
+    requests: int  # by virtio, as all that follows
+    failures: int  # of requests, whoever's fault
+    kicks: int  # from the guest
+    interrupts: int  # to the guest
+    polls: int  # watched a queue before sleeping
+    polls_won: int  # and something came
+    request: Histogram  # of one in sixteen: from its being found in the queue until it is answered
+
+
 class Control(msgspec.Struct, frozen=True, gc=False):
     """What the control page says; None: nobody said it."""
 
@@ -245,7 +259,9 @@ _AGE_WORDS: Final = struct.Struct(f"<{6 * GENERATIONS + 2}Q")
 _FILE_READ_NS: Final = STATISTICS_OFFSET + 3 * _HISTOGRAM_WORDS * _WORD.size
 _AGES_OFFSET: Final = STATISTICS_OFFSET + _LATENCY_WORDS.size
 _PUBLISHED: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
-_SNAPSHOT_BYTES: Final = _AGES_OFFSET + _AGE_WORDS.size - COUNTERS_OFFSET
+_DOORS: Final = struct.Struct(f"<{len(Doors.__struct_fields__) - 1 + _HISTOGRAM_WORDS}Q")
+_DOORS_OFFSET: Final = _AGES_OFFSET + _AGE_WORDS.size
+_SNAPSHOT_BYTES: Final = _DOORS_OFFSET + _DOORS.size - COUNTERS_OFFSET
 
 # Each value of the control page stands with its complement, so that a torn write is seen and ignored.
 _CONTROL: Final = struct.Struct("<8Q")
@@ -318,6 +334,13 @@ class Snapshot:
             words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
         ]
         return Ages(gets, reads, freed, stored, raw, in_file, *words[6 * GENERATIONS :])
+
+    def doors(self) -> Doors:
+        """Its clients, and what the virtio door did."""
+        nbd, vhost, requests, failures, kicks, interrupts, polls, won, ns, *counts = _DOORS.unpack_from(
+            self._data, _DOORS_OFFSET - COUNTERS_OFFSET
+        )
+        return Doors(nbd, vhost, requests, failures, kicks, interrupts, polls, won, Histogram(ns, tuple(counts)))
 
 
 def read_counters(fd: int, where: str | Path) -> Counters:
