@@ -15,7 +15,7 @@ import msgspec
 
 from tmemd.settings import MAX_WEIGHT, PoolSettings
 from tmemd.sizes import format_size
-from tmemd.store.poolfile import GENERATIONS, NAME_PATTERN, Ages, Counters, Latencies, PoolError, PoolKind
+from tmemd.store.poolfile import GENERATIONS, NAME_PATTERN, Ages, Counters, Doors, Latencies, PoolError, PoolKind
 
 DEFAULT_SOCKET: Final = Path("/run/tmemd/tmemd.sock")
 DEFAULT_POOLS: Final = Path("/run/tmemd/pools")
@@ -53,13 +53,13 @@ class Attach(_Message, frozen=True):
 
 
 class List(_Message, frozen=True):
-    """All pools the caller may see; *long*: with latencies and ages."""
+    """All pools the caller may see; *long*: with latencies, ages and doors."""
 
     long: bool = False
 
 
 class Show(_Message, frozen=True):
-    """One pool; *long*: with latencies and ages; *request*: with the answer to that one, by its number."""
+    """One pool; *long*: with latencies, ages and doors; *request*: with the answer to that one, by its number."""
 
     name: Name
     long: bool = False
@@ -155,6 +155,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     freeable_bytes: int = 0  # what demotion could give back
     latencies: Latencies | None = None  # only where asked for
     ages: Ages | None = None
+    doors: Doors | None = None
     answer: int | None = None  # errno of the request asked about, 0 for success; None: it is still to be done
 
     @property
@@ -171,13 +172,15 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     def flat(self) -> dict[str, Any]:
         """One flat JSON object, as tmemctl prints it."""
-        nested = {"counters", "settings", "latencies", "ages", "answer"}
+        nested = {"counters", "settings", "latencies", "ages", "doors", "answer"}
         own: dict[str, Any] = {field: getattr(self, field) for field in self.__struct_fields__ if field not in nested}
         own["pid"] = self.counters.pid if self.served else None
         if self.latencies:
             own["latencies"] = msgspec.to_builtins(self.latencies)
         if self.ages:
             own["ages"] = _by_both_names(self.ages)
+        if self.doors:
+            own["doors"] = msgspec.to_builtins(self.doors)
         own |= {field: getattr(self.settings, field) for field in ("weight", "cap", "minimum", "compression")}
         own["target"] = self.settings.target
         own["never_trims"] = self.never_trims

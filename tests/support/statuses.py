@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.support import fakes
 from tmemd.protocol import HostStatus, PoolStatus
-from tmemd.store.poolfile import Latencies
+from tmemd.store.poolfile import Doors, Latencies
 
 MIB, GIB = 1 << 20, 1 << 30
 
@@ -22,4 +22,5 @@ def status(name: str = "web", *, error: str | None = None, put: int = 0, **count
         name=name, path=f"/pools/{name}.pool", uid=0, size=GIB, has_file=True, backing="", target_bytes=64 * MIB,
         frozen=False, served=True, error=error, counters=fakes.counters(**counters),
         latencies=Latencies(fakes.histogram(4, count=put), none, none, none),
+        doors=Doors(1, 2, 3000, 4, 500, 600, 700, 80, fakes.histogram(10, count=200)),
     )  # fmt: skip

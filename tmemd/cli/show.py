@@ -7,12 +7,16 @@ Sizes are in bytes. 'target' is the one that was set by hand, 'target_bytes' the
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
 
 from tmemd.cli import common
-from tmemd.cli.activity import long_form
+from tmemd.cli.activity import Latency, long_form
 from tmemd.cli.screen import format_seconds
 from tmemd.sizes import format_size
+from tmemd.store.poolfile import Histogram
 
 _SIZES = {"size", "cap", "minimum", "target"}
 
@@ -43,11 +47,27 @@ def _plain(field: str, value: Any) -> str:
         return f"{value} ({format_size(value)})" if value else "0"
     if field.endswith("_seconds"):
         return f"median {format_seconds(value['median'])}, 99 % {format_seconds(value['p99'])}"
-    if field == "stored_by_age":
-        return ", ".join(map(_age, value)) or "-"
+    if field in _OWN_WORDS:
+        return _OWN_WORDS[field](value)
     return f"{value:.3f}" if isinstance(value, float) else common.printable(str(value))
+
+
+def _doors(doors: dict[str, Any]) -> str:
+    connections = f"{doors['nbd']} by NBD, {doors['vhost']} by virtio"
+    if not doors["requests"]:
+        return connections
+    latency = Latency.of(msgspec.convert(doors["request"], Histogram))
+    times = f"median {format_seconds(latency.median)}, 99 % {format_seconds(latency.p99)}"
+    return f"{connections} ({doors['requests']} requests, {doors['failures']} failed; {times})"
+
+
+def _ages(ages: list[dict[str, Any]]) -> str:
+    return ", ".join(map(_age, ages)) or "-"
 
 
 def _age(age: dict[str, Any]) -> str:
     when = "older" if age["seconds"] is None else f"<{age['seconds']:g}s"
     return f"{when} {format_size(age['stored_bytes'])}"
+
+
+_OWN_WORDS: Final[dict[str, Callable[[Any], str]]] = {"stored_by_age": _ages, "doors": _doors}

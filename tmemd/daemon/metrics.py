@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 
 from tmemd import version
 from tmemd.protocol import HostStatus, PoolStatus, Problem
-from tmemd.store.poolfile import LATENCY_BOUNDS_NS, Histogram, Latencies
+from tmemd.store.poolfile import LATENCY_BOUNDS_NS, Doors, Histogram, Latencies
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -103,6 +103,15 @@ _POOL_COUNTERS: Final = {
     "moves": "Records moved by compaction.",
     "bad_checksums": "Pages whose checksum was wrong.",
     "io_errors": "Requests that failed.",
+}
+
+_VIRTIO_COUNTERS: Final = {
+    "requests": "Requests that came by virtio.",
+    "failures": "Of these, those that failed.",
+    "kicks": "Wake-ups by the guest.",
+    "interrupts": "Interrupts of the guest.",
+    "polls": "Times that a queue was watched before sleeping.",
+    "polls_won": "Of these, those in which something came.",
 }
 
 _HOST_GAUGES: Final[Mapping[str, tuple[str, Callable[[HostStatus], float | None]]]] = {
@@ -193,6 +202,28 @@ def _of_pools(pools: Sequence[PoolStatus]) -> Iterator[Metric]:
     requests = CounterMetricFamily("tmemd_pool_requests", "Requests of the guest.", labels=["pool", "type"])
     yield _by_kind(requests, sound, {"read": "reads", "write": "writes", "trim": "trims", "flush": "flushes"})
     yield _latencies(sound)
+    yield from _of_doors([(pool.name, pool.doors) for pool in sound if pool.doors])
+
+
+def _of_doors(pools: Sequence[tuple[str, Doors]]) -> Iterator[Metric]:
+    """Who came in, and what the virtio door did where it was ever used."""
+    connections = GaugeMetricFamily("tmemd_pool_connections", "Connections of clients.", labels=["pool", "door"])
+    for name, doors in pools:
+        connections.add_metric([name, "nbd"], doors.nbd)
+        connections.add_metric([name, "vhost"], doors.vhost)
+    yield connections
+    used = [(name, doors) for name, doors in pools if doors.vhost or doors.requests]
+    for field, text in _VIRTIO_COUNTERS.items():
+        counter = CounterMetricFamily(f"tmemd_pool_virtio_{field}", text, labels=["pool"])
+        yield _filled(counter, (((name,), getattr(doors, field)) for name, doors in used))
+    family = HistogramMetricFamily(
+        "tmemd_pool_virtio_request_seconds",
+        "How long requests by virtio took, of one in sixteen: from their being found in the queue until the answer.",
+        labels=["pool"],
+    )
+    for name, doors in used:
+        family.add_metric([name], _buckets(doors.request), doors.request.sum_ns / 1e9)
+    yield family
 
 
 def _by_kind(family: _Family, pools: Iterable[PoolStatus], fields: Mapping[str, str]) -> _Family:
