@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
-from tests.support.harness import ROOT
+from tests.support.harness import ROOT, Door
 from tests.support.leftovers import dying_with_us
 
 PROGRAM: Final = ROOT / "build" / "frontend"
 
-Door: TypeAlias = Literal["nbd", "vhost"]
 Option: TypeAlias = str | float | Path | bool
 
 
@@ -32,9 +31,9 @@ class Report(msgspec.Struct, frozen=True):
     returns: int  # of a server that had gone
 
 
-def build() -> None:
-    """Have make make the program."""
-    subprocess.run(["make", "--silent", "-C", ROOT, "build/frontend"], check=True)
+def build(*targets: str) -> None:
+    """Have make make the program, or these *targets*."""
+    subprocess.run(["make", "--silent", "-C", ROOT, *(targets or ["build/frontend"])], check=True)
 
 
 class Load:

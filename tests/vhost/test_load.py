@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.content import PAGE
-from tests.support.harness import DEADLINE, MIB, wait_until
+from tests.support.harness import DEADLINE, MIB, Door, wait_until
 from tests.support.leftovers import dying_with_us
-from tests.support.load import Door, Load, Option, build, load
+from tests.support.load import Load, Option, build, load
 
 SIZE = 8 * MIB
 PAGES = SIZE // PAGE

@@ -297,7 +297,7 @@ static bool resume(struct door *door)
 {
     struct vhost *vhost = (struct vhost *)door;
 
-    if (!offers(vhost, PROTOCOL_F_INFLIGHT_SHMFD))
+    if (vhost->inflight_fd < 0)
         die(vhost->config.path, "has gone, and keeps no notes of what was in flight");
     if (vhost->socket >= 0)
         close(vhost->socket);
