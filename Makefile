@@ -13,8 +13,8 @@ MINUTES := 60
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-quick mutants bench inversion fragmentation slow-disk policies \
-	hitrate soak demo clean
+.PHONY: help setup build sanitize lint format test test-quick mutants bench doors inversion fragmentation slow-disk \
+	policies hitrate soak demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -35,6 +35,10 @@ build/hog: tests/vm/hog.c tests/support/content.h
 build/frontend: $(wildcard tests/support/frontend/*.[ch]) tests/support/content.h
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O2 -g -Wall -Wextra -Werror -o $@ $(filter %.c,$^)
+
+build/lz4door: benchmarks/lz4door.c $(wildcard tmemd/vhost/*.[ch] tmemd/core/*.h)
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O2 -g -Wall -Wextra -Werror -pthread -Itmemd/core -Itmemd/vhost -o $@ $(filter %.c,$^) -llz4
 
 build/ptrace.so: tests/vm/systemd/ptrace.c
 	@mkdir -p $(@D)
@@ -73,8 +77,12 @@ test-quick: build  ## without guests and what takes long (somewhat over two minu
 mutants: setup  ## break the code by rule and see whether the quick tests notice (hours; ARGS=--help)
 	@$(PYTHON) -m tests.mutants $(ARGS)
 
-bench: build  ## measure our device against nbdkit's own
+bench: build  ## measure our device against nbdkit's own, and its doors
 	@benchmarks/run
+	@$(PYTHON) -m benchmarks.doors
+
+doors: build  ## measure our doors, NBD and vhost-user-blk, against servers that do nothing (three minutes)
+	@$(PYTHON) -m benchmarks.doors
 
 inversion: build  ## measure whether cold pages make room for hot ones
 	@$(PYTHON) -m benchmarks.inversion
