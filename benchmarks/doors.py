@@ -3,7 +3,8 @@
 One program puts the load on all of them, with the same clock, waiting and affinity (tests/support/frontend): it sleeps
 until it is answered, as a guest does. At depth 1 a figure is where the scheduler put the two ends, so both placements
 are shown: server and load on one CPU, and on two. Rounds in turn, ratios within a round. Content is pages of live
-processes.
+processes. What others use of the machine meanwhile is told: a CPU that is busy with them is quicker to wake up, and
+slower to answer, than an idle one.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -54,6 +56,7 @@ class Round:
 
     loads: dict[str, dict[str, dict[str, Figures]]]  # by placement, load and server
     idle: dict[str, float]  # percent of a CPU, by what little was asked of our device
+    others: float  # percent of all CPUs that neither servers nor load used; it delays both
 
 
 @dataclass(frozen=True)
@@ -192,8 +195,18 @@ def idle(setting: Setting, server: Server) -> dict[str, float]:
     return percent
 
 
+def others_seconds(servers: Iterable[Server]) -> float:
+    """What CPU time has gone to anything but these servers, us and the loads that have ended."""
+    all_ = psutil.cpu_times()
+    own = [psutil.Process(pid).cpu_times() for pid in {os.getpid(), *(server.pid for server in servers)}]
+    ended = psutil.Process().cpu_times()
+    busy = all_.user + all_.nice + all_.system + all_.irq + all_.softirq
+    return float(busy - sum(each.user + each.system for each in own) - ended.children_user - ended.children_system)
+
+
 def one_round(setting: Setting, servers: dict[str, Server]) -> Round:
     """Everything once; those that are compared with each other follow each other."""
+    start, before = time.monotonic(), others_seconds(servers.values())
     loads = {
         placement: {
             name: {server: measured(setting, servers[server], placement, name) for server in names}
@@ -201,7 +214,9 @@ def one_round(setting: Setting, servers: dict[str, Server]) -> Round:
         }
         for placement in setting.placements
     }
-    return Round(loads, idle(setting, servers[VHOST]))
+    little = idle(setting, servers[VHOST])
+    others, seconds = others_seconds(servers.values()) - before, time.monotonic() - start
+    return Round(loads, little, 100 * others / seconds / (os.cpu_count() or 1))
 
 
 def over(rounds: Sequence[Round], figure: Callable[[Round], float]) -> Spread:
@@ -243,13 +258,16 @@ def goals(rounds: Sequence[Round]) -> list[Goal]:
 
 def load_table(rounds: Sequence[Round], placement: str) -> Table:
     """What every server did in one placement: medians, and of the rate the extremes."""
-    table = Table("load", "server", "1000 requests/s", "p50 us", "p99 us", "server CPU us", title=placement)
+    table = Table(title=f"{placement}: 1000 requests/s; latencies and the server's CPU for a request in us")
+    for column in ("load", "server", "rate", "p50", "p99", "CPU"):
+        table.add_column(column, no_wrap=True)
     for name, servers in rounds[0].loads[placement].items():
         for server in servers:
             every = [round_.loads[placement][name][server] for round_ in rounds]
             rate = Spread.of([each["per_second"] / 1000 for each in every])
             others = (Spread.of([each[what] for each in every]).median for what in ("p50_us", "p99_us", "cpu_us"))
-            table.add_row(name, server, str(rate), *(f"{figure:.2f}" for figure in others))
+            shown = f"{rate.median:.1f} ({rate.low:.0f}-{rate.high:.0f})"
+            table.add_row(name, server, shown, *(f"{figure:.2f}" for figure in others))
         table.add_section()
     return table
 
@@ -301,6 +319,7 @@ def main() -> int:
         for placement in setting.placements:
             console.print(load_table(rounds, placement))
         console.print(goals_table(found))
+        console.print(f"Others used {Spread.of([round_.others for round_ in rounds])} % of all CPUs meanwhile.")
     return int(not all(goal.met for goal in found))
 
 
