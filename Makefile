@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/binding/*.[ch] tmemd/binding/*.pyx)
+SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/vhost/*.[ch] tmemd/binding/*.[ch] tmemd/binding/*.pyx)
 C_FILES := $(wildcard tmemd/*/*.[ch] benchmarks/*.c tests/*/*.[ch] tests/*/*/*.[ch])
 SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci --include='*' 2>/dev/null)
 
