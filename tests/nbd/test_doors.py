@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.content import PAGE, content
 from tests.support.harness import MIB, Serve, Server, device, environment, nbdkit_command, wait_until
+from tests.support.vhost.protocol import Connection, Message
 from tmemd.cli import main
 
 SIZE = 4 * MIB
@@ -139,3 +140,14 @@ def test_a_cache_device_is_read_by_several_and_written_by_nobody(serve: Serve, p
         with pytest.raises((nbd.Error, OSError)):
             one.pwrite(content(0, 2), 0)
     assert image.read_bytes()[:PAGE] == content(0, 1)
+
+
+def test_who_asks_for_a_reply_gets_one_whatever_was_agreed_on(server: Server) -> None:
+    """QEMU 7.2 negotiates nothing anew when its server was restarted while the guest was stopped."""
+    connection = Connection.to(server.vhost)
+    connection.acknowledged = True
+    connection.tell(Message.SET_OWNER)
+    with pytest.raises(nbd.Error):
+        connection.set_vring(Message.SET_VRING_NUM, 0, 3)
+    connection.tell(Message.SET_OWNER)
+    connection.close()

@@ -23,6 +23,7 @@ enum vhost_request {
     VHOST_SET_PROTOCOL_FEATURES = 16,
     VHOST_GET_QUEUE_NUM = 17,
     VHOST_SET_VRING_ENABLE = 18,
+    VHOST_SET_BACKEND_REQ_FD = 21,
     VHOST_GET_CONFIG = 24,
     VHOST_SET_CONFIG = 25,
     VHOST_GET_INFLIGHT_FD = 31,
@@ -33,6 +34,7 @@ enum vhost_request {
 /* vhost-user, 'Protocol features'. */
 #define VHOST_PROTOCOL_MQ (UINT64_C(1) << 0)
 #define VHOST_PROTOCOL_REPLY_ACK (UINT64_C(1) << 3)
+#define VHOST_PROTOCOL_BACKEND_REQ (UINT64_C(1) << 5)
 #define VHOST_PROTOCOL_CONFIG (UINT64_C(1) << 9)
 #define VHOST_PROTOCOL_INFLIGHT (UINT64_C(1) << 12)
 #define VHOST_PROTOCOL_RESET (UINT64_C(1) << 13)

@@ -16,20 +16,23 @@
 struct session {
     const struct vhost_config *config;
     int socket;
-    uint64_t features, protocol_features; /* as agreed */
-    _Atomic bool write_back;              /* what is written need not be durable before FLUSH */
+    uint64_t features;       /* as agreed */
+    _Atomic bool write_back; /* what is written need not be durable before FLUSH */
     struct memory memory;
     struct region inflight;
     uint16_t inflight_queues, inflight_size;
     _Atomic bool inflight_lost;
     struct queue queues[BLOCK_QUEUES];
+    int backend_requests; /* a socket for what we would ask of the front end; we never do */
     char *error;
     size_t error_size;
 };
 
+/* BACKEND_REQ because Linux's virtio_uml has no interrupts without it: it allocates their number
+ * with that socket's (vhost_user_init_slave_req). */
 static const uint64_t PROTOCOL_FEATURES = VHOST_PROTOCOL_MQ | VHOST_PROTOCOL_REPLY_ACK |
-                                          VHOST_PROTOCOL_CONFIG | VHOST_PROTOCOL_INFLIGHT |
-                                          VHOST_PROTOCOL_RESET;
+                                          VHOST_PROTOCOL_BACKEND_REQ | VHOST_PROTOCOL_CONFIG |
+                                          VHOST_PROTOCOL_INFLIGHT | VHOST_PROTOCOL_RESET;
 
 static int fail(struct session *session, int error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -304,6 +307,14 @@ static int get_inflight(struct session *session, struct vhost_message *message)
 
 /* --- Messages --- */
 
+static int set_backend_requests(struct session *session, int fd)
+{
+    if (session->backend_requests >= 0)
+        close(session->backend_requests);
+    session->backend_requests = fd;
+    return 0;
+}
+
 static int reply_u64(struct session *session, struct vhost_message *message, uint64_t value)
 {
     message->payload.u64 = value;
@@ -355,7 +366,6 @@ static int handle(struct session *session, struct vhost_message *message)
     case VHOST_GET_PROTOCOL_FEATURES:
         return reply_u64(session, message, PROTOCOL_FEATURES);
     case VHOST_SET_PROTOCOL_FEATURES:
-        session->protocol_features = message->payload.u64 & PROTOCOL_FEATURES;
         return 0;
     case VHOST_GET_QUEUE_NUM:
         return reply_u64(session, message, BLOCK_QUEUES);
@@ -378,6 +388,8 @@ static int handle(struct session *session, struct vhost_message *message)
     case VHOST_SET_VRING_CALL:
     case VHOST_SET_VRING_ERR:
         return set_vring_fd(session, message);
+    case VHOST_SET_BACKEND_REQ_FD:
+        return set_backend_requests(session, protocol_take_fd(message));
     case VHOST_GET_CONFIG:
         return get_config(session, message);
     case VHOST_SET_CONFIG:
@@ -391,12 +403,12 @@ static int handle(struct session *session, struct vhost_message *message)
     }
 }
 
-/* A setting that fails does not end the connection where the front end asks whether it did. */
+/* A setting that fails does not end the connection where the front end asks whether it did. It may
+ * ask without having agreed on REPLY_ACK here: QEMU 7.2 does not negotiate anew when its server was
+ * restarted while the guest was stopped. */
 static int acknowledge(struct session *session, struct vhost_message *message, int error)
 {
-    bool asks =
-        message->flags & VHOST_NEED_REPLY && session->protocol_features & VHOST_PROTOCOL_REPLY_ACK;
-    if (!asks || has_reply(message->request))
+    if (!(message->flags & VHOST_NEED_REPLY) || has_reply(message->request))
         return error;
     return reply_u64(session, message, error != 0);
 }
@@ -426,6 +438,7 @@ static void close_all(struct session *session)
     stop_all(session);
     for (unsigned i = 0; i < BLOCK_QUEUES; i++)
         queue_destroy(&session->queues[i]);
+    set_backend_requests(session, -1);
     memory_unmap(&session->inflight);
     memory_clear(&session->memory);
 }
@@ -438,6 +451,7 @@ int vhost_serve(const struct vhost_config *config, int socket, char *error, size
         return ENOMEM;
     session->config = config;
     session->socket = socket;
+    session->backend_requests = -1;
     session->error = error;
     session->error_size = error_size;
     for (unsigned i = 0; i < BLOCK_QUEUES; i++)
