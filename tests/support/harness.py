@@ -165,6 +165,12 @@ def counters(pool: Path) -> poolfile.Counters:
         return poolfile.read_counters(file.fileno(), pool)
 
 
+def doors(pool: Path) -> poolfile.Doors:
+    """What a pool says of the doors of its device."""
+    with open(pool, "rb") as file:
+        return poolfile.Snapshot().take(file.fileno(), pool).doors()
+
+
 def taken(path: Path) -> int:
     """Bytes the file system took for *path*: on tmpfs, RAM."""
     return path.stat().st_blocks * 512

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 import subprocess
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support import uml
-from tests.support.harness import MIB, ROOT, Serve, Server, cache_device, counters, wait_until
+from tests.support.harness import MIB, ROOT, Serve, cache_device, counters
+from tests.support.kills import kill_until
 from tests.support.verdict import HarnessError, second_chance
 
 CORE = ROOT / "tmemd/core"
@@ -83,25 +81,6 @@ def compiled(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
 
 
-def kill_until(ended: Callable[[], bool], server: Server, pool: Path) -> int:
-    """Kill the server and start it again, after so many requests as nobody chose; returns how often."""
-    rng, kills = random.Random(1), 0
-
-    def requests() -> int:
-        now = counters(pool)
-        return now.reads + now.writes
-
-    def has_come_to(goal: int) -> bool:
-        return ended() or requests() >= goal
-
-    while not ended():
-        wait_until(partial(has_come_to, requests() + rng.randrange(10, 100)), "the guest to go on")
-        server.kill()
-        server.start()
-        kills += 1
-    return kills
-
-
 def make_file_system(path: Path) -> None:
     """A disk with an empty ext4."""
     path.unlink(missing_ok=True)
@@ -129,7 +108,7 @@ def test_what_a_guest_compiles_is_right_through_kills(serve: Serve, pools: Path,
         server.start()
         with ThreadPoolExecutor() as threads:
             guest = threads.submit(run_guest, server.socket, new_directory(disks), COMPILE)
-            kills = kill_until(guest.done, server, pool)
+            kills = kill_until(guest.done, server, pool, range(10, 100))
             guest.result()
         print(f"{kills} kills")
         assert kills >= KILLS

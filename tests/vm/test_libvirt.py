@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,19 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.support.content import compressible
-from tests.support.harness import ROOT, Serve, Server, cache_device, counters, device, wait_until
-from tests.support.leftovers import all_dying_with_us, can_have_all_die
+from tests.support.harness import ROOT, Serve, Server, cache_device, counters, device
+from tests.support.leftovers import all_dying_with_us
+from tests.support.qemu import KERNELS, goes_on, needs_qemu, pages_done
 
-KERNELS = sorted(path for path in Path("/boot").glob("vmlinuz-*-amd64") if "cloud" not in path.name)
-MODULES = ("virtio/virtio", "virtio/virtio_ring", "virtio/virtio_pci", "virtio/virtio_pci_legacy_dev",
-           "virtio/virtio_pci_modern_dev", "block/virtio_blk")  # fmt: skip
 NAMESPACE = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
 
-pytestmark = [
-    pytest.mark.vm,
-    pytest.mark.skipif(not can_have_all_die(), reason="no process namespace to be had, for QEMU to die with"),
-    pytest.mark.skipif(not KERNELS, reason="no kernel in /boot"),
-]
+pytestmark = [pytest.mark.vm, *needs_qemu]
 pytest.importorskip("libvirt", reason="no libvirt for Python")
 
 
@@ -35,30 +28,6 @@ def documented(tag: str, export: str) -> str:
     elements = re.findall(rf"^ +<{tag}\b.*?</{tag}>$", text, flags=re.MULTILINE | re.DOTALL)
     (found,) = (each for each in elements if f"/{export}.sock" in each)
     return str(found)
-
-
-@pytest.fixture(scope="module")
-def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A first file system with nothing but busybox, drivers and our init."""
-    base = tmp_path_factory.mktemp("initrd")
-    root = base / "root"
-    for name in ("bin", "dev", "modules", "proc", "sys"):
-        (root / name).mkdir(parents=True)
-    shutil.copy("/bin/busybox", root / "bin")
-    shutil.copy(ROOT / "tests" / "vm" / "libvirt" / "init", root)
-    drivers = Path("/lib/modules", KERNELS[-1].name.removeprefix("vmlinuz-"), "kernel", "drivers")
-    for name in MODULES:
-        shutil.copy(drivers / f"{name}.ko", root / "modules")
-    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
-    archive = subprocess.run(
-        ["cpio", "--create", "--quiet", "--format=newc"],
-        cwd=root,
-        input=names.encode(),
-        capture_output=True,
-        check=True,
-    )
-    (base / "initrd").write_bytes(archive.stdout)
-    return base / "initrd"
 
 
 @contextmanager
@@ -84,33 +53,25 @@ def guest(base: Path, initrd: Path, machine: str, element: str) -> Iterator[Call
         all_dying_with_us(run), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
 
-        def pages_done() -> int:
+        def pages_so_far() -> int:
             assert process.poll() is None, process.communicate()[0].decode()
-            text = log.read_text(errors="replace") if log.exists() else ""
-            assert "failed" not in text, text
-            return max(map(int, re.findall(r"guest: (\d+) pages done", text)), default=0)
+            return pages_done(log)
 
         try:
-            yield pages_done
+            yield pages_so_far
         finally:
             process.kill()
-
-
-def goes_on(pages_done: Callable[[], int]) -> None:
-    """Return when the guest has done what it began now."""
-    goal = pages_done() + 40
-    wait_until(lambda: pages_done() >= goal, "the guest to go on")
 
 
 def survives(server: Server, base: Path, initrd: Path, machine: str, element: str) -> None:
     """Kill the server twice while a guest writes and reads back; no request may fail."""
     assert str(server.socket) in element
-    with guest(base, initrd, machine, element) as pages_done:
+    with guest(base, initrd, machine, element) as pages_so_far:
         for _ in range(2):
-            goes_on(pages_done)
+            goes_on(pages_so_far)
             server.kill()
             server.start()
-        goes_on(pages_done)
+        goes_on(pages_so_far)
 
 
 @pytest.mark.parametrize("kind", ["pc qemu:commandline", "q35 qemu:commandline", "pc disk"])

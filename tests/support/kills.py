@@ -1,0 +1,31 @@
+"""Servers that are killed and started again while a guest works."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tests.support.harness import Server, counters, wait_until
+
+
+def requests(pool: Path) -> int:
+    """How many reads and writes were asked for since the pool was made."""
+    now = counters(pool)
+    return now.reads + now.writes
+
+
+def kill_until(ended: Callable[[], bool], server: Server, pool: Path, between: range) -> int:
+    """Kill the server and start it again, each time after a number of requests from *between*; returns how often."""
+    rng, kills = random.Random(1), 0
+
+    def has_come_to(goal: int) -> bool:
+        return ended() or requests(pool) >= goal
+
+    while not ended():
+        wait_until(partial(has_come_to, requests(pool) + rng.choice(between)), "the guest to go on")
+        server.kill()
+        server.start()
+        kills += 1
+    return kills

@@ -1,0 +1,15 @@
+"""What several tests of guests need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import qemu
+
+
+@pytest.fixture(scope="session")
+def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A first file system with nothing but busybox, drivers and libvirt/init."""
+    return qemu.make_initrd(tmp_path_factory.mktemp("initrd"))
