@@ -45,9 +45,10 @@ class Sample:
 
 @dataclass
 class Sampler:
-    """Reads the pools' files as fast as it can be done beside the load."""
+    """Reads the pools' files every *interval* seconds, by default as fast as it can be done beside the load."""
 
     pools: Mapping[str, Path]
+    interval: float = INTERVAL
     samples: list[Sample] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -66,7 +67,7 @@ class Sampler:
                 thread.join()
 
     def _run(self, fds: Mapping[str, int], stop: threading.Event) -> None:
-        while not stop.wait(INTERVAL):
+        while not stop.wait(self.interval):
             self._sample(fds)
 
     def _sample(self, fds: Mapping[str, int]) -> None:
