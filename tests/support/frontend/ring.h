@@ -11,13 +11,15 @@
 
 enum { PARTS = 3 }; /* of a request: header, data, status */
 
-/* What the device sees of one request beside its data. */
+/* What the device sees of one request beside its data: two cache lines, shared with no other, as a
+ * Linux guest has them. */
 struct block_request {
+    struct vring_desc table[PARTS];
+    uint64_t padding[2];
     struct virtio_blk_outhdr header;
     struct virtio_blk_discard_write_zeroes range;
-    struct vring_desc table[PARTS];
     uint8_t status;
-};
+} __attribute__((aligned(64)));
 
 struct ring {
     const struct memory *memory;
