@@ -198,11 +198,13 @@ static bool is_eventfd(int fd)
 
 static int set_kick(struct session *session, struct queue *queue, int fd)
 {
+    bool is_kick = is_eventfd(fd);
     queue_stop(queue);
-    queue_set_fd(queue, &queue->kick, fd);
-    if (fd < 0 || !is_eventfd(fd))
-        return fail(session, EINVAL, "a queue's kick must be an eventfd");
-    return start_if_ready(session, queue);
+    queue_set_fd(queue, &queue->kick, is_kick ? fd : -1);
+    if (!is_kick && fd >= 0)
+        close(fd);
+    return is_kick ? start_if_ready(session, queue)
+                   : fail(session, EINVAL, "a queue's kick must be an eventfd");
 }
 
 static int set_vring_fd(struct session *session, struct vhost_message *message)
