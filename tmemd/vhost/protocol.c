@@ -34,7 +34,7 @@ static void keep_fds(struct vhost_message *message, struct msghdr *received)
 /* Receive exactly so many bytes, and whatever descriptors come along. */
 static int receive(int socket, void *to, size_t length, struct vhost_message *message, int patience)
 {
-    for (size_t got = 0; got < length; patience = PATIENCE) {
+    for (size_t got = 0; got < length;) {
         union {
             char bytes[CMSG_SPACE(VHOST_MAX_FDS * sizeof(int))];
             struct cmsghdr align;
@@ -56,6 +56,7 @@ static int receive(int socket, void *to, size_t length, struct vhost_message *me
         if (more > 0) {
             keep_fds(message, &header);
             got += (size_t)more;
+            patience = PATIENCE;
         }
     }
     return 0;
