@@ -85,7 +85,9 @@ static void give_up(struct queue *queue)
 {
     atomic_store(&queue->broken, true);
     atomic_store(&queue->stopping, true);
+    pthread_mutex_lock(&queue->answers);
     write_event(queue->failure);
+    pthread_mutex_unlock(&queue->answers);
     shutdown(queue->socket, SHUT_RDWR);
 }
 
