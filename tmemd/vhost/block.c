@@ -148,9 +148,7 @@ static uint32_t parse_ranges(const struct vhost_config *config, struct block_req
         if (!is_within(config, range->sector, count) || range->n_sectors > RANGE_SECTORS)
             return STATUS_IOERR;
         request->ranges[request->n_ranges] = (struct block_range){range->sector * SECTOR, count};
-        request->count += count;
     }
-    request->offset = request->ranges[0].offset;
     return STATUS_OK;
 }
 
@@ -195,6 +193,22 @@ bool block_parse(const struct vhost_config *config, struct chain *chain,
     request->failed =
         whole && !chain->is_bad ? parse(config, &header, request) : (uint32_t)STATUS_IOERR;
     return true;
+}
+
+static bool may_wait(const struct vhost_config *config, enum tm_op op, uint64_t count,
+                     uint64_t offset)
+{
+    return (count || op == TM_FLUSH) && tm_may_wait(config->device, op, count, offset);
+}
+
+bool block_may_wait(const struct vhost_config *config, const struct block_request *request)
+{
+    if (request->failed)
+        return false;
+    bool may = !request->n_ranges && may_wait(config, request->op, request->count, request->offset);
+    for (unsigned i = 0; i < request->n_ranges && !may; i++)
+        may = may_wait(config, request->op, request->ranges[i].count, request->ranges[i].offset);
+    return may;
 }
 
 static int do_data(const struct vhost_config *config, struct block_request *request,

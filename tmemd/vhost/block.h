@@ -31,7 +31,7 @@ struct block_range {
 struct block_request {
     enum tm_op op;
     bool is_get_id;
-    uint64_t offset, count; /* bytes of the device; of several ranges the first, and their sum */
+    uint64_t offset, count; /* bytes of the device, unless there are ranges */
     struct block_range ranges[BLOCK_RANGES];
     unsigned n_ranges;
     struct parts out, in; /* what the guest sends, and what it is given: data alone */
@@ -52,6 +52,8 @@ bool block_is_write_back_byte(uint32_t offset, uint32_t size);
  * answer. */
 bool block_parse(const struct vhost_config *config, struct chain *chain,
                  struct block_request *request);
+/* Whether it is likely to wait for the file. */
+bool block_may_wait(const struct vhost_config *config, const struct block_request *request);
 /* Do it, by way of a buffer of BLOCK_BUFFER bytes, and write the status. `sync`: what is written is
  * to be durable. */
 void block_execute(const struct vhost_config *config, struct block_request *request,

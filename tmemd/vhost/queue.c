@@ -135,8 +135,7 @@ static enum turn pass(struct queue *queue, struct chain *chain, uint8_t *buffer)
             give_up(queue);
             return ENDED;
         }
-        if (!request.failed &&
-            tm_may_wait(queue->config->device, request.op, request.count, request.offset)) {
+        if (block_may_wait(queue->config, &request)) {
             interrupt_if_wanted(queue);
             hand_over(queue);
             turn = HANDED_OVER;
