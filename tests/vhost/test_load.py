@@ -157,3 +157,11 @@ def test_nothing_is_asked_of_a_device_at_rest(tmp_path: Path, file: Path) -> Non
         report = load("nbd", tmp_path / "nbd.sock", rate=0, seconds=0.05, pid=server.pid)
         assert (report.requests, report.seconds >= 0.05) == (0, True)
         assert load("nbd", tmp_path / "nbd.sock", rate=50, seconds=0.1).requests <= 5
+
+
+def test_more_is_under_way_than_a_socket_holds(tmp_path: Path, file: Path) -> None:
+    with nbdkit(tmp_path, file):
+        report = load(
+            "nbd", tmp_path / "nbd.sock", mix="1:1", verify=tmp_path / "ledger", depth=128, block=8 * PAGE, count=20_000
+        )
+    assert (report.requests, report.failed, report.wrong) == (20_000, 0, 0)

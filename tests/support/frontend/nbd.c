@@ -52,7 +52,7 @@ struct reply {
     uint64_t cookie;
 } __attribute__((packed));
 
-enum { ROOM = 1 << 20 }; /* for what was received and is not looked at yet */
+enum { ROOM = 2 << 20 }; /* for what was received and is not looked at yet */
 
 struct nbd {
     struct door door;
@@ -60,7 +60,7 @@ struct nbd {
     int socket;
     struct command commands[MAX_DEPTH];
     struct iovec out[2 * MAX_DEPTH]; /* what waits to be sent */
-    unsigned sending, n_out;
+    unsigned n_out;
     uint8_t *in; /* what was received lies from in_start to in_end */
     size_t in_start, in_end;
 };
@@ -152,25 +152,24 @@ static void submit(struct door *door, struct request *request)
 
 static void note_sent(struct nbd *nbd, size_t sent)
 {
-    while (sent > 0) {
-        struct iovec *part = &nbd->out[nbd->sending];
-        size_t n = sent < part->iov_len ? sent : part->iov_len;
-        part->iov_base = (uint8_t *)part->iov_base + n;
-        part->iov_len -= n;
-        sent -= n;
-        nbd->sending += part->iov_len == 0;
+    struct iovec *part = nbd->out;
+
+    while (sent > 0 && sent >= part->iov_len)
+        sent -= part++->iov_len;
+    nbd->n_out -= part - nbd->out;
+    memmove(nbd->out, part, nbd->n_out * sizeof *part);
+    if (sent > 0) {
+        nbd->out[0].iov_base = (uint8_t *)nbd->out[0].iov_base + sent;
+        nbd->out[0].iov_len -= sent;
     }
-    if (nbd->sending == nbd->n_out)
-        nbd->sending = nbd->n_out = 0;
 }
 
-/* Send as much as the socket takes now; reap goes on with the rest, for a server that waits for us
- * to receive reads no more. */
+/* Send as much as the socket takes now; reap goes on with the rest, for a server that waits until
+ * we have received what was read takes no more. */
 static void push(struct door *door)
 {
     struct nbd *nbd = (struct nbd *)door;
-    struct msghdr message = {.msg_iov = nbd->out + nbd->sending,
-                             .msg_iovlen = nbd->n_out - nbd->sending};
+    struct msghdr message = {.msg_iov = nbd->out, .msg_iovlen = nbd->n_out};
 
     if (nbd->n_out == 0)
         return;
@@ -240,7 +239,7 @@ static bool resume(struct door *door)
 
     if (nbd->socket >= 0)
         close(nbd->socket);
-    nbd->sending = nbd->n_out = 0;
+    nbd->n_out = 0;
     nbd->in_start = nbd->in_end = 0;
     if (!attach(nbd))
         return false;
