@@ -47,7 +47,7 @@ def in_qemu_through_kills(server: Server, pool: Path, _directory: Path) -> tuple
 
     with ThreadPoolExecutor() as threads:
         guest = threads.submit(run)
-        kills = kill_until(guest.done, server, pool, range(100, 1500))
+        kills = kill_until(guest.done, server, pool, range(800, 2000))
         print(f"{kills} kills")
         assert kills >= KILLS
         return guest.result()

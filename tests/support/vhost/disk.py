@@ -198,6 +198,11 @@ class Disk:
 
     # Requests.
 
+    @property
+    def under_way(self) -> int:
+        """How many requests were sent that were not seen to be completed."""
+        return len(self._pending)
+
     def submit(self, kind: Kind, sector: int = 0, data: bytes = b"", size: int = 0) -> Pending:
         """Send a request that carries *data*, or has *size* bytes to fill, by the queue whose turn it is."""
         queue = next(self._turns)
@@ -232,6 +237,18 @@ class Disk:
         else:
             for n, descriptor in enumerate(chain):
                 slot.queue.describe(slot.head + n, *descriptor)
+
+    def submit_read(self, count: int, offset: int) -> Pending:
+        """Send a request to read at most LARGEST bytes."""
+        return self.submit(Kind.IN, offset // SECTOR, size=count)
+
+    def submit_write(self, buf: bytes, offset: int) -> Pending:
+        """Send a request to write at most LARGEST bytes."""
+        return self.submit(Kind.OUT, offset // SECTOR, buf)
+
+    def submit_trim(self, count: int, offset: int) -> Pending:
+        """Send a request to discard."""
+        return self.submit(Kind.DISCARD, 0, RANGE.pack(offset // SECTOR, count // SECTOR, 0))
 
     def wait(self, pending: Pending) -> bytes:
         """What was read, once a request is done; nbd.Error if it failed."""
@@ -296,29 +313,26 @@ class Disk:
     def pread(self, count: int, offset: int, flags: int = 0) -> bytes:
         """Read; there are no *flags*."""
         assert not flags
-        parts = [self.submit(Kind.IN, sector, size=size) for sector, size in _requests(offset, count)]
+        parts = [self.submit_read(size, at) for at, size in _requests(offset, count)]
         return b"".join([self.wait(each) for each in parts])
 
     def pwrite(self, buf: bytes, offset: int, flags: int = 0) -> None:
         """Write. With FUA, which virtio has not, it is flushed afterwards, as Linux does."""
         buf = bytes(buf)
-        parts = [
-            self.submit(Kind.OUT, sector, buf[sector * SECTOR - offset :][:size])
-            for sector, size in _requests(offset, len(buf))
-        ]
-        self._end(parts, flags)
+        pieces = _requests(offset, len(buf))
+        self._end([self.submit_write(buf[at - offset :][:size], at) for at, size in pieces], flags)
 
     def trim(self, count: int, offset: int, flags: int = 0) -> None:
         """Discard."""
         pieces = _requests(offset, count, self.config.discard_sectors * SECTOR)
-        self._end([self.submit(Kind.DISCARD, 0, RANGE.pack(at, size // SECTOR, 0)) for at, size in pieces], flags)
+        self._end([self.submit_trim(size, at) for at, size in pieces], flags)
 
     def zero(self, count: int, offset: int, flags: int = 0) -> None:
         """Write zeros, which may leave a hole unless NO_HOLE is among the *flags*."""
         unmap = 0 if flags & nbd.CMD_FLAG_NO_HOLE else UNMAP
         pieces = _requests(offset, count, self.config.zeroes_sectors * SECTOR)
-        parts = [self.submit(Kind.WRITE_ZEROES, 0, RANGE.pack(at, size // SECTOR, unmap)) for at, size in pieces]
-        self._end(parts, flags)
+        ranges = [RANGE.pack(at // SECTOR, size // SECTOR, unmap) for at, size in pieces]
+        self._end([self.submit(Kind.WRITE_ZEROES, 0, each) for each in ranges], flags)
 
     def flush(self, flags: int = 0) -> None:
         """Make durable what was acknowledged; there are no *flags*."""
@@ -337,6 +351,6 @@ class Disk:
 
 
 def _requests(offset: int, count: int, largest: int = LARGEST) -> list[tuple[int, int]]:
-    """First sectors, and sizes in bytes, of requests that together are for *count* bytes at *offset*."""
+    """Offsets and sizes of requests that together are for *count* bytes at *offset*."""
     assert offset % SECTOR == count % SECTOR == 0, f"{count} bytes at {offset} are not whole sectors"
-    return [(at // SECTOR, min(largest, offset + count - at)) for at in range(offset, offset + count, largest)]
+    return [(at, min(largest, offset + count - at)) for at in range(offset, offset + count, largest)]
