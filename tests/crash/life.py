@@ -1,5 +1,7 @@
 """Opens a device as the plugin does, in this process, on a host whose boot id the test chooses.
 
+Requests are calls of the core, or come by the virtio door.
+
 As a program: lives the steps (tests/crash/history.py) that it reads from its input, and tells crash/recorder.c of each
 step how it ended, and what was read. It ends with FAILED_TO_OPEN when the device cannot be opened.
 """
@@ -13,14 +15,20 @@ import pickle
 import sys
 import threading
 import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+import nbd
 
 from tests.crash.history import PAGES, SIZE, Act, Step
 from tests.support.content import PAGE
 from tests.support.harness import MIB, Control
+from tests.support.vhost.disk import SECTOR, Disk
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
 from tmemd.device.serve import ServedDevice, open_device
+from tmemd.device.vhost import VhostDoor
 from tmemd.store.poolfile import PoolError
 
 FAILED_TO_OPEN = 3
@@ -52,23 +60,56 @@ def read_page(core: _core.Device, page: int) -> bytes | None:
     return bytes(data)
 
 
+def read_from_disk(disk: Disk, page: int) -> bytes | None:
+    """The same through the virtio door."""
+    try:
+        return disk.pread(PAGE, page * PAGE)
+    except nbd.Error as error:
+        assert error.errnum == errno.EIO  # noqa: PT017
+        return None
+
+
+def request_of_disk(disk: Disk, step: Step) -> None:
+    """Do a step through the virtio door. What begins within a sector is the whole of it, as a guest's kernel has it."""
+    flags = nbd.CMD_FLAG_FUA if step.fua else 0
+    match step.act:
+        case Act.TRIM:
+            disk.trim(step.length, step.offset, flags)
+        case Act.ZERO:
+            disk.zero(step.length, step.offset, flags)
+        case Act.FLUSH:
+            disk.flush()
+        case _:
+            before = step.offset % SECTOR
+            start = disk.pread(SECTOR, step.offset - before)[:before] if before else b""
+            disk.pwrite(start + step.data, step.offset - before, flags)
+
+
 class Life:
     """A device in use."""
 
-    def __init__(self, files: Path, pools: Path, boot: uuid.UUID, *, durable: bool, lost_zero: bool) -> None:
-        self._files, self._pools, self._boot, self._durable, self._lost_zero = files, pools, boot, durable, lost_zero
+    def __init__(self, open_it: Callable[[], ServedDevice], *, vhost: Path | None) -> None:
+        """*vhost*: the socket of the virtio door, if requests are to come by that."""
+        self._open_it, self._vhost = open_it, vhost
         self._recorder = ctypes.CDLL(None)
         self._open()
 
     def _open(self) -> None:
-        self._served = open_life(self._files, self._pools, self._boot, durable=self._durable, lost_zero=self._lost_zero)
+        self._served = served = self._open_it()
+        self._disk: Disk | None = None
+        if self._vhost:
+            self._recorder.record_threads(1)
+            self._door = VhostDoor(self._vhost, served.core, served.config, served.clients)
+            self._door.start(print)
+            self._disk = Disk(self._vhost)
+            self._recorder.record_threads(0)
 
     def live(self, steps: list[Step]) -> None:
         """Do one step after the other; those that fail, too, are done."""
         self.mark(0, 0)
         for number, step in enumerate(steps, 1):
             if step.act is Act.REATTACH:
-                self._served.close()
+                self.close()
                 self._open()
             self.mark(number, self._error_of(step))
 
@@ -77,6 +118,8 @@ class Life:
             self._step(step)
         except OSError as error:
             return error.errno or errno.EIO
+        except nbd.Error as error:
+            return int(error.errnum)
         return 0
 
     def mark(self, number: int, failed: int) -> None:
@@ -85,7 +128,7 @@ class Life:
 
     def look(self, page: int) -> None:
         """Read a page and record what it was."""
-        data = read_page(self._served.core, page) or b""
+        data = (read_from_disk(self._disk, page) if self._disk else read_page(self._served.core, page)) or b""
         self._recorder.record_found(ctypes.c_uint64(page), data, ctypes.c_uint64(len(data)))
 
     def _step(self, step: Step) -> None:
@@ -97,6 +140,8 @@ class Life:
                 self.look(page)
         elif step.act is Act.FLUSH and step.data:
             self._flush_while_writing(self._served.core, step)
+        elif self._disk and step.act in (Act.WRITE, Act.PART, Act.TRIM, Act.ZERO, Act.FLUSH):
+            request_of_disk(self._disk, step)
         else:
             self._request(self._served.core, step)
 
@@ -134,13 +179,19 @@ class Life:
         writer.start()
         written.wait()
         try:
-            _core.flush(core, 0)
+            if self._disk:
+                self._disk.flush()
+            else:
+                _core.flush(core, 0)
         finally:
             flushed.set()
             writer.join()
 
     def close(self) -> None:
         """End it."""
+        if self._disk:
+            self._disk.shutdown()
+            self._door.close()
         self._served.close()
 
 
@@ -151,11 +202,13 @@ def main() -> None:
     parser.add_argument("boot", type=uuid.UUID)
     parser.add_argument("--durable", action="store_true")
     parser.add_argument("--lost-zero", action="store_true")
+    parser.add_argument("--vhost", action="store_true", help="let requests come by the virtio door")
     parser.add_argument("--look", action="store_true", help="read all pages first")
     args = parser.parse_args()
     steps: list[Step] = pickle.load(sys.stdin.buffer)
     try:
-        life = Life(args.files, args.pools, args.boot, durable=args.durable, lost_zero=args.lost_zero)
+        open_it = partial(open_life, args.files, args.pools, args.boot, durable=args.durable, lost_zero=args.lost_zero)
+        life = Life(open_it, vhost=args.pools / "vhost.sock" if args.vhost else None)
         for page in PAGES if args.look else []:
             life.look(page)
         life.live(steps)

@@ -10,7 +10,8 @@
  * $RECORD_FAULTS says what goes wrong, as in "12f 13f 40b": operations count from 0, and 'b' is
  * SIGKILL before that operation, 'a' SIGKILL after it, 's' SIGKILL before the next sync, 'f'
  * failure with EIO. A write or a zeroing that fails has changed some of its sectors nevertheless.
- * With any faults threads cannot be started, so that the numbers mean the same each time.
+ * With any faults threads cannot be started, so that the numbers mean the same each time; those
+ * that serve one request after the other do no harm, and record_threads(1) lets them be.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -18,6 +19,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -38,6 +40,7 @@ struct entry {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *record;
+static atomic_int threads_allowed;
 static bool kill_at_sync;
 
 /* An operation on a file that is to be recorded, under the lock. */
@@ -260,9 +263,12 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*
                    void *argument)
 {
     const char *plan = getenv("RECORD_FAULTS");
+    bool refused = plan && *plan && !atomic_load(&threads_allowed);
 
-    return plan && *plan ? EAGAIN : REAL(pthread_create)(thread, attributes, start, argument);
+    return refused ? EAGAIN : REAL(pthread_create)(thread, attributes, start, argument);
 }
+
+void record_threads(int allowed) { atomic_store(&threads_allowed, allowed); }
 
 static void append_own(enum operation operation, uint64_t number, uint64_t length, const void *data)
 {

@@ -13,15 +13,28 @@ from pathlib import Path
 import pytest
 
 from tests.support.content import PAGE, content
-from tests.support.harness import MIB, Control, Serve, Server, counters, device, environment, nbdkit_command, taken
+from tests.support.harness import (
+    MIB,
+    Control,
+    Door,
+    Serve,
+    Server,
+    counters,
+    device,
+    environment,
+    nbdkit_command,
+    taken,
+)
 from tests.support.index import Kind, kinds
-from tests.support.writers import Ledger, Writers, pages
+from tests.support.vhost.disk import Disk, Pending
+from tests.support.writers import RUN, Ledger, Writers, pages
 from tmemd.store import poolfile, requests
 from tmemd.store.poolfile import PoolError
 from tmemd.store.requests import Request
 
 PAGES = 2048
 CYCLES = 55
+both_doors = pytest.mark.parametrize("door", ["nbd", "vhost"])
 
 
 def disturb(control: Control, limit: int, stop: threading.Event, rng: random.Random) -> None:
@@ -70,10 +83,11 @@ def settled(pool: Path) -> poolfile.Counters:
 
 
 @pytest.mark.slow
+@both_doors
 def test_invariants_1_and_2_sigkill_loses_no_write_and_no_memory(
-    serve: Serve, pools: Path, disk: Path, fresh: Server
+    serve: Serve, pools: Path, disk: Path, fresh: Server, door: Door
 ) -> None:
-    server = serve(device("kill", pools, PAGES * PAGE, disk, "32M"))
+    server = serve(device("kill", pools, PAGES * PAGE, disk, "32M"), door=door)
     ledger = Ledger(PAGES)
     for cycle in range(CYCLES):
         kill_under_writes(server, ledger, cycle, None, 0)
@@ -93,9 +107,12 @@ def test_invariants_1_and_2_sigkill_loses_no_write_and_no_memory(
 
 
 @pytest.mark.slow
-def test_invariant_1_sigkill_while_pages_are_refused_demoted_and_drained(serve: Serve, pools: Path, disk: Path) -> None:
+@both_doors
+def test_invariant_1_sigkill_while_pages_are_refused_demoted_and_drained(
+    serve: Serve, pools: Path, disk: Path, door: Door
+) -> None:
     limit = 4 * MIB
-    server = serve(device("kill", pools, PAGES * PAGE, disk, limit))
+    server = serve(device("kill", pools, PAGES * PAGE, disk, limit), door=door)
     ledger = Ledger(PAGES)
     with Control(pools / "kill.pool") as control:
         for cycle in range(CYCLES):
@@ -103,6 +120,46 @@ def test_invariant_1_sigkill_while_pages_are_refused_demoted_and_drained(serve: 
             now = counters(pools / "kill.pool")
             assert (now.bad_checksums, now.io_errors) == (0, 0)
             assert now.used_bytes <= limit
+
+
+def send_many(client: Disk, truth: dict[int, bytes], rng: random.Random) -> list[tuple[Pending, bytes]]:
+    """Send many requests at once, and change the *truth* of runs as they will; returns what each is to read."""
+    sent = []
+    for first in rng.sample(sorted(truth), 60):
+        what = rng.random()
+        if what < 0.2:
+            sent.append((client.submit_read(RUN * PAGE, first * PAGE), truth[first]))
+        elif what < 0.3:
+            truth[first] = bytes(RUN * PAGE)
+            sent.append((client.submit_trim(RUN * PAGE, first * PAGE), b""))
+        else:
+            version = rng.randrange(1, 1 << 30)
+            truth[first] = b"".join(content(page, version) for page in range(first, first + RUN))
+            sent.append((client.submit_write(truth[first], first * PAGE), b""))
+    return sent
+
+
+@pytest.mark.slow
+def test_what_was_under_way_is_completed_when_the_server_is_back(serve: Serve, pools: Path, disk: Path) -> None:
+    server = serve(device("kill", pools, PAGES * PAGE, disk, 4 * MIB), door="vhost")
+    truth = {first: bytes(RUN * PAGE) for first in range(0, PAGES, RUN)}
+    client, left = Disk(server.vhost, queues=4), 0
+    for cycle in range(CYCLES):
+        rng = random.Random(cycle)
+        sent = send_many(client, truth, rng)
+        time.sleep(rng.random() * 0.001)
+        server.kill()
+        left += client.under_way
+        server.start()
+        client.reconnect()
+        for pending, data in sent:
+            assert client.wait(pending) == data
+        for first, data in truth.items():
+            assert client.pread(RUN * PAGE, first * PAGE) == data
+    client.shutdown()
+    assert left > CYCLES
+    now = counters(pools / "kill.pool")
+    assert (now.bad_checksums, now.io_errors) == (0, 0)
 
 
 def test_invariant_1_sigkill_while_attaching(serve: Serve, pools: Path, disk: Path, tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ def read(page: int, count: int = 1) -> Step:
 class Scene:
     """A world in which faults can be aimed at a step."""
 
-    def __init__(self, base: Path, *, durable: bool) -> None:
-        self._base, self._durable = base, durable
+    def __init__(self, base: Path, *, durable: bool, vhost: bool) -> None:
+        self._base, self._durable, self._vhost = base, durable, vhost
         self._rehearsals = 0
 
     def world(self, samples: int = MANY) -> World:
@@ -40,7 +40,7 @@ class Scene:
         self._rehearsals += 1
         base = self._base / str(self._rehearsals)
         base.mkdir()
-        return World(base, 1, durable=self._durable, samples=samples)
+        return World(base, 1, durable=self._durable, samples=samples, vhost=self._vhost)
 
     def number_of(self, operation: Operation, file: str, step: int, *lives: list[Step]) -> int:
         """Of the last of these lives: which operation is the first such one on *file* in its *step* (from 1 on)."""
@@ -60,16 +60,22 @@ class Scene:
         raise AssertionError(f"no {operation.name} of {file} in step {step}")
 
 
+@pytest.fixture(params=["core", pytest.param("virtio", marks=pytest.mark.slow)])
+def vhost(request: pytest.FixtureRequest) -> bool:
+    """Whether requests come by the virtio door."""
+    return bool(request.param == "virtio")
+
+
 @pytest.fixture
-def write_back(pools: Path) -> Scene:
+def write_back(pools: Path, vhost: bool) -> Scene:
     """Of a device that acknowledges FLUSH at once."""
-    return Scene(pools, durable=False)
+    return Scene(pools, durable=False, vhost=vhost)
 
 
 @pytest.fixture
-def durable(pools: Path) -> Scene:
+def durable(pools: Path, vhost: bool) -> Scene:
     """Of a device that makes durable what FLUSH acknowledges."""
-    return Scene(pools, durable=True)
+    return Scene(pools, durable=True, vhost=vhost)
 
 
 FLUSH, DRAIN, DEMOTE, FREEZE = (Step(act) for act in (Act.FLUSH, Act.DRAIN, Act.DEMOTE, Act.FREEZE))

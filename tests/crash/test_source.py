@@ -16,8 +16,9 @@ import pytest
 
 from tests.support.content import PAGE, compressible, content, incompressible
 from tests.support.gate import Gate
-from tests.support.harness import MIB, Control, Serve, cache_device, counters, wait_until
+from tests.support.harness import MIB, Control, Door, Serve, cache_device, counters, wait_until
 from tests.support.sources import image, is_kept, read_all
+from tests.support.vhost.disk import Disk
 from tests.support.writers import Ledger, Writers, pages
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig
@@ -26,6 +27,7 @@ from tmemd.store.requests import Request
 
 PAGES = 512
 CYCLES = 24
+both_doors = pytest.mark.parametrize("door", ["nbd", "vhost"])
 
 
 def wait_until_kept(pool: Path) -> None:
@@ -156,20 +158,24 @@ def test_after_host_death_there_is_a_new_pool(pools: Path, tmp_path: Path) -> No
         assert [pages_found(), pages_found()] == [0, PAGES]
 
 
-@pytest.mark.parametrize(("moment", "leaves"), [("pwrite", (1, PAGES - 1)), ("done", (2, 0))], ids=["before", "after"])
+@both_doors
+@pytest.mark.parametrize("case", [("pwrite", 1, PAGES - 1), ("done", 2, 0)], ids=["before", "after"])
 def test_a_kill_amid_a_write_leaves_what_the_source_says(
-    serve: Serve, pools: Path, tmp_path: Path, moment: str, leaves: tuple[int, int]
+    serve: Serve, pools: Path, tmp_path: Path, case: tuple[str, int, int], door: Door
 ) -> None:
-    version, kept = leaves
+    moment, version, kept = case
     source, pool = image(tmp_path / "image", PAGES), pools / "golden.pool"
     gate = Gate(tmp_path, source)
-    server = serve(cache_device("golden", pools, source, 8 * MIB, write="through"), wrapper=gate.wrapper)
+    server = serve(cache_device("golden", pools, source, 8 * MIB, write="through"), wrapper=gate.wrapper, door=door)
     read_all(server, pool, PAGES)
     wait_until_kept(pool)
     with gate.closed(moment):
         client = server.connect()
-        client.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(compressible(7, 2))), 7 * PAGE)
-        client.poll(0)
+        if isinstance(client, Disk):
+            client.submit_write(compressible(7, 2), 7 * PAGE)
+        else:
+            client.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(compressible(7, 2))), 7 * PAGE)
+            client.poll(0)
         gate.wait_for(1, "the write to be held up")
         server.kill()
     server.start()
@@ -190,10 +196,13 @@ def change_some(source: Path, ledger: Ledger, rng: random.Random) -> None:
 
 
 @pytest.mark.slow
-def test_sigkill_at_any_moment_hides_nothing_that_anybody_wrote(serve: Serve, pools: Path, tmp_path: Path) -> None:
+@both_doors
+def test_sigkill_at_any_moment_hides_nothing_that_anybody_wrote(
+    serve: Serve, pools: Path, tmp_path: Path, door: Door
+) -> None:
     source, pool, ledger = tmp_path / "image", pools / "golden.pool", Ledger(PAGES)
     source.write_bytes(bytes(PAGES * PAGE))
-    server = serve(cache_device("golden", pools, source, MIB, write="through"))
+    server = serve(cache_device("golden", pools, source, MIB, write="through"), door=door)
     adopted = 0
     for cycle in range(CYCLES):
         rng = random.Random(cycle)

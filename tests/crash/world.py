@@ -28,13 +28,22 @@ class World:
     """
 
     def __init__(
-        self, base: Path, seed: int, *, durable: bool = False, lost_zero: bool = False, samples: int = 1
+        self,
+        base: Path,
+        seed: int,
+        *,
+        durable: bool = False,
+        lost_zero: bool = False,
+        samples: int = 1,
+        vhost: bool = False,
     ) -> None:
+        """With *vhost* requests come by the virtio door."""
         self.rng = random.Random(seed)
         self.truth = Truth(durable=durable, lost_zero=lost_zero)
         self.found: Counter[Kind] = Counter()  # pages after the host's death
         self._samples = samples
-        self._options = [*(["--durable"] if durable else []), *(["--lost-zero"] if lost_zero else [])]
+        options = {"--durable": durable, "--lost-zero": lost_zero, "--vhost": vhost}
+        self._options = [option for option, given in options.items() if given]
         self._durable, self._lost_zero = durable, lost_zero
         self._base, self._files, self._pools = base, base / "files", base / "pools"
         self._afterlife = base / "afterlife"
