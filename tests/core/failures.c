@@ -59,6 +59,24 @@ static void test_zeroing(void)
     tm_close(device);
 }
 
+/* As many pages as one write takes fail together, and are what they were. */
+static void test_overwriting(void)
+{
+    static uint8_t content[TM_RUN_MAX * TM_PAGE], found[TM_RUN_MAX * TM_PAGE];
+    struct tm_config config = config_of(PAGES, ROOM);
+    config.durable = true;
+    device = open_device(&config);
+    memset(found, 7, sizeof found);
+    CHECK(tm_write(device, found, sizeof found, PAGE * TM_PAGE, false) == 0);
+    CHECK(tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &(uint64_t){0}) == 0);
+    memset(content, 8, sizeof content);
+    n_failing = 1;
+    CHECK(tm_write(device, content, sizeof content, PAGE * TM_PAGE, false) == EIO);
+    CHECK(tm_read(device, content, sizeof content, PAGE * TM_PAGE) == 0);
+    CHECK(memcmp(content, found, sizeof found) == 0);
+    tm_close(device);
+}
+
 /* The region is cleaned while a page is spilled, and its bit cannot be set again. */
 static void clean_region(void)
 {
@@ -99,6 +117,7 @@ int main(void)
 {
     test_bits();
     test_zeroing();
+    test_overwriting();
     test_spilling();
     puts("ok");
     return 0;
