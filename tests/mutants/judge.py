@@ -26,6 +26,7 @@ LEAST_LIMIT: Final = 60.0
 # Where tests are that look at a part first, and those that never load it.
 NEAR: Final = {
     "tmemd/core": ("tests/model/", "tests/core/", "tests/nbd/test_corruption", "tests/crash/"),
+    "tmemd/vhost": ("tests/vhost/", "tests/nbd/test_doors"),
     "tmemd/device": (
         "tests/unit/test_backing",
         "tests/nbd/test_bad",
@@ -64,6 +65,7 @@ BLIND: Final = {
         f"tests/unit/test_{name}"
         for name in ("administration", "daemon", "governor", "hostile", "metrics", "policy", "simulate", "top")
     ),
+    "tmemd/vhost": ("tests/core/", "tests/unit/", "tests/model/"),
     "tmemd/governor": _WITHOUT_TMEMD,
     "tmemd/daemon": _WITHOUT_TMEMD,
     "tmemd/settings": _PAGE_PATH,

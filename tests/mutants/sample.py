@@ -13,8 +13,8 @@ from tests.mutants.mutant import Fault, Mutant, name_all
 
 # Where what is promised is kept. Generated and bought code is not ours to break.
 SOURCES: Final = (
-    "tmemd/core/*.c", "tmemd/core/*.h", "tmemd/vhost/*.c", "tmemd/device/*.py", "tmemd/store/*.py", "tmemd/governor/*.py",
-    "tmemd/daemon/*.py", "tmemd/daemonconfig.py", "tmemd/operations.py", "tmemd/settings.py",
+    "tmemd/core/*.c", "tmemd/core/*.h", "tmemd/vhost/*.c", "tmemd/device/*.py", "tmemd/store/*.py",
+    "tmemd/governor/*.py", "tmemd/daemon/*.py", "tmemd/daemonconfig.py", "tmemd/operations.py", "tmemd/settings.py",
 )  # fmt: skip
 _RULES: Final[dict[str, Callable[[bytes], Iterator[Fault]]]] = {
     ".c": c_rules.faults, ".h": c_rules.faults, ".py": python_rules.faults,
