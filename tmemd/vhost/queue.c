@@ -62,6 +62,18 @@ void queue_set_fd(struct queue *queue, int *place, int fd)
         close(old);
 }
 
+/* A guest may use a head again as soon as its answer is in the ring. That answer's mark in the
+ * inflight area is cleared before the head is taken, and marked, anew. */
+static int take(struct queue *queue, struct chain *chain)
+{
+    if (queue->ring.inflight)
+        pthread_mutex_lock(&queue->answers);
+    int taken = virtqueue_take(&queue->ring, chain);
+    if (queue->ring.inflight)
+        pthread_mutex_unlock(&queue->answers);
+    return taken;
+}
+
 /* Answer, and interrupt the guest if it wants that. */
 static void answer(struct queue *queue, uint16_t head, uint32_t written)
 {
@@ -128,7 +140,7 @@ static enum turn pass(struct queue *queue, struct chain *chain, uint8_t *buffer)
     struct block_request request;
     enum turn turn = DONE;
     for (int i = 0; i < PASS && turn == DONE && !atomic_load(&queue->stopping); i++) {
-        int taken = virtqueue_take(&queue->ring, chain);
+        int taken = take(queue, chain);
         if (!taken)
             break;
         if (taken < 0 || !block_parse(queue->config, chain, &request)) {

@@ -2,7 +2,8 @@
  * and carries out what needs no disk. For one that may wait for the file he hands the lead to
  * another thread first, so that nobody's page in RAM waits for a disk.
  *
- * Locks: `lead` guards who leads and how many threads there are; `answers` the used ring. Leaves,
+ * Locks: `lead` guards who leads and how many threads there are; `answers` the used ring and
+ * the inflight area. Leaves,
  * never held together, nor over a request. */
 #pragma once
 

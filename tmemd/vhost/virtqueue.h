@@ -1,5 +1,6 @@
 /* A split virtqueue (virtio 2.7) in the guest's memory, and what of it is in flight. One thread
- * takes requests out; those that answer them hold a lock (queue.h).
+ * takes requests out; those that answer them hold a lock (queue.h), and so does the first where
+ * there is an inflight area.
  *
  * What the guest may change at any time is read once, into memory of our own, and checked there. */
 #pragma once
