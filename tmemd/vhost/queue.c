@@ -297,10 +297,8 @@ int queue_start(struct queue *queue, const struct vhost_config *config,
     return 0;
 }
 
-void queue_stop(struct queue *queue)
+static void end_threads(struct queue *queue)
 {
-    if (!queue_is_running(queue))
-        return;
     pthread_mutex_lock(&queue->lead);
     atomic_store(&queue->stopping, true);
     pthread_cond_broadcast(&queue->changed);
@@ -309,6 +307,33 @@ void queue_stop(struct queue *queue)
     write_event(queue->stop);
     for (unsigned i = 0; i < n; i++)
         pthread_join(queue->threads[i], NULL);
+    queue->n_threads = 0;
+}
+
+void queue_finish(struct queue *queue)
+{
+    struct block_request request;
+    struct chain chain;
+    if (!queue_is_running(queue))
+        return;
+    end_threads(queue);
+    uint8_t *buffer = malloc(BLOCK_BUFFER);
+    while (buffer && queue->ring.n_resubmit && !atomic_load(&queue->broken)) {
+        if (take(queue, &chain) > 0 && block_parse(queue->config, &chain, &request))
+            carry_out(queue, &chain, &request, buffer);
+        else
+            give_up(queue);
+    }
+    free(buffer);
+    interrupt_if_wanted(queue);
+    queue_stop(queue);
+}
+
+void queue_stop(struct queue *queue)
+{
+    if (!queue_is_running(queue))
+        return;
+    end_threads(queue);
     close_waiting(queue);
     virtqueue_stop(&queue->ring);
 }

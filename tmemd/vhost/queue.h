@@ -44,6 +44,8 @@ int queue_start(struct queue *queue, const struct vhost_config *config,
                 const _Atomic bool *write_back, int socket);
 /* Every request that was taken is answered when this returns. */
 void queue_stop(struct queue *queue);
+/* The same, and what the last process left unanswered is, too: nobody finds that in the ring. */
+void queue_finish(struct queue *queue);
 bool queue_is_running(const struct queue *queue);
 /* Replace one of its descriptors, closing the old one; but for `kick` also while it runs. */
 void queue_set_fd(struct queue *queue, int *place, int fd);

@@ -180,7 +180,7 @@ static int get_vring_base(struct session *session, struct vhost_message *message
     struct queue *queue = queue_of(session, message->payload.state.index);
     if (!queue)
         return EINVAL;
-    queue_stop(queue);
+    queue_finish(queue);
     queue_set_fd(queue, &queue->kick, -1); /* it starts again with a kick */
     message->payload.state.num = queue->ring.next;
     return protocol_reply(session->socket, message, sizeof message->payload.state, -1);
