@@ -282,7 +282,7 @@ static int set_inflight(struct session *session, struct vhost_message *message, 
         return fail(session, EINVAL, "the inflight area cannot be mapped");
     session->inflight_queues = area->n_queues;
     session->inflight_size = area->queue_size;
-    return 0;
+    return start_all(session);
 }
 
 /* A new one, of zeros. Nobody can make it shorter. */
