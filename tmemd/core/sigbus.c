@@ -57,6 +57,8 @@ static void handle(int signal, siginfo_t *info, void *context)
         if (!base || address < base || address - base >= bytes)
             continue;
         _Atomic bool *lost = atomic_load(&mappings[i].lost);
+        if (atomic_load(&mappings[i].base) != base)
+            continue; /* forgotten meanwhile: what was read may be of two mappings */
         if (lost && replace(base, bytes, lost))
             return;
         stop(atomic_load(&mappings[i].name));
