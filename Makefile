@@ -10,11 +10,13 @@ SHELL_SCRIPTS = $(shell grep -lE '^\#!.*\bbash' -r scripts tests benchmarks .ci 
 
 KILLS := 2000
 MINUTES := 60
+COUNT := 1000000
+SEED := 1
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help setup build sanitize lint format test test-quick mutants bench doors inversion fragmentation slow-disk \
-	policies hitrate soak demo clean
+	policies hitrate soak fuzz demo clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +41,11 @@ build/frontend: $(wildcard tests/support/frontend/*.[ch]) tests/support/content.
 build/lz4door: benchmarks/lz4door.c $(wildcard tmemd/vhost/*.[ch] tmemd/core/*.h)
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O2 -g -Wall -Wextra -Werror -pthread -Itmemd/core -Itmemd/vhost -o $@ $(filter %.c,$^) -llz4
+
+build/fuzz: tests/vhost/fuzz.c $(wildcard tests/vhost/front.h tests/core/fixture.h tmemd/core/*.[ch] tmemd/vhost/*.[ch])
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,bounds-strict -pthread -Itmemd/core \
+		-Itmemd/vhost -Wl,--wrap=poll -o $@ $(filter %.c,$^) -llz4 -lisal
 
 build/ptrace.so: tests/vm/systemd/ptrace.c
 	@mkdir -p $(@D)
@@ -101,6 +108,10 @@ hitrate: build  ## how often caches of equal size have what recorded guests read
 
 soak: build  ## SIGKILL plugins and tmemd again and again: make soak KILLS=2000 MINUTES=60
 	@$(PYTHON) -m tests.soak --kills $(KILLS) --minutes $(MINUTES)
+
+fuzz: build/fuzz  ## hostile front ends and guests at the virtio door: make fuzz COUNT=1000000 SEED=1
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 build/fuzz $(COUNT) $(SEED) quiet tell
+	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 build/fuzz $(COUNT) $(SEED) scribble tell
 
 demo: build  ## a real guest swaps on our device, before your eyes
 	@tests/vm/run --demo virtio

@@ -24,8 +24,22 @@ SANITIZERS = [pytest.param(ADDRESS, id="address,undefined"), pytest.param(THREAD
     ("program", "options"),
     [
         pytest.param("rules", ["-Wl,--wrap=poll", "-Wl,--wrap=tm_may_wait"], id="who breaks a rule loses no more"),
-        pytest.param("waiting", [], id="a slow disk keeps up nobody else"),
+        pytest.param("waiting", ["-Wl,--wrap=pthread_join"], id="a slow disk keeps up nobody else"),
+        pytest.param("inflight", [], id="killed before any store it loses nothing and does nothing twice"),
     ],
 )
 def test_the_door_by_itself(build: Build, program: str, options: list[str], sanitizers: str) -> None:
     run([build(program, sanitizers, *options)], GUEST)
+
+
+@pytest.mark.parametrize(
+    ("sanitizers", "count", "mode"),
+    [
+        # What the guest itself does at the same time is a race, but none of ours.
+        pytest.param(THREAD, 5000, "quiet", id="thread"),
+        pytest.param(ADDRESS, 30000, "quiet", id="address,undefined"),
+        pytest.param(ADDRESS, 30000, "scribble", id="address,undefined, memory that changes"),
+    ],
+)
+def test_whatever_they_send_nobody_else_notices(build: Build, sanitizers: str, count: int, mode: str) -> None:
+    run([build("fuzz", sanitizers, "-Wl,--wrap=poll"), str(count), "1", mode], GUEST)
