@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import subprocess
 import sys
 from contextlib import suppress
@@ -88,6 +89,10 @@ def test_who_breaks_the_rules_is_sent_away_with_a_word(server: Server) -> None:
     wait_until(lambda: f"web: process {os.getpid()}" in server.log(), "the log to name it")
     with server.client(door="vhost") as virtio:
         assert virtio.pread(PAGE, 0) == bytes(PAGE)
+
+
+def test_the_socket_is_for_a_group(server: Server) -> None:
+    assert stat.S_IMODE(server.vhost.stat().st_mode) == 0o660
 
 
 def test_the_socket_goes_with_the_server_and_a_left_over_one_is_replaced(server: Server) -> None:

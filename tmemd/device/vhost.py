@@ -123,6 +123,7 @@ def _listen(path: Path) -> socket.socket:
             raise PoolError(f"{path}: somebody else's; vhost= names a socket that is made anew")
         path.unlink(missing_ok=True)
         listener.bind(str(path))
+        path.chmod(0o660)  # by which groups it is reached is for its directory to say
         listener.listen(BACKLOG)
     except (PoolError, OSError) as error:
         listener.close()

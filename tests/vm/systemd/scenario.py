@@ -24,12 +24,14 @@ from typing import TypeVar
 import nbd
 
 from tests.support.content import PAGE, content
+from tests.support.vhost.disk import Disk
 
 T = TypeVar("T")
 
 ROOT = Path(__file__).parents[3]
 DEVICES = ("web", "db")
 IMAGE = Path("/var/lib/images/golden.img")
+VHOST = Path("/run/tmemd-devices/golden/vhost.sock")
 SIZE = 16 << 20
 KEPT = Path("/root/kept.json")
 SETTINGS = Path("/var/lib/tmemd/settings.json")
@@ -235,7 +237,12 @@ def serve_image() -> None:
             handle.connect_unix("/run/tmemd-devices/golden.sock")
             assert handle.is_read_only()
             assert all(handle.pread(PAGE, page * PAGE) == content(page, 1) for page in range(1024))
+        run(f"echo OPTIONS=vhost={VHOST} >>/etc/tmemd/golden.conf")
         run("systemctl restart tmemd-device@golden")
+    disk = Disk(VHOST)
+    assert all(disk.pread(PAGE, page * PAGE) == content(page, 1) for page in range(1024))
+    run(f"runuser -u nobody -G kvm -- test -w {VHOST}")
+    run(f"! runuser -u tmemd-web -- test -w {VHOST}")
     assert "ephemeral" in run("tmemctl show golden")
     pid = run("systemctl show --value --property MainPID tmemd-device@golden")
     run(f"nsenter --mount --target {pid} sh -c '! test -w {IMAGE} && ! test -w /etc'")
