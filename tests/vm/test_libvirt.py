@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.content import compressible
-from tests.support.harness import ROOT, Serve, Server, cache_device, counters, device
+from tests.support.harness import ROOT, Serve, Server, cache_device, counters, device, doors
 from tests.support.leftovers import all_dying_with_us
 from tests.support.qemu import KERNELS, goes_on, needs_qemu, pages_done
 
@@ -22,11 +22,11 @@ pytestmark = [pytest.mark.vm, *needs_qemu]
 pytest.importorskip("libvirt", reason="no libvirt for Python")
 
 
-def documented(tag: str, export: str) -> str:
-    """The element of that name in the document that is about that export."""
+def documented(tag: str, about: str) -> str:
+    """The element of that name in the document in which there is *about*."""
     text = (ROOT / "docs" / "guests.md").read_text()
     elements = re.findall(rf"^ +<{tag}\b.*?</{tag}>$", text, flags=re.MULTILINE | re.DOTALL)
-    (found,) = (each for each in elements if f"/{export}.sock" in each)
+    (found,) = (each for each in elements if about in each)
     return str(found)
 
 
@@ -38,12 +38,14 @@ def guest(base: Path, initrd: Path, machine: str, element: str) -> Iterator[Call
     """
     log = base / "console"
     in_devices = "" if element.lstrip().startswith("<qemu:") else element
+    memory, serial = (documented("memoryBacking", "memfd"), "web") if "vhostuser" in element else ("", "tmem")
     xml = base / "domain.xml"
     xml.write_text(f"""<domain type='qemu' {NAMESPACE}>
-      <name>web</name><memory unit='MiB'>256</memory>
+      <name>web</name><memory unit='MiB'>256</memory>{memory}
       <os>
         <type arch='x86_64' machine='{machine}'>hvm</type>
-        <kernel>{KERNELS[-1]}</kernel><initrd>{initrd}</initrd><cmdline>console=ttyS0 quiet nowatchdog</cmdline>
+        <kernel>{KERNELS[-1]}</kernel><initrd>{initrd}</initrd>
+        <cmdline>console=ttyS0 quiet nowatchdog serial={serial}</cmdline>
       </os>
       <devices><serial type='file'><source path='{log}'/></serial>{in_devices}</devices>
       {element if not in_devices else ""}
@@ -65,7 +67,6 @@ def guest(base: Path, initrd: Path, machine: str, element: str) -> Iterator[Call
 
 def survives(server: Server, base: Path, initrd: Path, machine: str, element: str) -> None:
     """Kill the server twice while a guest writes and reads back; no request may fail."""
-    assert str(server.socket) in element
     with guest(base, initrd, machine, element) as pages_so_far:
         for _ in range(2):
             goes_on(pages_so_far)
@@ -78,8 +79,17 @@ def survives(server: Server, base: Path, initrd: Path, machine: str, element: st
 def test_a_guest_survives_its_server(serve: Serve, pools: Path, disks: Path, initrd: Path, kind: str) -> None:
     server = serve(device("web", pools, "64M", disks / "backing", "64M"))
     machine, tag = kind.split()
-    element = documented(tag, "web").replace("/run/tmemd-devices/web.sock", str(server.socket))
+    element = documented(tag, "/web.sock").replace("/run/tmemd-devices/web.sock", str(server.socket))
     survives(server, disks, initrd, machine, element)
+
+
+def test_a_guest_that_shares_its_memory_survives_its_server(
+    serve: Serve, pools: Path, disks: Path, initrd: Path
+) -> None:
+    server = serve(device("web", pools, "64M", disks / "backing", "64M"), door="vhost")
+    element = documented("disk", "/web/vhost.sock").replace("/run/tmemd-devices/web/vhost.sock", str(server.vhost))
+    survives(server, disks, initrd, "q35", element)
+    assert doors(pools / "web.pool").requests
 
 
 def test_a_guest_whose_disk_is_an_overlay_survives_the_server_of_the_image(
@@ -91,7 +101,7 @@ def test_a_guest_whose_disk_is_an_overlay_survives_the_server_of_the_image(
     uri = f"nbd+unix:///golden?socket={server.socket}"
     make = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", str(overlay)]
     subprocess.run(make, check=True)
-    element = documented("qemu:commandline", "golden")
+    element = documented("qemu:commandline", "/golden.sock")
     for old, new in (
         ("/run/tmemd-devices/golden.sock", str(server.socket)),
         ("/var/lib/libvirt/images/guest1.qcow2", str(overlay)),
