@@ -1,6 +1,8 @@
 /* A request that fails half-way says so, whatever succeeds after. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/syscall.h>
 
@@ -113,9 +115,45 @@ static void test_bits(void)
     tm_close(device);
 }
 
+static pthread_t other;
+
+static void *flush(void *unused)
+{
+    CHECK(tm_flush(device) == 0);
+    return unused;
+}
+
+/* It has the time to see that the page is stale still. */
+static void flush_meanwhile(void)
+{
+    CHECK(pthread_create(&other, NULL, flush, NULL) == 0);
+    for (int i = 0; i < 20000; i++)
+        sched_yield();
+}
+
+/* Two FLUSHes at the same time write again what a failed write left stale, and count it as done
+ * once. */
+static void test_two_flushes(void)
+{
+    uint8_t content[TM_PAGE];
+    struct tm_config config = config_of(PAGES, ROOM);
+    config.durable = true;
+    device = open_device(&config);
+    memset(content, 7, sizeof content);
+    CHECK(tm_write(device, content, TM_PAGE, PAGE * TM_PAGE, false) == 0);
+    n_failing = 1;
+    CHECK(tm_write(device, content, TM_PAGE, PAGE * TM_PAGE, false) == EIO);
+    CHECK(atomic_load(&device->stale) == 1);
+    amid_write = flush_meanwhile;
+    CHECK(tm_flush(device) == 0 && pthread_join(other, NULL) == 0);
+    CHECK(atomic_load(&device->stale) == 0);
+    tm_close(device);
+}
+
 int main(void)
 {
     test_bits();
+    test_two_flushes();
     test_zeroing();
     test_overwriting();
     test_spilling();

@@ -132,6 +132,12 @@ def test_a_tmpfs_that_cannot_be_made_smaller_keeps_its_size(tmp_path: Path) -> N
             assert capacity(path) == 8 << 20
 
 
+@pytest.mark.parametrize("size", ["1%", "100%", "1"])
+def test_any_part_of_ram_is_a_size(size: str, tmp_path: Path) -> None:
+    (tmp_path / "tmemd.toml").touch()
+    assert main(["--check-config", f"--config={tmp_path / 'tmemd.toml'}", f"--tmpfs-size={size}"]) == 0
+
+
 @pytest.mark.parametrize("size", ["0", "0%", "101%", "%", "-1", "50 %", "lots"])
 def test_bad_tmpfs_sizes_are_usage_errors(size: str) -> None:
     with pytest.raises(SystemExit) as usage:
