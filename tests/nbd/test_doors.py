@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -156,3 +157,17 @@ def test_who_asks_for_a_reply_gets_one_whatever_was_agreed_on(server: Server) ->
         connection.set_vring(Message.SET_VRING_NUM, 0, 3)
     connection.tell(Message.SET_OWNER)
     connection.close()
+
+
+def test_who_cannot_be_let_in_now_is_later(serve: Serve, pools: Path, disk: Path) -> None:
+    server = serve(device("web", pools, SIZE, disk, "8M", clients="any"), door="vhost")
+    unused = next(fd for fd in range(1024) if not Path(f"/proc/{server.pid}/fd/{fd}").is_symlink())
+    before = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (unused, before[1]))
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.connect(str(server.vhost))  # whose descriptor was set aside when the door began to wait
+        wait_until(lambda: "could not be let in" in server.log(), "the log to say so")
+        second.connect(str(server.vhost))
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+        assert Connection(second, 10).get(Message.GET_FEATURES)
+    assert server.log().count("could not be let in") < 10  # it does not try all the time

@@ -18,6 +18,7 @@ from tmemd.store.poolfile import PoolError
 from tmemd.system import peer
 
 BACKLOG: Final = 16
+RETRY_SECONDS: Final = 1
 _UCRED: Final = struct.Struct("iII")  # unix(7)
 
 
@@ -39,7 +40,7 @@ class VhostDoor:
         self._listener = _listen(path)
         self._inode = path.stat().st_ino
         self._lock = threading.Lock()
-        self._closing = False
+        self._closing = threading.Event()
         self._sessions: dict[socket.socket, threading.Thread] = {}
         self._thread: threading.Thread | None = None
         self._log: Callable[[str], None] = lambda _: None
@@ -53,7 +54,7 @@ class VhostDoor:
     def close(self) -> None:
         """Stop listening, send away who is there once what he asked for is answered, and remove the socket."""
         with self._lock:
-            self._closing = True
+            self._closing.set()
             sessions = list(self._sessions.items())
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -69,21 +70,26 @@ class VhostDoor:
                 self._path.unlink()
 
     def _accept(self) -> None:
-        while True:
+        while not self._closing.is_set():
             try:
-                front_end, _ = self._listener.accept()
-            except OSError:
-                if self._closing:
-                    return
-                self._log(f"{self._path}: a front end could not be let in")
-                continue
-            thread = threading.Thread(target=self._serve, args=(front_end,), daemon=True)
-            with self._lock:
-                if self._closing:
-                    front_end.close()
-                    return
-                self._sessions[front_end] = thread
-            thread.start()
+                self._let_in(self._listener.accept()[0])
+            except (OSError, RuntimeError) as error:  # there is no descriptor, or no thread
+                if not self._closing.is_set():
+                    self._log(f"{self._path}: a front end could not be let in: {error}")
+                self._closing.wait(RETRY_SECONDS)
+
+    def _let_in(self, front_end: socket.socket) -> None:
+        thread = threading.Thread(target=self._serve, args=(front_end,), daemon=True)
+        with self._lock:
+            if self._closing.is_set():
+                front_end.close()
+                return
+            try:
+                thread.start()
+            except RuntimeError:
+                front_end.close()
+                raise
+            self._sessions[front_end] = thread
 
     def _serve(self, front_end: socket.socket) -> None:
         try:
