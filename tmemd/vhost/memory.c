@@ -68,8 +68,12 @@ int memory_set(struct memory *memory, const struct vhost_message *message)
         table->n != message->n_fds || message->size < 8 + table->n * sizeof *table->regions)
         return EINVAL;
     int error = 0;
-    for (uint32_t i = 0; i < table->n && !error; i++)
-        error = add(memory, &table->regions[i], message->fds[i]);
+    uint64_t left = MEMORY_MAX;
+    for (uint32_t i = 0; i < table->n && !error; i++) {
+        const struct vhost_region *where = &table->regions[i];
+        error = where->bytes > left ? EFBIG : add(memory, where, message->fds[i]);
+        left -= where->bytes;
+    }
     if (error)
         memory_clear(memory);
     return error;

@@ -5,6 +5,10 @@
 
 #include "protocol.h"
 
+/* Bytes of one guest. Files may be sparse: without a bound a few would take the whole address
+ * space, which all guests of this process share. */
+#define MEMORY_MAX (UINT64_C(1) << 40)
+
 /* Part of a file of the front end's. */
 struct region {
     struct vhost_region where;

@@ -271,13 +271,14 @@ static int set_config(struct session *session, const struct vhost_message *messa
 static int set_inflight(struct session *session, struct vhost_message *message, int fd)
 {
     const struct vhost_inflight_area *area = &message->payload.inflight;
-    const struct vhost_region where = {.bytes = area->bytes, .offset = area->offset};
+    const struct vhost_region where = {.bytes = area->n_queues *
+                                                virtqueue_inflight_bytes(area->queue_size),
+                                       .offset = area->offset};
     stop_all(session);
     memory_unmap(&session->inflight);
     session->inflight_lost = false;
     if (!area->n_queues || area->n_queues > BLOCK_QUEUES || area->queue_size > VIRTQUEUE_MAX ||
-        area->offset % 64 ||
-        area->bytes < area->n_queues * virtqueue_inflight_bytes(area->queue_size) ||
+        area->offset % 64 || area->bytes < where.bytes ||
         memory_map(&session->inflight, &where, fd, &session->inflight_lost))
         return fail(session, EINVAL, "the inflight area cannot be mapped");
     session->inflight_queues = area->n_queues;
