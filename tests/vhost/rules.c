@@ -1,7 +1,9 @@
 /* Each rule of the door is broken by itself: the request, the setting or the connection fails as it
  * should, and another front end notices nothing. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE
+#include <sched.h>
 #include <signal.h>
+#include <sys/syscall.h>
 
 #include "front.h"
 
@@ -168,6 +170,24 @@ static void test_memory_is_files_that_are_long_enough(void)
     close(ends[1]);
 }
 
+static void test_a_guest_does_not_take_the_address_space_of_all(void)
+{
+    struct front *front = begin();
+    int fd = memory_file(2 * MEMORY_MAX);
+    struct vhost_inflight_area area = {.bytes = MEMORY_MAX, .n_queues = 1, .queue_size = SIZE};
+    struct vhost_memory_table table = {
+        .n = 2, .regions = {{0, MEMORY_MAX, USER, 0}, {MEMORY_MAX, TM_PAGE, 0, 0}}};
+    uint32_t size = 8 + 2 * sizeof *table.regions;
+    CHECK(front_set(front, VHOST_SET_MEM_TABLE, &table, size, (int[]){fd, fd}, 2) == 1);
+    table.regions[0].bytes += 1;
+    CHECK(share(front, table.regions[0], fd) == 1);
+    for (int i = 0; i < 16; i++)
+        CHECK(front_set(front, VHOST_SET_INFLIGHT_FD, &area, 20, &fd, 1) == 0);
+    close(fd);
+    front_close(front, NULL);
+    check_other();
+}
+
 static void test_only_what_was_offered_is_agreed_upon(void)
 {
     struct front *front = begin();
@@ -314,6 +334,17 @@ static void test_a_signal_makes_nobody_impatient(void)
     check_served(front);
 }
 
+static void test_who_takes_in_no_replies_is_not_waited_for(void)
+{
+    struct front *front = begin();
+    struct wire wire = {VHOST_GET_FEATURES, VHOST_VERSION, 0, {0}};
+    while (front_send(front, &wire, NULL, 0))
+        ;
+    int result = front_close(front, NULL);
+    CHECK(result == EAGAIN || result == EPROTO);
+    check_other();
+}
+
 /* --- Chains --- */
 
 static struct descriptor part(size_t at, uint32_t length, uint16_t flags, uint16_t next)
@@ -321,11 +352,16 @@ static struct descriptor part(size_t at, uint32_t length, uint16_t flags, uint16
     return (struct descriptor){GUEST + PLACES + at, length, flags, next};
 }
 
+#define HEADER_PART(flags, next) part(HEADER_AT, 16, flags, next)
+#define DATA_PART(flags, next) part(DATA_AT, 20, flags, next)
+#define STATUS_PART(flags, next) part(STATUS_AT, 1, flags, next)
+
 /* Offer a chain of these descriptors from 0 on, of which the first is the head. */
 static void offer(struct front *front, const struct descriptor *descriptors, unsigned n)
 {
     front_describe(front, 0, 0, GET_ID, 0, 20); /* a header, and a status that is not there yet */
     memcpy(front_descriptors(front, 0), descriptors, n * sizeof *descriptors);
+    front_descriptors(front, 0)[SIZE] = STATUS_PART(WRITE, 0); /* behind the table */
     front_offer(front, 0, 0);
 }
 
@@ -346,15 +382,12 @@ static void offer(struct front *front, const struct descriptor *descriptors, uns
         check_served(front);                                                                       \
     } while (0)
 
-#define HEADER_PART(flags, next) part(HEADER_AT, 16, flags, next)
-#define DATA_PART(flags, next) part(DATA_AT, 20, flags, next)
-#define STATUS_PART(flags, next) part(STATUS_AT, 1, flags, next)
-
 static void test_chains_that_break_the_rules(void)
 {
     CHECK_STATUS(OK, HEADER_PART(NEXT, 1), DATA_PART(NEXT | WRITE, 2), STATUS_PART(WRITE, 0));
     /* Loops. */
     CHECK_DAMAGED(HEADER_PART(NEXT, 0));
+    CHECK_DAMAGED(part(HEADER_AT, 0, NEXT, 0));
     CHECK_DAMAGED(HEADER_PART(NEXT, 1), DATA_PART(NEXT | WRITE, 2), STATUS_PART(NEXT | WRITE, 1));
     /* Out of the table. */
     CHECK_DAMAGED(HEADER_PART(NEXT, SIZE));
@@ -487,7 +520,6 @@ static void test_indirect_tables(void)
         struct descriptor pointer;
         uint16_t flags; /* of what lies in the table */
     } wrong[] = {
-        {{0, 16, INDIRECT, 0}, INDIRECT},               /* nested */
         {{0, 16, INDIRECT | NEXT, 1}, WRITE},           /* not the last */
         {{0, 0, INDIRECT, 0}, WRITE},                   /* empty */
         {{0, 15, INDIRECT, 0}, WRITE},                  /* of half a descriptor */
@@ -505,6 +537,12 @@ static void test_indirect_tables(void)
         offer_table(front, TABLE_AT, table, 1, wrong[i].pointer);
         check_ended(front, EPROTO, "damaged");
     }
+    /* Nested. */
+    front = begin();
+    table[0] = (struct descriptor){GUEST + TABLE_AT + sizeof *table, sizeof *table, INDIRECT, 0};
+    table[1] = STATUS_PART(WRITE, 0);
+    offer_table(front, TABLE_AT, table, 2, (struct descriptor){0, sizeof *table, INDIRECT, 0});
+    check_ended(front, EPROTO, "damaged");
     /* Not agreed upon. */
     front = front_begin(&config, 0, SIZE);
     table[0] = STATUS_PART(WRITE, 0);
@@ -512,15 +550,44 @@ static void test_indirect_tables(void)
     check_ended(front, EPROTO, "damaged");
 }
 
+/* A chain of so many descriptors in one region, and so many that each lie in two. */
+static struct front *offer_parts(uint16_t n_single, uint16_t n_double)
+{
+    struct front *front = begin();
+    struct descriptor table[1024];
+    uint16_t n = n_double + n_single;
+    for (uint16_t i = 0; i < n; i++)
+        table[i] = (struct descriptor){GUEST + HALF - (i >= n_single), 2, NEXT | WRITE, i + 1};
+    table[n] = STATUS_PART(WRITE, 0);
+    offer_table(front, TABLE_AT, table, n + 1,
+                (struct descriptor){0, (n + UINT32_C(1)) * sizeof *table, INDIRECT, 0});
+    return front;
+}
+
+static void test_a_request_has_so_many_parts_and_no_more(void)
+{
+    enum { ROOM = VIRTQUEUE_SEGMENTS - 1 }; /* without the status */
+    struct front *front = offer_parts(1, ROOM / 2);
+    CHECK(front_wait(front, 0, 1) && front_place(front, 0)[STATUS_AT] == IO_ERROR);
+    check_served(front);
+    front = offer_parts(1, ROOM / 2 + 100); /* those that are too many are no memory */
+    CHECK(front_wait(front, 0, 1) && front_place(front, 0)[STATUS_AT] == IO_ERROR);
+    check_served(front);
+    check_ended(offer_parts(2, ROOM / 2), EPROTO, "damaged");
+    check_ended(offer_parts(0, ROOM / 2 + 100), EPROTO, "damaged");
+}
+
 static void test_the_index_and_the_heads_stay_in_the_ring(void)
 {
     for (uint16_t head = SIZE; head; head *= 2) {
         struct front *front = begin();
+        front_descriptors(front, 0)[head] = STATUS_PART(WRITE, 0);
         front_offer(front, 0, head);
         check_ended(front, EPROTO, "damaged");
     }
     for (uint32_t jump = SIZE + 1; jump <= UINT16_MAX; jump = 2 * jump + 1) {
         struct front *front = begin();
+        front_describe(front, 0, 0, GET_ID, 0, 20); /* which all of the ring tells of */
         __atomic_store_n(&front_available(front, 0)->index, (uint16_t)jump, __ATOMIC_RELEASE);
         front_kick(front, 0);
         check_ended(front, EPROTO, "damaged");
@@ -592,6 +659,31 @@ static void test_a_call_that_takes_nothing_in_stops_nobody(void)
     check_served(front);
 }
 
+/* Who is told that the queue is damaged, and waits for being replaced meanwhile. */
+static _Atomic bool is_watched;
+
+ssize_t write(int fd, const void *bytes, size_t length)
+{
+    if (atomic_exchange(&is_watched, false))
+        for (int i = 0; i < 10000; i++, sched_yield())
+            CHECK(fcntl(fd, F_GETFD) >= 0); /* else what is written to is anybody's */
+    return syscall(SYS_write, fd, bytes, length);
+}
+
+static void test_a_descriptor_is_not_closed_while_it_is_written_to(void)
+{
+    struct front *front = begin();
+    CHECK(front_set_fd(front, VHOST_SET_VRING_ERR, 0, front->call[0]) == 0);
+    atomic_store(&is_watched, true);
+    __atomic_store_n(&front_available(front, 0)->index, SIZE + 1, __ATOMIC_RELEASE);
+    CHECK(syscall(SYS_write, front->kick[0], &(uint64_t){1}, 8) == 8);
+    while (atomic_load(&is_watched))
+        sched_yield();
+    struct wire wire = {VHOST_SET_VRING_ERR, VHOST_VERSION, 8, {0}};
+    front_send(front, &wire, &front->call[0], 1);
+    check_ended(front, EPROTO, "damaged");
+}
+
 int main(void)
 {
     signal(SIGPIPE, SIG_IGN);
@@ -606,6 +698,7 @@ int main(void)
     test_rings_are_aligned_and_in_memory();
     test_there_are_sixteen_queues();
     test_memory_is_files_that_are_long_enough();
+    test_a_guest_does_not_take_the_address_space_of_all();
     test_only_what_was_offered_is_agreed_upon();
     test_one_byte_of_the_configuration_is_written();
     test_more_of_the_configuration_than_there_is_reads_as_zeros();
@@ -613,16 +706,19 @@ int main(void)
     test_descriptors_that_nobody_wants_are_closed();
     test_half_a_message_is_not_waited_for_for_ever();
     test_a_signal_makes_nobody_impatient();
+    test_who_takes_in_no_replies_is_not_waited_for();
     test_chains_that_break_the_rules();
     test_requests_that_cannot_be_done_fail();
     test_sectors_that_the_device_lacks();
     test_ranges_are_checked_one_by_one();
     test_a_read_only_device_is_not_written();
     test_indirect_tables();
+    test_a_request_has_so_many_parts_and_no_more();
     test_the_index_and_the_heads_stay_in_the_ring();
     test_truncated_memory_ends_one_connection();
     test_a_truncated_inflight_area_ends_nothing();
     test_a_call_that_takes_nothing_in_stops_nobody();
+    test_a_descriptor_is_not_closed_while_it_is_written_to();
     front_close(other, NULL);
     tm_close(config.device);
     puts("ok");
