@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # Everything a person types here. `make help` lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash

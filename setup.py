@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Builds the C core. Everything else is in pyproject.toml.
 
 TMEMD_SANITIZE=address,undefined (or thread) makes an instrumented build below build/SANITIZERS/lib instead, to be used

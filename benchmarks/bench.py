@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Measure our device against nbdkit's own plugins, and its memory against zram's, with real pages.
 
 All servers run at once and are measured in turn within each round, in short slices, so that each ratio compares

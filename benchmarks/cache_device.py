@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a cache device costs: reads that hit beside a swap device's, reads that miss beside nbdkit's file plugin.
 
 A read that misses goes to the same file on the same disk as nbdkit's, which is told to keep nothing of it in the page

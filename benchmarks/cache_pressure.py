@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A process on the host takes its RAM: do copies of a cache device go first, and how fast?
 
 Serves a swap device and a cache device from a tmemd, fills both, and lets readers verify both all the time. Then a

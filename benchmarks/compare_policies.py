@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Replay the recorded workloads through every policy, and print what each costs as a Markdown table."""
 
 from __future__ import annotations

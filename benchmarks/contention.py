@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Three guests want more RAM than there is: who gets how much, and how fast it changes hands."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Measure what it would save to store pages of equal content once: within each image, and as if all were one.
 
 Sizes are those of LZ4, as the pool compresses; pages of zeros take nothing in a pool and are not counted.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Memory taken from the host for the same pages: our device against the kernel's own zram."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Compare the doors to a device, NBD and vhost-user-blk, ours and those of servers that do nothing.
 
 One program puts the load on all of them, with the same clock, waiting and affinity (tests/support/frontend). At depth 1

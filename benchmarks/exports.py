@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Measure what one nbdkit with many exports takes beside its pools: memory under load and idle, CPU while idle."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* How long a guest waits for a page that is in swap: push pages of our own out, touch them in any
  * order, and time those touches that the kernel counts as major faults.
  *

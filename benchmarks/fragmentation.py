@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What random trims leave of a pool: puts refused, memory taken (against zram's), and what compaction costs.
 
 Devices without a backing file or maintenance; compacting is one call of the core. One with room for all its pages is

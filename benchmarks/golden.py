@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Boot guests from one golden image (User-Mode Linux, qcow2 overlays): from tmem, from the host's page cache, uncached.
 
 For each way the image begins cold. Printed are

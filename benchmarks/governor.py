@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a tick of tmemd's governor costs: CPU time with many pools, every one of them busy.
 
 The pools are real files on tmpfs, whose counters and ages change between any two ticks, as if a plugin served each.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How long a guest waits for a page that it has swapped out, by either door: one guest of QEMU, a device by each.
 
 The guest swaps on one device and on the other in turn, several times. It pushes pages of a program out, which then

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Replay block traces through a cache device, and through models of caches of the same size.
 
 Prints what share of the pages that were read each had. The core column is a device with its pool and its maintenance,

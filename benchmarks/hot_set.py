@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """In a guest: a database that is read by chance, a few of its rows far more often than the others.
 
 Usage: python3 -m benchmarks.hot_set FILE

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Does the hot working set get the RAM, or do the cold pages that came first keep it?
 
 Each pattern runs on two devices side by side: one demotes cold pages ahead of need, one refuses when full. Their pools

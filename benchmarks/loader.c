@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Puts load on an NBD server, with real pages: asynchronous libnbd on one connection.
  *
  * Reads commands from stdin, one a line, and answers each with one line of JSON:

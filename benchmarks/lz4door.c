@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Our virtio door with nothing behind it but LZ4: each page that is written is compressed, as a put
  * begins, and forgotten; reads are of zeros. What the store costs is what our device loses against
  * it. It links with the door's own sources and has what they call of tmem.h.

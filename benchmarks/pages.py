@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Capture real pages: the anonymous memory of live programs, as swap would see it.
 
 Starts a handful of ordinary programs with data of their own, waits until each is at rest, copies its anonymous memory

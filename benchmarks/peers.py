@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The servers that are compared, and the load put on them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A process on the host suddenly takes most of its RAM: how fast do pools give theirs back, and is all still right?
 
 Serves devices from a tmemd with its usual budget, fills them, lets a process take what is available less --leave, and

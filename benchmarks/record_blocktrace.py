@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Record a block trace of real guests (User-Mode Linux) at the NBD export that is their disk.
 
 boot   Six guests of 256 MiB boot from one image, each with an overlay of its own, and power off: one, one more, two at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """From rounds of measurements to medians, ratios, goals and tables."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a disk of 5 ms costs requests for pages that are in RAM.
 
 One client reads and writes pages that stay in RAM, one request at a time. Meanwhile, in turn: nothing else happens;

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How fast does a host get memory back whose target falls to a quarter?
 
 Once with all pages cold, neighbours side by side, once with every other page hot, so that each cold one is a write of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Overwrites that every candidate gets in the same order."""
 
 from __future__ import annotations

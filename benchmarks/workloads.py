@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Record workloads: guests that share a host, played on real devices with real pages, for `tmemctl simulate`.
 
 Each guest is a list of requests that a seed determines, each with its time: whatever policy holds, the same pages are

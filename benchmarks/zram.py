@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The kernel's own zram, as the yardstick for density."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """tmem: devices that keep what they can in RAM, for nbdkit's Python plugin.
 
   nbdkit [-U SOCKET] python tmem.py name=NAME size=SIZE backing=FILE|none limit=SIZE [KEY=VALUE ...]

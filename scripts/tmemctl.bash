@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # Completion of tmemctl for bash: commands, their options, and the names of pools. Install it as
 # /usr/share/bash-completion/completions/tmemctl, or source it.
 # shellcheck shell=bash

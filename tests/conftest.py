@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Fixtures: directories that are removed on every path, and servers that are reaped on every path."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A swap device that keeps what it can in RAM: transcendent memory behind NBD."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Ask tmemd, or do without it."""
 
 from __future__ import annotations

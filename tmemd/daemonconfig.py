@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """tmemd's configuration file, in TOML. scripts/tmemd.toml.example shows every key with its default.
 
 Sizes are strings in nbdkit's notation ('512M'); those of the budget may be a share of the host's RAM ('50%') as well.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What clients ask about pools, carried out on their files: by tmemd, and by tmemctl itself where no tmemd runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The messages between tmemd and its clients.
 
 One request and one answer for each connection, each a JSON object on one line, over a unix stream socket. The answer to

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What users set for each pool; tmemd keeps it, so that it outlives tmemd, the plugin and the host.
 
 What `tmemctl set` said goes before the configuration file's [pools.NAME], and that before the defaults.

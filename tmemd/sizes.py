@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Sizes in bytes as people write them: nbdkit's notation, powers of 1024, and fractions of these."""
 
 from __future__ import annotations

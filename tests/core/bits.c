@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Two requests set neighbouring bits of the write-intent bitmap at the same time, and neither
  * writes over the other's. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Every latency falls into the bucket that layout.h and docs/pool-format.md name. Exit status 0 and
  * 'ok'. */
 #include <stdio.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What may happen to a page of a cache device between its being read from the source and its being
  * put, and what the source's failures leave. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A drain leaves no region's bit set that the file holds, even if part of a page could not be
  * written before. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE

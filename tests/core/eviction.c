@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a target that goes down gets from a cache device, whatever was let go of before, and
  * whatever its source has failed to do. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE

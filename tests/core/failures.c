@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A request that fails half-way says so, whatever succeeds after. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the small programs share: a check that ends them, a configuration in memory, and freezing.
  */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a kill leaves between the reading of a page and the writing of a part of it: words that
  * exist; and of whole pages that others read meanwhile: what they were. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE

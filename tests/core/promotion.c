@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What promotion may not do: wait, or put a page whose word has changed since it was read. Exit
  * status 0 and 'ok'. */
 #define _GNU_SOURCE

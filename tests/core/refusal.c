@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a refused put costs: a full pool does not compress a page to find out that there is no room.
  * Exit status 0 and 'ok'. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* No buffer can be had: what needs one fails with ENOMEM, changes nothing and is right when there
  * is memory again. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Many threads on overlapping pages, while others demote, compact, drain, age and change the
  * target.
  *

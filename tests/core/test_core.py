@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The C core without Python, under the sanitizers: no warning, no wrong page."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A made-up life of a device: what happens to it, step by step, and what goes wrong."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Opens a device as the plugin does, in this process, on a host whose boot id the test chooses.
 
 Requests are calls of the core, or come by the virtio door.

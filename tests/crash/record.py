@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Builds crash/recorder.c and says how to run a program under it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* LD_PRELOAD shim: records, in the order they happened, all changes and syncs of the files below
  * $RECORD_BELOW, and lets some of them fail or be the process's last.
  *

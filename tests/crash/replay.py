@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a disk may hold after the host died: replays a record of crash/recorder.c up to any moment.
 
 What was written before the last sync of its file is there; of what came later any part may be missing. Whole writes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Both doors of a device at once, under load: each checks what the other wrote, and the server is killed meanwhile."""
 
 from __future__ import annotations

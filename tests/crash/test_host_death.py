@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """FLUSH, SIGKILL, host death, failed syncs and torn writes in any order: a page is its newest content, or EIO.
 
 Set HISTORIES to try more of them, as in `HISTORIES=1000 pytest tests/crash/test_host_death.py`.

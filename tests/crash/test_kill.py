@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """SIGKILL of the plugin at random moments: no acknowledged write is lost, and no memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What was promised of single pages, kept over a kill, a failed sync, a torn write or the host's death."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The recorder and its replay, on a history small enough to know every outcome of."""
 
 from __future__ import annotations

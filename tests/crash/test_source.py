@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Who attaches to a cache device finds what its source says, whatever was killed or changed before."""
 
 from __future__ import annotations

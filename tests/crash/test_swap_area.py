@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A swap area after its host died: what looks at it and what makes it anew still work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The judge of the crash tests: what must not be is told from what may be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What each page of a device may be, as its record (crash/recorder.c) is followed."""
 
 from __future__ import annotations

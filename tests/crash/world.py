@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A host with a disk and one device, whose lives and deaths are judged."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Fixtures of the model tests; a module whose device is to be another has a `rig` of its own."""
 
 from __future__ import annotations

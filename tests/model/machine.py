@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A state machine of a device and its reference, of which hypothesis makes up the histories."""
 
 from __future__ import annotations

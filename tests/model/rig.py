@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A core device over files of the test's own: no nbdkit, no locks, no background thread."""
 
 from __future__ import annotations

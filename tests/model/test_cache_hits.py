@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a full cache device keeps: the rule of docs/decisions/0011-what-a-cache-keeps.md, on the core."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A cache device against the reference: a page is what the source says, whatever becomes of the copies in tmem."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Which pages are demoted, and how many writes that may cost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What random trims and failures leave of a pool's memory: it is used again, given back, and counted right."""
 
 from __future__ import annotations

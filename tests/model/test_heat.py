@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How long ago pages were used: the generations in the index words."""
 
 from __future__ import annotations

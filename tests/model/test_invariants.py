@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Invariants of the store that random histories would meet too seldom, one by one on the core itself."""
 
 from __future__ import annotations

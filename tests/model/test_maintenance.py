@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A served device's maintenance makes room for pages to come; each tick is made by hand, and so is each generation."""
 
 from __future__ import annotations

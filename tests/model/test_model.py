@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The core against the reference: hypothesis makes up the histories, and looks for the shortest wrong one."""
 
 from __future__ import annotations

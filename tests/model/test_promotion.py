@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Pages that come back from the file soon are put again."""
 
 from __future__ import annotations

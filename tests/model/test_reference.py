@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The reference itself, on the cases that are easy to get wrong."""
 
 from __future__ import annotations

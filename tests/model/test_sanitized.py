@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The model and the invariants once more, in an extension built with AddressSanitizer and UBSan."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The statistics page: latencies, and events and contents by age."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Pages that are written through: what is acknowledged of them is in the file, whatever failed before."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Break the code by rule, one small fault at a time, and see whether the quick tests notice.
 
 Each mutant is made, built and tested in a copy of the tree (as it is now, changes that are not committed included) with

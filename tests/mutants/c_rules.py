@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The rules for C, on its syntax tree: what each leaves out, or has off by one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Judging mutants: the tests that may notice them, in the order in which they are likely to."""
 
 from __future__ import annotations

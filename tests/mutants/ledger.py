@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What became of each mutant, in a file that outlives the run, and why those that survive may."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A mutant: one small fault put into one file, by a rule."""
 
 from __future__ import annotations

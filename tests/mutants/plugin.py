@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A pytest plugin: the tests in the order of a plan, each with its time limit, and what became of each in a file.
 
     pytest -p tests.mutants.plugin --plan FILE

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """All mutants of the tree, and an even choice of them."""
 
 from __future__ import annotations

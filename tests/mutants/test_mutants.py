@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The mutants' tool: what the rules make, which are chosen, what is remembered, and how a run of tests is judged."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A copy of the tree with an environment of its own, to be broken, built and tested without anybody else seeing it."""
 
 from __future__ import annotations

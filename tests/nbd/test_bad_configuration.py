@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Bad configuration: one clear line, a non-zero exit, and nothing on disk has changed."""
 
 from __future__ import annotations

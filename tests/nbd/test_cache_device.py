@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A cache device as its clients see it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A cache device seen from outside: its pool is ephemeral, and may be emptied at any time."""
 
 from __future__ import annotations

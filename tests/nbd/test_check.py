@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The page path's own pools, read by the verifier that shares no code with it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One client at a time: real ones, over unix sockets and TCP."""
 
 from __future__ import annotations

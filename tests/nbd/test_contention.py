@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Three devices under contention: RAM follows weights, caps and minimums hold, and what nobody needs changes hands."""
 
 from __future__ import annotations

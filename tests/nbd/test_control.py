@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Writes with verification while the target moves, puts are frozen and thawed, and the device is drained."""
 
 from __future__ import annotations

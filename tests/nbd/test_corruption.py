@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A damaged byte is an I/O error for its page, and is counted; every other page is untouched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Devices that have their pools from a tmemd: control through its socket, and what happens when either side dies."""
 
 from __future__ import annotations

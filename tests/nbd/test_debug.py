@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What `nbdkit -v` shows of a device: what was found when it was opened, its targets, its rounds of demotion."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One device, two doors: who is let in where, and what is said of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Several devices in one nbdkit: export names choose among them and are never anything else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A source that fails: an error for the request that met it and nothing else, and never anything but what it holds."""
 
 from __future__ import annotations

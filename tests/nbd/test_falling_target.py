@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A target that falls far below what the pool takes: puts are refused until it has shrunk, writes never fail."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """256 pools on one tmemd: some are served by one nbdkit, the rest are idle."""
 
 from __future__ import annotations

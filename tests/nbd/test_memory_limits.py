@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """No memory to be had: a full tmpfs and a memory cgroup near its limit refuse puts, and nobody dies."""
 
 from __future__ import annotations

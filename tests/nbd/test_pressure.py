@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The host takes its memory back: pools shrink, nothing is lost, and what was taken is given again."""
 
 from __future__ import annotations

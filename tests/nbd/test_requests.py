@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Requests through libnbd: sizes and offsets of every kind, and what each NBD command promises."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """scripts/serve: the same command again attaches; of an image it says what to type for a guest."""
 
 from __future__ import annotations

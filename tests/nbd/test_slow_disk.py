@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A disk that does not answer holds up the requests that need it, and no others; nothing is stale once it does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What tmemctl top and Prometheus see of a device that serves a client."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """SIGKILL, again and again, of the plugins and the tmemd of devices in use; now and then the host dies with them.
 
 After each kill pages are compared with what was acknowledged, at the end all of them, and what was left behind is

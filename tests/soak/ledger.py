@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What each page of a device may be: servers die under its writers, and now and then the host with them."""
 
 from __future__ import annotations

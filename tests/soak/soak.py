@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Devices of every kind under one tmemd, whose processes are killed again and again while writers use them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The soak in short, and that it would see what it looks for."""
 
 from __future__ import annotations

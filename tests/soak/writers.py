@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Writers that go on until the server they write to is killed, and note in a ledger what was acknowledged."""
 
 from __future__ import annotations

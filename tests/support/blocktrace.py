@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Block traces: what real guests asked of a device at its NBD export, one request after the other.
 
 A trace is a file of comma-separated values, packed by xz. Its first line names the columns:

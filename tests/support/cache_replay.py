@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Replay block traces on a cache device of the real core (pool and maintenance, no nbdkit), and on models of caches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Models of caches: ours (docs/decisions/0011-what-a-cache-keeps.md), and the classics that it is held against.
 
 Each is told of pages one by one as they are read or written, and says whether it had them. All pages are of one size.

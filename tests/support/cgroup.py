@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A memory cgroup of the test's own."""
 
 from __future__ import annotations

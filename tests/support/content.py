@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Page contents that tell where they belong: a page and a version always give the same 4096 bytes."""
 
 from __future__ import annotations

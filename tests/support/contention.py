@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Three guests want more RAM than there is: who gets how much, and how fast it changes hands.
 
 Each guest is fio in a closed loop on a device of its own nbdkit; one tmemd gives them a fixed budget. Every few

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Measure what one nbdkit with many exports takes beside its pools: memory under load and idle, CPU while idle.
 
 Memory is the Rss of every mapping of nbdkit (/proc/PID/smaps) but those of the pool files, whose pages are the guests'.

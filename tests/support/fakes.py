@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Pool files made by hand, and a tmemd in a process of its own."""
 
 from __future__ import annotations

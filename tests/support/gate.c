@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* LD_PRELOAD shim: a disk that does not answer. What is done to the file $GATED, or to one whose
  * name goes on with '.' after that (its map), is logged in $GATE.log, a line for each call: its
  * name, offset, length, and 1 if it was held up.

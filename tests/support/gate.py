@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A disk that does not answer: what a server does to its backing file waits while a gate is closed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What the tests share: a server that is always reaped, connections to it, and waiting for events with a deadline."""
 
 from __future__ import annotations

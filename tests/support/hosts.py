@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A host's /proc and /sys as files."""
 
 from __future__ import annotations

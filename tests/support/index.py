@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A reader of pool files written from docs/pool-format.md alone: what is where, independent of the code under test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Servers that are killed and started again while a guest works."""
 
 from __future__ import annotations

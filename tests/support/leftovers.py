@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a run that is killed would leave behind: children, mounts, directories that hold memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Load on a device through either door, by the program in tests/support/frontend (see `build/frontend --help`)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A process that takes RAM and gives it back, as it is told."""
 
 from __future__ import annotations

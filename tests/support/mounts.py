@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Where tests mount."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Small C programs that are linked with parts of tmemd and run under the sanitizers."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Guests of QEMU: their kernels, a small first file system for them, and QEMU's monitor."""
 
 from __future__ import annotations

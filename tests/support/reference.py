@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The device as it should be: a dict of pages, and nothing clever."""
 
 from __future__ import annotations

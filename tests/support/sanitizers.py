@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """An extension built with AddressSanitizer and UBSan, and the environment in which Python finds and loads it."""
 
 from __future__ import annotations

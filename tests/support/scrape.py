@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What Prometheus would ask for, and what it makes of the answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a series of figures does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Sources of cache devices, and what a test waits for that uses one."""
 
 from __future__ import annotations

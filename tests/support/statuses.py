@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What tmemd may say of a host and a pool."""
 
 from __future__ import annotations

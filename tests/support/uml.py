@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Guests of User-Mode Linux: a kernel that runs as a process of the host, without KVM, and is up in a second or two."""
 
 from __future__ import annotations

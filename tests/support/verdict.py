@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a guest's end says of its device, and a second chance where it says nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Writers that remember what was acknowledged, for servers that die under them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What tmemd does for those who ask, without the socket between: what is refused, what is kept, whenever it dies."""
 
 from __future__ import annotations

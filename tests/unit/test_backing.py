@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a backing file must be like to be used. For block devices a sparse file stands in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Block traces are read as they were written, and from the log of an NBD server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One client at a time, and who is one, by a /proc made by hand."""
 
 from __future__ import annotations

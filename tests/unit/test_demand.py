@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The demand of a pool, which policies go by."""
 
 from __future__ import annotations

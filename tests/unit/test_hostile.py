@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Whatever comes over the control socket: clear errors, nothing changes, and good clients are answered."""
 
 from __future__ import annotations

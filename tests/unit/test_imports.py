@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Tests and benchmarks share what is in tests/support, and import nothing else of each other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The code has the layers that docs/architecture.md shows: includes, symbols and imports only point downwards."""
 
 from __future__ import annotations

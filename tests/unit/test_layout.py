@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What Python repeats of the pool file's layout is what the core's headers say, names and order included."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a run of the tests that was killed left is removed, and nothing else is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The dashboard, the alerts and the documentation speak of metrics that there are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Pools belong to who opened them: nobody else attaches, reads or administers them, nor does an owner harm tmemd."""
 
 from __future__ import annotations

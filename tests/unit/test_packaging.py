@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """An installed tmemd finds its plugin without the source tree."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Policies tick by tick on modelled devices whose guests use their pages evenly."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A recorded host, replayed through the budget's logic, with pools that fill and shrink at the speed of their disks.
 
 data/pressure.csv was recorded twice a second on a host of 24 GiB without pools, while one process took most of the RAM

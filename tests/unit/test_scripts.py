@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The shell scripts, as far as they go without a guest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The source of a cache device while somebody writes to it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """systemd's units, as far as they go without a systemd; tests/vm/test_systemd.py runs them."""
 
 from __future__ import annotations

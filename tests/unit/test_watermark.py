@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How much is to be demoted for pages to come."""
 
 from __future__ import annotations

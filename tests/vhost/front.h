@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A front end and its guest in the process of the back end: vhost_serve runs in a thread at the
  * other end of a socket pair. One thread each. */
 #pragma once

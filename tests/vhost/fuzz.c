@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Hostile front ends and guests, made from seeds: settings, messages, descriptors and rings that
  * are mostly right, so that much is reached, and now and then are anything. Others with the same
  * device notice nothing.

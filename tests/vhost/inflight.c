@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A back end is killed before each single store into what it shares with the guest, and the next
  * one as well: who comes then does what was left, each request once and in their order. Exit status
  * 0 and 'ok'. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Each rule of the door is broken by itself: the request, the setting or the connection fails as it
  * should, and another front end notices nothing. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE

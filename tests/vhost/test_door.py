@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The virtio door without Python, under the sanitizers, against front ends and guests that break its rules."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Our own front end against QEMU's back end: what other tests say of our door, they say with it."""
 
 from __future__ import annotations

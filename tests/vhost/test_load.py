@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The load that tests and benchmarks use, against QEMU's doors and nbdkit's: it notices what it is there to notice."""
 
 from __future__ import annotations

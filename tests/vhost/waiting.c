@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Requests that wait for a slow disk: what passes them, and what happens to a queue and its
  * connection meanwhile. Exit status 0 and 'ok'. */
 #define _GNU_SOURCE

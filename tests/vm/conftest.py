@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What several tests of guests need."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Play the host of a demonstration: show where a device's pages are, and take its RAM away in the middle.
 
 Usage: python -m tests.vm.demo TMEMD_SOCKET NAME < GUEST_OUTPUT

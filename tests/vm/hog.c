@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A memory-hungry workload that verifies its own pages: fill memory with pages that say where they
  * belong, verify all of them, overwrite a third, verify the first half again. Before a page is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Hold a guest's output and the samples of its pool against what a swap device must do."""
 
 from __future__ import annotations

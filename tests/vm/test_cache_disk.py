@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A guest compiles on an ext4 that lies on a cache device, whose server is killed again and again."""
 
 from __future__ import annotations

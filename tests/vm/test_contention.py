@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Three real guests at once want more RAM than there is: it follows their weights, and every page comes back right."""
 
 from __future__ import annotations

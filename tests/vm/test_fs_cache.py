@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """FS-Cache on our device, as docs/fs-cache.md says: what a guest has read once comes from us, not from its server."""
 
 from __future__ import annotations

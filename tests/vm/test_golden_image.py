@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Two guests boot from one golden image, each with an overlay of its own: what one has read, the other finds in RAM."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A real guest with less RAM than its workload swaps on our device, and every page comes back."""
 
 from __future__ import annotations

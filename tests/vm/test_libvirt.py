@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What docs/guests.md has one tell libvirt: the guest starts, and nbdkit's death fails none of its requests."""
 
 from __future__ import annotations

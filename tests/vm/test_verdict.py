@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What is the device's fault and what is the harness's, as the tests with real guests tell them apart."""
 
 from __future__ import annotations

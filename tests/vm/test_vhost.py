@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Real guests have their disk through the virtio door: of User-Mode Linux and of QEMU."""
 
 from __future__ import annotations

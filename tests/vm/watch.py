@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Sample a pool from outside until told to stop: one line of JSON for each sample, on standard output."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Types of the binding over the C page path; `plugin/tmem.py` hands its callbacks on to nbdkit."""
 
 from typing import NamedTuple

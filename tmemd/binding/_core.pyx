@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 # cython: language_level=3, boundscheck=False, freethreading_compatible=False
 """A thin binding over the C page path: checks buffers and ranges, drops the GIL, turns errnos into exceptions."""
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 #pragma once
 
 /* Keep the calling thread's Python state until the thread ends. nbdkit wraps each callback in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """tmemctl: look at pools and change them. One module for each command."""
 
 from __future__ import annotations

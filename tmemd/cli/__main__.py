@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """``python -m tmemd.cli`` is tmemctl."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a pool did, between two looks at it or since it was made: rates, shares and latencies as people want them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Check pool files: every index word, record and checksum, without the code that wrote them. Exit 1 on problems."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What the commands share: where the pools are, and how answers are printed."""
 
 from __future__ import annotations

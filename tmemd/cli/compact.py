@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Compact a pool's memory, and give back what is free.
 
 Ctrl-C ends the waiting, not the plugin's work.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Demote a pool's coldest pages: move them to the backing file until so much memory is free.
 
 Without SIZE, all pages that --idle and --incompressible choose. Ctrl-C ends the waiting, not the plugin's work.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Destroy a pool that no plugin serves; what its tmem holds is lost, but for an ephemeral pool's copies."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Drain a pool: move all its pages to the backing file, so that the file alone holds the device.
 
 With a plugin that serves the pool, or without one. Puts are refused meanwhile, and accepted again afterwards: freeze

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Drop all pages of an ephemeral pool: they are read from its source again when somebody needs them.
 
 With a plugin that serves the pool, or without one. Ctrl-C ends the waiting, not the plugin's work.

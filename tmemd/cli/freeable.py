@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Say what demotion could give back: of each pool, or of those named.
 
 IDLE is what nobody used for over a minute, INCOMPRESSIBLE what takes as much in RAM as in the file.

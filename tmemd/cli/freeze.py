@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Freeze a pool, or all: it refuses all puts, so that new pages go to the file; reads go on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Show what the host can spare, and what tmemd makes of it."""
 
 from __future__ import annotations

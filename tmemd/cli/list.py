@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """List the pools.
 
 TARGET is the RAM that a pool may take, USED what it takes. TMEM, FILE and LOST are pages of 4 KiB by where they are,

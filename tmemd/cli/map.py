@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Show where the pages of a device are: nowhere, in tmem, in the file or source, or lost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Print the path of the plugin, which is what nbdkit's python plugin wants first."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Record what all pools ask for over time, for simulate; Ctrl-C ends it."""
 
 from __future__ import annotations

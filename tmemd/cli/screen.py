@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How `tmemctl top` looks: from a frame to what rich prints. Nothing here knows a terminal's size by itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Set how a pool is treated, all that is given or nothing of it; tmemd remembers it, over reboots too.
 
 The word 'default' stands for what the configuration file says or, where it says nothing, for tmemd's own default.

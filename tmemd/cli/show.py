@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Show all that is known of one pool.
 
 Sizes are in bytes. 'target' is the one that was set by hand, 'target_bytes' the one that holds; 'minimum' was set,

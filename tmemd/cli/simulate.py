@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Say what a recording would have cost under each policy."""
 
 from __future__ import annotations

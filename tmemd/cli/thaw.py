@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Thaw a pool, or all: it accepts puts again."""
 
 from __future__ import annotations

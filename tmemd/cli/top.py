@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Watch the pools: who uses how much RAM, and how well it serves.
 
 Keys: q quits, s sorts by something else, p pauses. Rates, hits and latencies (median and 99th percentile) are those of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Look at all pools again and again, through a tmemd that may be away for a while."""
 
 from __future__ import annotations

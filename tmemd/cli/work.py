@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Waiting for work that the serving plugin was asked for."""
 
 from __future__ import annotations

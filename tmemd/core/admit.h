@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Which pages of an ephemeral pool's source come into tmem. Readers only copy what they have read;
  * threads of the device's own put the copies, evicting others, under page locks and demote_lock. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Sums over the index words by generation, kept up with every word that changes: to scan the index
  * took 60 ms for a device of 64 GiB with every page in tmem. No lock; they may be wrong by the
  * pages that change. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Under demote_lock; words change under their entry lock. */
 #include "aging.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Generations begin, 1 to TM_ANCIENT in turn (0: all that are older); sums by age are published. */
 #pragma once
 

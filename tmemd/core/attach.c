@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* In this order: the index is allocated; allocated memory is found, the rest punched; states of
  * blocks become words; each word is checked and counted, and its slot claimed; what no slot needs
  * is given back. */

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Attaching to a pool makes what its last process left whole, before other threads run: no lock. */
 #pragma once
 

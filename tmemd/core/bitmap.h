@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The write-intent bitmap: one durable bit for each region of the device (as of md arrays). A set
  * bit says that after the host died the file is not to be trusted there; it is set before a change
  * is acknowledged and cleared only after the file is durable. No page lock is held over its I/O. */

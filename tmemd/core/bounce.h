@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Aligned buffers for runs of pages on their way to or from a file. All devices of the process
  * share those that are spare; one mutex, held for a few instructions. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What the pool may take from the host: the target, the freeze, and what is free in the memory
  * cgroup. No lock: what is used is one atomic counter. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The file is made to hold what it lacks, so that the bitmap can be cleared, or a flush
  * acknowledged. I/O locks are held over each write. */
 #pragma once

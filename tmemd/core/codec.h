@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Pages to records and back. Pure functions. */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Compaction: records move together, so that memory which no record needs can be given back. It
  * takes page locks without waiting, so locks of other pages may be held. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Pages are moved out of tmem: the oldest go first, those that the file lacks are written to it
  * before. Threads share a demotion; each run of neighbours is moved under its I/O lock, with page
  * locks held for a moment at either end. */

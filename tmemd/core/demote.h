@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Demotion, for those who hold demote_lock already; others use tm_demote. */
 #pragma once
 

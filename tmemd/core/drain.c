@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Draining: the file alone holds the device then. It holds demote_lock all the time. */
 #include <errno.h>
 

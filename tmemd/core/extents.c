@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Block status: what reads as zeros. It looks at the index alone, without a lock. */
 #include "index.h"
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Pages are read from the file, and checked. Runs are read without a lock: what was overwritten
  * meanwhile does not have the checksum that the index said, and is read again under its I/O lock.
  */

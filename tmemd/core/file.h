@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The backing file: page n at n x 4096. Runs of neighbours bypass the page cache. */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What a request is likely to cost. No lock: whoever asks must be right with either answer. */
 #define _GNU_SOURCE
 #include "index.h"

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 #include "index.h"
 
 uint32_t index_block_pages(const struct tm_device *device, uint64_t block)

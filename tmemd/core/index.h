@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The index: one word for each page of the device, in the pool file. Words are read without a lock;
  * who changes a page holds its page lock, and each store of a word happens under its entry lock. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The pool file: its parts, and the pages of its header; docs/pool-format.md says it in prose. */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Locks of pages. Each page has two, shared with the pages that fall into the same stripe, and
  * neither is held over file I/O:
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Pages are written to the file over what is there: spills, writes that go through, and zeros.
  *
  * Under the run's I/O lock, and one after the other:

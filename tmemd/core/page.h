@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* One page in tmem: put, with the page lock held by the caller; get, which takes the entry lock. */
 #pragma once
 

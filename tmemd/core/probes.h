@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Static probes (USDT), for bpftrace, perf and systemtap: nothing but a nop until somebody looks.
  * docs/architecture.md has a line that uses them. Arguments: device, page, result. */
 #pragma once

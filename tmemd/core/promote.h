@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Pages come back from the file into tmem. A page that somebody is changing stays: no waiting. */
 #pragma once
 

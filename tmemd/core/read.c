@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Read requests. They take no lock by themselves. */
 #include <errno.h>
 #include <string.h>

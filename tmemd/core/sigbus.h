@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A file that is truncated while mapped makes the next touch a SIGBUS. Of a pool there is no page
  * to go on with: say which it was and end the process. Memory of others becomes zeros
  * (tm_watch_mapping). Other faults go to the handler before. One mutex, which the handler does not

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Memory for records: size-classed slots in spans, allocated by the host page by page.
  *
  * A span is 256 KiB of the pool file's address space, given to one size class (every multiple of 16

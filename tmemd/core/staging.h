@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Copies of pages that were read from the source and wait to be put: a miss does not pay for
  * compression. A bounded queue; its mutex is a leaf, held for a copy of a page. */
 #pragma once

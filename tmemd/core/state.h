@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The device that all modules above work on. The header of each part says which lock guards it. */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Counters, and the histograms of the statistics page. Any thread of the serving process adds to
  * them; no lock.
  *

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The page path: one device's pool in a tmpfs file, its backing file and its write-intent bitmap.
  *
  * Calls that return int return 0 or an errno (to the client each is EIO). All may be made from any

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What an ephemeral pool has learnt of how its pages are used (docs/decisions/0011). Any thread of
  * the serving process learns; no lock. */
 #pragma once

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The word that the index has of each page; docs/pool-format.md shows its bits. No locks. */
 #pragma once
 

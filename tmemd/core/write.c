@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Write requests. Of a page's new content
  *
  *                     whole pages (write_pages)             less than a page (write_part)

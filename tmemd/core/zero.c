@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Zero and trim requests: what is written through is zeroed in the file first. */
 #include <errno.h>
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """tmemd, the daemon: its socket, what it does to pools for those who ask, its metrics."""
 
 from __future__ import annotations

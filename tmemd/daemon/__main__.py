@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """``python -m tmemd.daemon`` is tmemd."""
 
 import sys

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Who asks tmemd for something, and who may have it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What tmemd does to pools for those who ask, and what it remembers of them.
 
 Settings are on disk before they are in a pool's control page, and there before anybody is told that they hold: whenever

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The directory of the pools: on a tmpfs, and nobody else's to write to."""
 
 from __future__ import annotations

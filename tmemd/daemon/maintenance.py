@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What tmemd does by itself: sets targets, looks for pools that come and go, and tries again what failed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What Prometheus gets: a snapshot of all pools and of the host, as metrics.
 
 Names and units follow Prometheus' conventions (https://prometheus.io/docs/practices/naming/): base units, `_total` for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Answers Prometheus over HTTP, and survives everybody else who connects.
 
 A connection carries one request and has a few seconds for it. There are only so many at once: who has said nothing for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What keeps tmemd from doing as it was told, in the same words for whoever looks: log, list, top, host and metrics."""
 
 from __future__ import annotations

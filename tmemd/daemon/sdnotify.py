@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Tell systemd how the service is doing (sd_notify); without systemd, nothing."""
 
 from __future__ import annotations

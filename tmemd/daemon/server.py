@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The control socket: connections, the lines that come in, and whose turn it is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """tmemd: creates pools for the plugins it trusts, sets their targets, and answers tmemctl.
 
 No page of any device passes through it, and plugins need it only to start: it may die and come back at any time. Here

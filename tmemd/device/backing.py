@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The backing file or block device of a device, and its write-intent bitmap: found, checked and opened, or created."""
 
 from __future__ import annotations

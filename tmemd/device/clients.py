@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One client at a time: two guests that write to one device would each read what the other wrote."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a device is told to be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What backing files and sources have in common: files and block devices whose page cache is bypassed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The maintenance of a served device, beside its requests: when to demote, to compact, to age, and what was asked for.
 
 One snapshot of the pool file is taken each tick, and the tick's decisions are made on it.

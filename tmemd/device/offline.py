@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What is done to a device that nobody serves: draining it."""
 
 from __future__ import annotations

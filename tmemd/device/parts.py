@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Everything a device is made of, opened and held against each other, or created: pool, backing file, bitmap."""
 
 from __future__ import annotations

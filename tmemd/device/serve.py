@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The life cycle of devices that are served: opened together, started after nbdkit's fork, closed."""
 
 from __future__ import annotations

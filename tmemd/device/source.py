@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The source of a cache device: the file or block device that is the device, and of which tmem holds copies.
 
 What a pool holds is only of use while the source is what it was when the pages were read. A file tells by its times; a

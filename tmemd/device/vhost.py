@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The virtio door: a socket where vhost-user-blk front ends find the device, beside NBD's."""
 
 from __future__ import annotations

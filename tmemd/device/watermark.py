@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How much of a pool is to be free for pages to come. Pure: no clock, no I/O.
 
 A pool that only refuses when it is full keeps the oldest pages in RAM and sends the newest, which are hottest, to the

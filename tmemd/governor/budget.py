@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How much RAM all pools together may take, from one tick to the next. Pure: no I/O, no clock.
 
 `used + spare` hardly changes while pools demote, for what they give back becomes available: so it says what the pools

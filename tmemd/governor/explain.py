@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Why targets changed, in words, for tmemd's log. docs/monitoring.md says what each cause means."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Gives each pool its target, tick after tick: what the host can spare, shared out by a policy.
 
 What decides is elsewhere and pure: `budget` says how much there is, a policy who gets what, `writes` what demotion may

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What the host can spare: MemAvailable, memory pressure (PSI), and the limits of the cgroups that tmemd runs in.
 
 All reads go through *root*, which stands in for / in tests. What a kernel does not have is no error.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Pools as the governor sees them, tick after tick.
 
 Counters are written by other users' processes: a number is taken for true only as far as it can be, and what a pool

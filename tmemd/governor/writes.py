@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """How much demotion may write to backing files, for flash wears: a token bucket that all pools share. Pure.
 
 The tokens lie in the control pages themselves: what a pool was granted and has not used. So they outlive tmemd.

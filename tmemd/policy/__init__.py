@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Policies: from the demand of each pool and a budget to a target for each. Pure: no clock, no I/O, no state.
 
 What a policy needs to remember from one tick to the next is in the demand itself (the target that holds, the use), so

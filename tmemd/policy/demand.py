@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a policy knows of one pool."""
 
 from __future__ import annotations

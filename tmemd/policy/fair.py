@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Our policy: pages that are used soon again are kept in RAM, whoever owns them; within that, weights decide."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The policies that ours is compared with, as far as a store that demotes can have them.
 
 greedy is what Xen does by default. static, reconf-static and smart-alloc are those of L. A. Garrido, R. Nishtala and

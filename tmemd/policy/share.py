@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Weighted max-min fair shares."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Recordings: the samples of all pools over time, which `tmemctl simulate` replays through every policy.
 
 JSON lines, compressed where the name ends in .gz or .xz: a header, then records, each of all pools at one moment.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Replay a recording through a policy: what it would have cost.
 
 What guests ask for hardly depends on where their pages are: how many pages they put, read and free, and how long ago

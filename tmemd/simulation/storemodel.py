@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a pool would do under a target: a model of the store, in pages by age, for `tmemd.simulation.simulate`.
 
 It follows the device's own rules (device/maintenance.py; demote.c, promote.c, admit.c in core) in expected values:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The write-intent bitmap's header: which device a backing file holds, and which pool was last in use with it.
 
 The bits behind it, one for each region, are the page path's (tmemd/core); docs/pool-format.md has the layout.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """An offline verifier of pool files, in pure Python: no code is shared with the page path that writes them.
 
 Holds identity, control words, block states, index, slots, records, checksums and counters against each other, as

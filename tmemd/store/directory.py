@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The pools of a directory, looked after together: by tmemd and, where no tmemd runs, by tmemctl."""
 
 from __future__ import annotations

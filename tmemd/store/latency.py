@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Quantiles from latency histograms, of all time or of the interval between two looks."""
 
 from __future__ import annotations

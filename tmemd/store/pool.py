@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One pool file, and what may be done to it from outside the plugin that serves it.
 
 Pool files belong to the users whose plugins write them, so nothing in them is believed and nothing done to them can

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The pool file as other processes see it: identity, counters, control words.
 
 A pool file has one page each for its identity (written once, by the process that creates the pool), its counters

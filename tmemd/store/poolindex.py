@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The index of a pool file, read from outside: where each page of a device is.
 
 Through pread and SEEK_DATA only, as everything outside the plugin: reading a hole of a tmpfs file through a mapping

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What a pool's plugin is asked to do, and its answers: two rings of numbered slots in the pool file.
 
 Requests stand in the control page, behind its words; tmemd writes them, or tmemctl. Answers stand in the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """One pool at one moment: what the governor reads, recordings keep, and policies are replayed over."""
 
 from __future__ import annotations

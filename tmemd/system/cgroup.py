@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """The memory cgroups a process runs in: at their limit the kernel kills, where a full tmpfs only says no."""
 
 from __future__ import annotations

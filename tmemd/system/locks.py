@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Locks that go with the last descriptor of the open file they were taken on."""
 
 from __future__ import annotations

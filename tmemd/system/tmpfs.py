@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A tmpfs for pools."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Requests of virtio-blk (virtio 5.2), and the device's configuration space. */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The guest's memory as its front end shares it. The table changes only while no queue runs. */
 #pragma once
 

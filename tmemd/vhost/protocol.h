@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Messages of vhost-user as they are on the socket, received and sent. One thread. */
 #pragma once
 

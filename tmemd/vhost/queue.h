@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A virtqueue that is served. Its threads share one role: who leads takes requests out of the ring
  * and carries out what needs no disk. For one that may wait for the file he hands the lead to
  * another thread first, so that nobody's page in RAM waits for a disk.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The virtio door: serves a device to a vhost-user-blk front end (QEMU, cloud-hypervisor, crosvm,
  * UML) through virtqueues in memory shared with the guest. Of the core it knows tmem.h alone.
  *

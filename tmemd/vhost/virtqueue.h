@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A split virtqueue (virtio 2.7) in the guest's memory, and what of it is in flight. One thread
  * takes requests out; those that answer them hold a lock (queue.h), and so does the first where
  * there is an inflight area.

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What every part needs: an end with a message, the time, a connection. */
 #pragma once
 

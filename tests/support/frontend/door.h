@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A way to reach a device: what the load needs of a vhost-user-blk or an NBD connection. */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A histogram of latencies with 64 steps to each power of two: off by less than 1 %. */
 #pragma once
 

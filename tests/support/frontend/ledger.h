@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Which version of each page a device holds: a file that any number of processes share, so that
  * each can check what the others wrote, through whichever door.
  *

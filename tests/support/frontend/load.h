@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The load: which requests are made, and what came of them. */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Puts load on a block device through either of its doors, as one thread of its own: a
  * vhost-user-blk front end with no guest behind it, and an NBD client that waits, counts and
  * measures in the same way. Prints one line of JSON. Exit status: 0; 1 if a request failed or a

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The memory of a guest that does not exist: one memfd that the server may map. */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A small NBD client: fixed newstyle handshake, simple replies, requests pipelined; written from
  * the NBD protocol (NetworkBlockDevice/nbd, doc/proto.md). It is to cost as little as the vhost
  * door does: what is submitted together is sent by one call, and answers are received together. */

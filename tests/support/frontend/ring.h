@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* The driver's side of a split virtqueue (virtio 1.2, 2.7) of block requests (5.2.6). */
 #pragma once
 

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* A vhost-user-blk front end: QEMU's part of the protocol, for one device and no guest. Written
  * from the 'Vhost-user Protocol' (QEMU's docs/interop/vhost-user.rst) and virtio 1.2, 5.2. */
 #define _GNU_SOURCE

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A vhost-user-blk front end for tests: what QEMU and a guest's driver do, step by step, and what a hostile one might.
 
 `protocol` speaks to the back end and has the guest's memory, `virtqueue` is a split ring in it, `disk` makes requests

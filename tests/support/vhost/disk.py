@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A virtio block device as a guest's driver has it (virtio 1.2, 5.2), used as our tests use `nbd.NBD`."""
 
 from __future__ import annotations

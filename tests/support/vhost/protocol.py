@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Messages of the vhost-user protocol (QEMU: docs/interop/vhost-user.rst), and memory that a guest shares."""
 
 from __future__ import annotations

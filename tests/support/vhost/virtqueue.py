@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """A split virtqueue as a driver has it (virtio 1.2, 2.7)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """Run a libvirt domain, resumed whenever it is paused, until we are killed: domain.py DIRECTORY XML.
 
 libvirt's QEMU driver works in this process, without a daemon, and keeps what it has below the directory. QEMU outlives

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* Lets User-Mode Linux run on a CPU whose XSAVE area is larger than its buffer for it (AMX):
  * preload this.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: BSD-3-Clause
 """What is done in the guest: tmemd is installed as the README says, and devices are managed while clients work on them.
 
     scenario.py first|second
