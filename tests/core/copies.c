@@ -29,6 +29,26 @@ bool __wrap_staging_take(struct staging *staging, struct staged *oldest, unsigne
     return taken;
 }
 
+/* What another thread does while a copy is being put, once. */
+static void *(*amid_put)(void *);
+static pthread_t other;
+
+bool __real_promote_put(struct tm_device *of, uint64_t page, const uint8_t *content,
+                        uint64_t again);
+bool __wrap_promote_put(struct tm_device *of, uint64_t page, const uint8_t *content,
+                        uint64_t again);
+bool __wrap_promote_put(struct tm_device *of, uint64_t page, const uint8_t *content, uint64_t again)
+{
+    void *(*work)(void *) = amid_put;
+    amid_put = NULL;
+    if (work) {
+        CHECK(pthread_create(&other, NULL, work, NULL) == 0);
+        for (int i = 0; i < 20000; i++) /* it has the time to do what it may */
+            sched_yield();
+    }
+    return __real_promote_put(of, page, content, again);
+}
+
 /* Return when no copy waits. */
 static void put_copies(void)
 {
@@ -157,6 +177,25 @@ static void test_of_two_writes_the_second_is_put(void)
     CHECK(kind_of(PAGE) == TM_TMEM && reads(PAGE, 2));
 }
 
+static void *write_newest(void *unused)
+{
+    write_version(PAGE, 5);
+    return unused;
+}
+
+static void test_a_write_waits_for_the_put_of_what_was(void)
+{
+    write_version(PAGE, 4);
+    put_copies();
+    tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &(uint64_t){0});
+    amid_put = write_newest;
+    CHECK(reads(PAGE, 4));
+    put_copies();
+    CHECK(pthread_join(other, NULL) == 0);
+    put_copies();
+    CHECK(reads(PAGE, 5));
+}
+
 static void test_what_was_read_is_not_put_over_a_trim(void)
 {
     write_version(PAGE, 1);
@@ -276,6 +315,7 @@ int main(void)
     test_what_was_read_is_not_put_over_what_was_written_since();
     test_where_workers_are_behind_readers_put_what_they_needed();
     test_of_two_writes_the_second_is_put();
+    test_a_write_waits_for_the_put_of_what_was();
     test_what_was_read_is_not_put_over_a_trim();
     test_a_write_amid_a_read_is_seen_by_the_next();
     test_eviction_amid_a_write_neither_fails_nor_brings_back_what_was();

@@ -87,7 +87,11 @@ def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress
         pytest.param("refusal", [], id="a full pool does not compress what it refuses"),
         pytest.param("drained", ["-Wl,--wrap=lock_io"], id="a drain clears the bit where a write has failed"),
         pytest.param("partial", ["-Wl,--wrap=overwrite_locked"], id="a kill amid a partial overwrite leaves what was"),
-        pytest.param("copies", ["-Wl,--wrap=staging_take"], id="a copy is put only while it is what the source holds"),
+        pytest.param(
+            "copies",
+            ["-Wl,--wrap=staging_take,--wrap=promote_put"],
+            id="a copy is put only while it is what the source holds",
+        ),
         pytest.param("eviction", [], id="a cache gives what a target asks for"),
         pytest.param("shortage", ["-Wl,--wrap=bounce_get"], id="what needs memory that cannot be had changes nothing"),
         pytest.param("failures", [], id="what fails half-way is an error"),
