@@ -6,7 +6,10 @@
  * Version 1.2 ('virtio'), whose sections are named where a rule comes from one.
  *
  * Neither the guest nor its front end is trusted: what they share is copied before it is looked at,
- * every number is checked, and whoever breaks a rule loses his connection, nothing else. */
+ * every number is checked, and whoever breaks a rule loses his connection, nothing else. One thing
+ * a front end can do: fill the descriptor that it is to be interrupted by, and make it block. Then
+ * its own connection does not end, nor does an orderly stop of the server; SIGKILL, which is how
+ * servers are stopped, ends it. */
 #pragma once
 
 #include "tmem.h"
@@ -22,5 +25,5 @@ struct vhost_config {
 
 /* Serve whoever is at the other end of a connected stream socket until he leaves. Returns 0, or an
  * errno and in *error (of error_size bytes) what was wrong. The socket stays the caller's; shut
- * down, it ends the call. */
+ * down, it ends the call. The process ignores SIGPIPE, as nbdkit does. */
 int vhost_serve(const struct vhost_config *config, int socket, char *error, size_t error_size);
