@@ -3,62 +3,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.support.harness import ROOT
-
-CORE = ROOT / "tmemd" / "core"
-HERE = Path(__file__).parent
-OPTIONS = {
-    # Its deadlock detector gives up at 64 locks held, and a trim holds 512.
-    "TSAN_OPTIONS": "halt_on_error=1 exitcode=66 detect_deadlocks=0",
-    "ASAN_OPTIONS": "detect_leaks=1",
-    "UBSAN_OPTIONS": "halt_on_error=1 print_stacktrace=1",
-}
-
-
-FLAGS = ["-std=c11", "-g", "-O1", "-fno-omit-frame-pointer", "-Wall", "-Wextra", "-Werror", f"-I{CORE}", "-pthread"]
-THREAD, ADDRESS = "-fsanitize=thread", "-fsanitize=address,undefined,bounds-strict"
-Build = Callable[..., str]
+from tests.support.programs import ADDRESS, THREAD, Build, builder, run
 
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Compiles programs: build(name, sanitizers, *linker's options). Nothing is compiled twice."""
-
-    @cache
-    def core(sanitizers: str) -> Path:
-        directory = tmp_path_factory.mktemp("core")
-        sources = [str(path) for path in CORE.glob("*.c")]
-        subprocess.run(["gcc", *FLAGS, sanitizers, "-c", *sources], cwd=directory, check=True)
-        return directory
-
-    @cache
-    def build(name: str, sanitizers: str, *options: str) -> str:
-        objects = list(map(str, core(sanitizers).glob("*.o")))
-        program = str(tmp_path_factory.mktemp(name) / name)
-        command = [
-            "gcc",
-            *FLAGS,
-            sanitizers,
-            str(HERE / f"{name}.c"),
-            *objects,
-            "-o",
-            program,
-            "-llz4",
-            "-lisal",
-            *options,
-        ]
-        subprocess.run(command, check=True)
-        return program
-
-    return build
+    """Compiles programs of this directory with the core."""
+    return builder(tmp_path_factory.mktemp("core"), Path(__file__).parent, ["core"])
 
 
 @pytest.fixture(
@@ -101,9 +56,3 @@ def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress
 )
 def test_the_core_by_itself(build: Build, program: str, options: list[str]) -> None:
     run([build(program, ADDRESS, *options)])
-
-
-def run(command: list[str]) -> None:
-    """Run a program that says 'ok' and nothing else when nothing is wrong."""
-    result = subprocess.run(command, env=os.environ | OPTIONS, capture_output=True, text=True, timeout=300, check=False)
-    assert (result.returncode, result.stdout, result.stderr) == (0, "ok\n", "")
