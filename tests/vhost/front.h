@@ -61,8 +61,8 @@ struct front {
     uint16_t size; /* of each queue */
     int fd;        /* of the memory */
     uint8_t *memory;
-    int kick[BLOCK_QUEUES], call[BLOCK_QUEUES];
-    uint16_t seen[BLOCK_QUEUES]; /* answers that were taken in */
+    int kick[VIRTQUEUES], call[VIRTQUEUES];
+    uint16_t seen[VIRTQUEUES]; /* answers that were taken in */
 };
 
 static inline void *front_serve(void *argument)
@@ -99,7 +99,7 @@ static inline int front_close(struct front *front, char *error)
     int result = front->result;
     if (error)
         memcpy(error, front->error, sizeof front->error);
-    for (int i = 0; i < BLOCK_QUEUES; i++) {
+    for (int i = 0; i < VIRTQUEUES; i++) {
         close(front->kick[i]);
         close(front->call[i]);
     }

@@ -505,7 +505,7 @@ static void begin(const struct vhost_config *config)
     struct vhost_config own = *config;
     own.read_only = one_in(16);
     own.poll_us = one_in(4) ? 20 : 0;
-    now.n_queues = one_in(32) ? BLOCK_QUEUES : 1 + (unsigned)below(3);
+    now.n_queues = one_in(32) ? VIRTQUEUES : 1 + (unsigned)below(3);
     now.size = (uint16_t)(1 << (one_in(4) ? below(11) : 5 + below(4)));
     now.n_slots = 0;
     now.has_indirect = false;

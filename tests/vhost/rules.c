@@ -118,10 +118,10 @@ static void test_there_are_sixteen_queues(void)
 {
     struct front *front = begin();
     for (uint32_t request = VHOST_SET_VRING_NUM; request <= VHOST_SET_VRING_BASE; request++) {
-        struct vhost_vring_address address = {.index = BLOCK_QUEUES};
+        struct vhost_vring_address address = {.index = VIRTQUEUES};
         CHECK(front_set(front, request, &address, sizeof address, NULL, 0) == 1);
     }
-    for (uint64_t queue = BLOCK_QUEUES; queue < 256; queue += 239)
+    for (uint64_t queue = VIRTQUEUES; queue < 256; queue += 239)
         CHECK(front_set_fd(front, VHOST_SET_VRING_CALL, queue, front->fd) == 1);
     check_served(front);
 }

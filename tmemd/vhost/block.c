@@ -64,7 +64,7 @@ void block_config(const struct vhost_config *config, bool write_back, uint32_t o
                                 .min_io_size = (uint16_t)page_blocks,
                                 .opt_io_size = page_blocks,
                                 .writeback = write_back,
-                                .num_queues = BLOCK_QUEUES,
+                                .num_queues = VIRTQUEUES,
                                 .max_discard_sectors = RANGE_SECTORS,
                                 .max_discard_seg = BLOCK_RANGES,
                                 .discard_sector_alignment = TM_PAGE / SECTOR,

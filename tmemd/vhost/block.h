@@ -16,7 +16,7 @@
 #define VIRTIO_BLK_F_DISCARD (UINT64_C(1) << 13)
 #define VIRTIO_BLK_F_WRITE_ZEROES (UINT64_C(1) << 14)
 
-enum { BLOCK_QUEUES = 16, BLOCK_BUFFER = 256 << 10, BLOCK_RANGES = 16 };
+enum { BLOCK_BUFFER = 256 << 10, BLOCK_RANGES = 16 };
 
 /* Parts of the guest's memory. */
 struct parts {

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #define _GNU_SOURCE
 #include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "block.h"
+#include "inflight.h"
 #include "queue.h"
 
 /* One front end. Its settings are changed by the thread that reads its messages, and only while the
@@ -20,10 +19,8 @@ struct session {
     uint64_t features;       /* as agreed */
     _Atomic bool write_back; /* what is written need not be durable before FLUSH */
     struct memory memory;
-    struct region inflight;
-    uint16_t inflight_queues, inflight_size;
-    _Atomic bool inflight_lost;
-    struct queue queues[BLOCK_QUEUES];
+    struct inflight inflight;
+    struct queue queues[VIRTQUEUES];
     int backend_requests; /* a socket for what we would ask of the front end; we never do */
     char *error;
     size_t error_size;
@@ -84,20 +81,6 @@ static bool find_rings(struct session *session, struct queue *queue)
     return ring->descriptors && ring->available && ring->used;
 }
 
-static bool find_inflight(struct session *session, struct queue *queue)
-{
-    unsigned index = (unsigned)(queue - session->queues);
-    queue->ring.inflight = NULL;
-    if (!session->inflight.base)
-        return true;
-    if (index >= session->inflight_queues || queue->ring.size > session->inflight_size)
-        return false;
-    queue->ring.inflight =
-        (struct inflight_queue *)(session->inflight.base +
-                                  index * virtqueue_inflight_bytes(session->inflight_size));
-    return true;
-}
-
 static int start_if_ready(struct session *session, struct queue *queue)
 {
     unsigned index = (unsigned)(queue - session->queues);
@@ -107,7 +90,7 @@ static int start_if_ready(struct session *session, struct queue *queue)
     queue->ring.has_event_index = session->features & VIRTIO_F_EVENT_IDX;
     if (!find_rings(session, queue))
         return fail(session, EINVAL, "queue %u lies outside of the shared memory", index);
-    if (!find_inflight(session, queue))
+    if (!inflight_find(&session->inflight, index, queue->ring.size, &queue->ring.inflight))
         return fail(session, EINVAL, "the inflight area has no place for queue %u", index);
     int error = queue_start(queue, session->config, &session->write_back, session->socket);
     return error ? fail(session, error, "queue %u: %s", index, strerror(error)) : 0;
@@ -116,21 +99,21 @@ static int start_if_ready(struct session *session, struct queue *queue)
 static int start_all(struct session *session)
 {
     int error = 0;
-    for (unsigned i = 0; i < BLOCK_QUEUES && !error; i++)
+    for (unsigned i = 0; i < VIRTQUEUES && !error; i++)
         error = start_if_ready(session, &session->queues[i]);
     return error;
 }
 
 static void stop_all(struct session *session)
 {
-    for (unsigned i = 0; i < BLOCK_QUEUES; i++)
+    for (unsigned i = 0; i < VIRTQUEUES; i++)
         queue_stop(&session->queues[i]);
 }
 
 static void reset(struct session *session)
 {
     stop_all(session);
-    for (unsigned i = 0; i < BLOCK_QUEUES; i++) {
+    for (unsigned i = 0; i < VIRTQUEUES; i++) {
         session->queues[i].is_enabled = session->queues[i].has_address = false;
         queue_set_fd(&session->queues[i], &session->queues[i].kick, -1);
     }
@@ -140,7 +123,7 @@ static void reset(struct session *session)
 /* The queue that a message is about; NULL: there is none. */
 static struct queue *queue_of(struct session *session, uint64_t index)
 {
-    if (index < BLOCK_QUEUES)
+    if (index < VIRTQUEUES)
         return &session->queues[index];
     fail(session, EINVAL, "there is no queue %llu", (unsigned long long)index);
     return NULL;
@@ -271,41 +254,22 @@ static int set_config(struct session *session, const struct vhost_message *messa
 
 static int set_inflight(struct session *session, struct vhost_message *message, int fd)
 {
-    const struct vhost_inflight_area *area = &message->payload.inflight;
-    const struct vhost_region where = {.bytes = area->n_queues *
-                                                virtqueue_inflight_bytes(area->queue_size),
-                                       .offset = area->offset};
     stop_all(session);
-    memory_unmap(&session->inflight);
-    session->inflight_lost = false;
-    if (!area->n_queues || area->n_queues > BLOCK_QUEUES || area->queue_size > VIRTQUEUE_MAX ||
-        area->offset % 64 || area->bytes < where.bytes ||
-        memory_map(&session->inflight, &where, fd, &session->inflight_lost))
-        return fail(session, EINVAL, "the inflight area cannot be mapped");
-    session->inflight_queues = area->n_queues;
-    session->inflight_size = area->queue_size;
-    return start_all(session);
+    int error = inflight_set(&session->inflight, &message->payload.inflight, fd);
+    return error ? fail(session, error, "the inflight area cannot be mapped") : start_all(session);
 }
 
-/* A new one, of zeros. Nobody can make it shorter. */
 static int get_inflight(struct session *session, struct vhost_message *message)
 {
     struct vhost_inflight_area *area = &message->payload.inflight;
-    if (!area->n_queues || area->n_queues > BLOCK_QUEUES || area->queue_size > VIRTQUEUE_MAX)
+    int fd = inflight_make(area);
+    if (fd < 0)
         return fail(session, EINVAL, "an inflight area for %u queues of %u is not possible",
                     area->n_queues, area->queue_size);
-    area->bytes = area->n_queues * virtqueue_inflight_bytes(area->queue_size);
-    area->offset = 0;
-    int fd = memfd_create("tmem-inflight", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    bool made = fd >= 0 && ftruncate(fd, (off_t)area->bytes) == 0 &&
-                fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0;
-    int error = made ? 0 : errno;
-    if (!error)
-        error = set_inflight(session, message, fd);
+    int error = set_inflight(session, message, fd);
     if (!error)
         error = protocol_reply(session->socket, message, sizeof *area, fd);
-    if (fd >= 0)
-        close(fd);
+    close(fd);
     return error;
 }
 
@@ -372,7 +336,7 @@ static int handle(struct session *session, struct vhost_message *message)
     case VHOST_SET_PROTOCOL_FEATURES:
         return 0;
     case VHOST_GET_QUEUE_NUM:
-        return reply_u64(session, message, BLOCK_QUEUES);
+        return reply_u64(session, message, VIRTQUEUES);
     case VHOST_SET_OWNER:
         return 0;
     case VHOST_RESET_OWNER:
@@ -431,7 +395,7 @@ static int next_message(struct session *session)
 
 static bool is_any_broken(const struct session *session)
 {
-    for (unsigned i = 0; i < BLOCK_QUEUES; i++)
+    for (unsigned i = 0; i < VIRTQUEUES; i++)
         if (atomic_load(&session->queues[i].broken))
             return true;
     return false;
@@ -440,10 +404,10 @@ static bool is_any_broken(const struct session *session)
 static void close_all(struct session *session)
 {
     stop_all(session);
-    for (unsigned i = 0; i < BLOCK_QUEUES; i++)
+    for (unsigned i = 0; i < VIRTQUEUES; i++)
         queue_destroy(&session->queues[i]);
     set_backend_requests(session, -1);
-    memory_unmap(&session->inflight);
+    inflight_clear(&session->inflight);
     memory_clear(&session->memory);
 }
 
@@ -458,7 +422,7 @@ int vhost_serve(const struct vhost_config *config, int socket, char *error, size
     session->backend_requests = -1;
     session->error = error;
     session->error_size = error_size;
-    for (unsigned i = 0; i < BLOCK_QUEUES; i++)
+    for (unsigned i = 0; i < VIRTQUEUES; i++)
         queue_init(&session->queues[i]);
     atomic_fetch_add(&tm_doors(config->device)->vhost, 1);
     int failed = 0;

@@ -11,6 +11,7 @@
 #include "memory.h"
 
 enum {
+    VIRTQUEUES = 16,           /* of a device */
     VIRTQUEUE_MAX = 1024,      /* descriptors */
     VIRTQUEUE_SEGMENTS = 1024, /* parts of one request, after translation */
 };
