@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What docs/guests.md has one tell libvirt: the guest starts, and nbdkit's death fails none of its requests."""
+"""What the documents have one tell libvirt: the guest starts, and nbdkit's death fails none of its requests."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ pytestmark = [pytest.mark.vm, *needs_qemu]
 pytest.importorskip("libvirt", reason="no libvirt for Python")
 
 
-def documented(tag: str, about: str) -> str:
+def documented(tag: str, about: str, document: str = "guests.md") -> str:
     """The element of that name in the document in which there is *about*."""
-    text = (ROOT / "docs" / "guests.md").read_text()
+    text = (ROOT / "docs" / document).read_text()
     elements = re.findall(rf"^ +<{tag}\b.*?</{tag}>$", text, flags=re.MULTILINE | re.DOTALL)
     (found,) = (each for each in elements if about in each)
     return str(found)
@@ -102,7 +102,7 @@ def test_a_guest_whose_disk_is_an_overlay_survives_the_server_of_the_image(
     uri = f"nbd+unix:///golden?socket={server.socket}"
     make = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", str(overlay)]
     subprocess.run(make, check=True)
-    element = documented("qemu:commandline", "/golden.sock")
+    element = documented("qemu:commandline", "/golden.sock", "cache-devices.md")
     for old, new in (
         ("/run/tmemd-devices/golden.sock", str(server.socket)),
         ("/var/lib/libvirt/images/guest1.qcow2", str(overlay)),

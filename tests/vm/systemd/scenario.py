@@ -170,9 +170,9 @@ def state(unit: str) -> str:
     return run(f"systemctl show --value --property ActiveState {unit}")
 
 
-def commands_of(heading: str) -> list[list[str]]:
-    """The blocks of commands below a heading of the README."""
-    section = re.split(rf"^#+ {heading}$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)[1]
+def commands_of(document: str, heading: str) -> list[list[str]]:
+    """The blocks of commands below a heading of a document."""
+    section = re.split(rf"^#+ {heading}$", (ROOT / document).read_text(), flags=re.MULTILINE)[1]
     section = re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0]
     blocks = re.findall(r"(?:^    .+\n)+", section, flags=re.MULTILINE)
     return [[line.strip() for line in block.splitlines()] for block in blocks]
@@ -186,7 +186,7 @@ def replaced(line: str, old: str, new: str) -> str:
 
 def install(wheels: Path) -> None:
     """Do what the README says, but for what there is no network, compiler or disk for."""
-    host, device = commands_of("Install")
+    host, device, *_ = commands_of("README.md", "Install it")
     packages, venv, pip, *rest = host
     assert packages.startswith("apt-get install"), packages
     pip = replaced(pip, "install .", f"install --quiet --no-index --find-links={wheels} tmemd")
@@ -225,10 +225,10 @@ def manage(clients: list[Client]) -> None:
 
 
 def serve_image() -> None:
-    """Do what the README says of a golden image; two guests read it, and once more after a restart."""
+    """Do what docs/cache-devices.md says of a golden image; two guests read it, and once more after a restart."""
     IMAGE.parent.mkdir(parents=True)
     IMAGE.write_bytes(b"".join(content(page, 1) for page in range(1024)))
-    *_, service = commands_of("One image, many guests")
+    *_, service = commands_of("docs/cache-devices.md", "One image, many guests")
     for command in service:
         run(command)
     for _ in range(2):
@@ -268,7 +268,7 @@ def check_separation() -> None:
 
 
 def drain() -> None:
-    """What the README says to do before a reboot."""
+    """What docs/operating.md says to do before a reboot."""
     run("tmemctl freeze web && tmemctl drain web")
     run("systemctl stop tmemd-device@web.socket")
     run("tmemctl drain web && tmemctl thaw web")

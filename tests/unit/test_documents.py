@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""What documents point at is there: files, headings, targets of make, commands of tmemctl."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import ROOT
+from tmemd.cli.commands import COMMANDS
+
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {path: path.read_text() for path in DOCUMENTS}
+OLD = {"settle"}  # what documents name as the old name of another
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+def prose(text: str) -> str:
+    """The text without what is shown as it is: code, in blocks and in lines."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"(?:^|\n\n)(?: {4}.*\n+)+", "\n\n", text))
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links(path: Path) -> list[tuple[Path, str]]:
+    """Where the links of a document within the tree lead: a file, and an anchor or nothing."""
+    found = re.findall(r"\]\(([^()\s]+)\)", prose(TEXTS[path]))
+    parts = (link.partition("#") for link in found if "://" not in link)
+    return [((path.parent / file).resolve() if file else path, anchor) for file, _, anchor in parts]
+
+
+def leads_somewhere(file: Path, anchor: str) -> bool:
+    """Whether the file is there, and has that heading."""
+    return file.exists() and (not anchor or anchor in anchors(TEXTS[file]))
+
+
+@each_document
+def test_links_lead_somewhere(path: Path) -> None:
+    assert [link for link in links(path) if not leads_somewhere(*link)] == []
+
+
+def test_the_readme_leads_to_every_document() -> None:
+    reached, found = set[Path](), {ROOT / "README.md"}
+    while found - reached:
+        path = (found - reached).pop()
+        reached.add(path)
+        files = {file for file, _ in links(path)}
+        found |= {each for file in files for each in ([file] if file in TEXTS else file.glob("*.md"))}
+    assert set(DOCUMENTS) - reached == set()
+
+
+def test_the_readme_is_no_book() -> None:
+    assert len(TEXTS[ROOT / "README.md"].encode()) <= 9000
+
+
+def words_after(command: str, text: str) -> set[str]:
+    """What stands behind a command where one is shown: in code, or at the begin of a line of a block."""
+    return set(re.findall(rf"(?:`|^ +){command} ([a-z][a-z-]*)", text, flags=re.MULTILINE))
+
+
+@each_document
+def test_what_is_typed_exists(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert words_after("make", TEXTS[path]) - targets == set()
+    assert words_after("tmemctl", TEXTS[path]) - set(COMMANDS) - OLD == set()
