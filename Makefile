@@ -17,7 +17,7 @@ SEED := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help setup build sanitize lint format test test-quick mutants bench doors inversion fragmentation slow-disk \
-	policies hitrate soak fuzz demo clean
+	policies hitrate soak fuzz demo man clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -116,6 +116,9 @@ fuzz: build/fuzz  ## hostile front ends and guests at the virtio door: make fuzz
 
 demo: build  ## a real guest swaps on our device, before your eyes
 	@tests/vm/run --demo virtio
+
+man: build  ## the manual pages, below build/man
+	@$(PYTHON) scripts/manpages.py build/man
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build *.egg-info tmemd/binding/*.so $(VENV)/built
