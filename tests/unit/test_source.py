@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -23,22 +22,17 @@ from tmemd.device.source import open_source
 from tmemd.store.poolfile import PoolError
 
 
-def test_a_source_that_is_being_written_is_not_opened_to_read(tmp_path: Path) -> None:
-    path, stop = tmp_path / "image", threading.Event()
+def test_a_source_that_is_being_written_is_not_opened_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, sleep = tmp_path / "image", time.sleep
     path.write_bytes(bytes(4096))
 
-    def write() -> None:
-        while not stop.wait(0.001):
-            os.utime(path)
+    def sleep_and_write(seconds: float) -> None:
+        sleep(seconds)
+        os.utime(path)
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        with pytest.raises(PoolError, match="somebody is writing to it"):
-            open_source(path, write=False)
-    finally:
-        stop.set()
-        writer.join()
+    monkeypatch.setattr(time, "sleep", sleep_and_write)
+    with pytest.raises(PoolError, match="somebody is writing to it"):
+        open_source(path, write=False)
 
 
 def test_a_source_that_was_written_just_now_is_opened_when_its_clock_has_gone_on(tmp_path: Path) -> None:
