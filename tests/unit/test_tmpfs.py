@@ -86,6 +86,22 @@ def test_prepare_mounts_and_ends(tmp_path: Path) -> None:
         assert capacity(path) == 9 << 20
 
 
+@pytest.mark.parametrize("kept_out", [True, False])
+def test_a_tmpfs_that_may_be_swapped_is_warned_of(
+    kept_out: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mount_tmpfs = tmpfs.mount_tmpfs
+
+    def mount(path: Path, size: str) -> bool:
+        mount_tmpfs(path, size)
+        return kept_out
+
+    monkeypatch.setattr(tmpfs, "mount_tmpfs", mount)
+    with mountable(tmp_path / "pools") as path:
+        assert main(["--prepare", f"--pools={path}", "--tmpfs-size=8M"]) == 0
+    assert ("cannot keep a tmpfs out of swap" in caplog.text) is not kept_out
+
+
 def unmount(path: Path) -> None:
     """Although tmemd uses it."""
     assert subprocess.run(["umount", path], stderr=subprocess.DEVNULL, check=False).returncode, "it is in use"
