@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 
+#include "bounce.h"
 #include "fixture.h"
 
 enum { PAGES = 2048, PAGE = 600, ROOM = 64 << 20 };
@@ -14,6 +15,25 @@ enum { PAGES = 2048, PAGE = 600, ROOM = 64 << 20 };
 static struct tm_device *device;
 static unsigned n_failing; /* writes that will fail, the first ones */
 static void (*amid_write)(void);
+
+/* Buffers that are in use. */
+static _Atomic int n_bounces;
+
+struct bounce *__real_bounce_get(void);
+struct bounce *__wrap_bounce_get(void);
+struct bounce *__wrap_bounce_get(void)
+{
+    n_bounces++;
+    return __real_bounce_get();
+}
+
+void __real_bounce_put(struct bounce *bounce);
+void __wrap_bounce_put(struct bounce *bounce);
+void __wrap_bounce_put(struct bounce *bounce)
+{
+    n_bounces--;
+    __real_bounce_put(bounce);
+}
 
 int fallocate(int fd, int mode, off_t offset, off_t length)
 {
@@ -158,6 +178,7 @@ int main(void)
     test_zeroing();
     test_overwriting();
     test_spilling();
+    CHECK(n_bounces == 0);
     puts("ok");
     return 0;
 }

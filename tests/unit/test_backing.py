@@ -54,6 +54,19 @@ def used(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("kind", ["directory", "pipe", "character device"])
+def test_what_holds_no_pages_is_refused(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "backing"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(PoolError, match="is neither a file nor a block device"):
+        backing.find(path, tmp_path / "map", SIZE)
+
+
 def test_what_fails_half_way_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "it failed")
