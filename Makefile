@@ -76,7 +76,7 @@ format: setup  ## let ruff and clang-format rearrange the code
 	ruff format .
 	clang-format -i $(C_FILES)
 
-test: build lint  ## lint and all tests, real guests included (eight minutes on two cores)
+test: build lint  ## lint and all tests, real guests included (thirteen minutes on two cores)
 	pytest -n auto
 
 test-quick: build  ## without guests and what takes long (somewhat over two minutes on two cores)
