@@ -76,10 +76,10 @@ format: setup  ## let ruff and clang-format rearrange the code
 	ruff format .
 	clang-format -i $(C_FILES)
 
-test: build lint  ## lint and all tests, real guests included (thirteen minutes on two cores)
+test: build lint  ## lint and all tests, real guests included (a quarter of an hour on two cores)
 	pytest -n auto
 
-test-quick: build  ## without guests and what takes long (somewhat over two minutes on two cores)
+test-quick: build  ## without guests and what takes long (two and a half minutes on two cores)
 	pytest -n auto -m 'not vm and not slow'
 
 mutants: setup  ## break the code by rule and see whether the quick tests notice (hours; ARGS=--help)
