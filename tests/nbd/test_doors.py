@@ -113,12 +113,14 @@ def fails(pools: Path, tmp_path: Path, vhost: Path, **keys: object) -> str:
     return result.stderr
 
 
-@pytest.mark.parametrize("kind", ["file", "in use", "nowhere", "too long"])
+@pytest.mark.parametrize("kind", ["file", "link", "in use", "nowhere", "too long"])
 def test_a_socket_that_cannot_be_made_is_named(kind: str, pools: Path, tmp_path: Path) -> None:
     path = tmp_path / "vhost.sock"
     with socket.socket(socket.AF_UNIX) as other:
         if kind == "file":
             path.write_text("kept")
+        elif kind == "link":
+            path.symlink_to(tmp_path / "missing")
         elif kind == "in use":
             other.bind(str(path))
             other.listen()
@@ -126,6 +128,7 @@ def test_a_socket_that_cannot_be_made_is_named(kind: str, pools: Path, tmp_path:
             path = tmp_path / ("missing/vhost.sock" if kind == "nowhere" else "x" * 120)
         assert str(path) in fails(pools, tmp_path, path)
     assert kind != "file" or path.read_text() == "kept"
+    assert kind != "link" or path.is_symlink()
     assert not list(pools.iterdir())
 
 

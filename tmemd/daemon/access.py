@@ -4,29 +4,11 @@
 from __future__ import annotations
 
 import os
-import socket
-import struct
 from dataclasses import dataclass
-from typing import Final
 
 from tmemd import protocol
 from tmemd.store.poolfile import PoolError
-
-_UCRED: Final = struct.Struct("iII")
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Who is at the other end of a connection, as the kernel says."""
-
-    pid: int
-    uid: int
-    gid: int
-
-    @classmethod
-    def of(cls, sock: socket.socket) -> Peer:
-        """Ask the kernel, which noted it when the peer connected."""
-        return cls(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
+from tmemd.system.peer import Credentials
 
 
 @dataclass(frozen=True)
@@ -40,7 +22,7 @@ class Access:
         """Whether *uid* may change other users' pools."""
         return uid in {0, os.geteuid()}
 
-    def check(self, request: protocol.Request, peer: Peer) -> None:
+    def check(self, request: protocol.Request, peer: Credentials) -> None:
         """Raise PoolError if *peer* may not ask for this; reading is let through and filtered by `may_see`."""
         if self.is_admin(peer.uid) or isinstance(request, protocol.List | protocol.Show | protocol.Host):
             return

@@ -18,12 +18,13 @@ from typing import Final, TypeVar
 import msgspec
 
 from tmemd import protocol
-from tmemd.daemon.access import Access, Peer
+from tmemd.daemon.access import Access
 from tmemd.daemon.administration import Administration
 from tmemd.governor.governor import Governor
 from tmemd.store.pool import open_pool_file
 from tmemd.store.poolfile import PoolError
 from tmemd.system.locks import open_lock_file
+from tmemd.system.peer import Credentials
 
 _log: Final = logging.getLogger("tmemd")
 _T = TypeVar("_T")
@@ -92,7 +93,7 @@ class Server:
                     await asyncio.sleep(0)
 
     async def _serve(self, sock: socket.socket) -> None:
-        peer = Peer.of(sock)
+        peer = Credentials.of(sock)
         self._connections[peer.uid] += 1
         try:
             if self._connections[peer.uid] > _CONNECTIONS_PER_USER:
@@ -115,7 +116,7 @@ class Server:
         async with asyncio.timeout(self._timeout):
             return await exchange
 
-    async def _exchange(self, sock: socket.socket, peer: Peer) -> None:
+    async def _exchange(self, sock: socket.socket, peer: Credentials) -> None:
         try:
             line = await self._in_time(_receive_line(sock))
         except PoolError as error:
@@ -125,7 +126,7 @@ class Server:
         if data:
             await self._in_time(_send(sock, data))
 
-    async def _answer(self, sock: socket.socket, peer: Peer, line: bytes) -> bytes:
+    async def _answer(self, sock: socket.socket, peer: Credentials, line: bytes) -> bytes:
         """What is left to be sent: nothing for an Attach, whose answer goes with its file."""
         try:
             request = protocol.decode_request(line)
@@ -161,7 +162,7 @@ class Server:
             raise PoolError(f"pool {request.name} belongs to another user")
         return protocol.Listed(visible, problems.all())
 
-    def _attach(self, sock: socket.socket, peer: Peer, request: protocol.Attach) -> None:
+    def _attach(self, sock: socket.socket, peer: Credentials, request: protocol.Attach) -> None:
         bounded = not self._access.is_admin(peer.uid)
         governor = self._governor
         with self._administration.attach(

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
-import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,7 +20,6 @@ from tmemd.system import peer
 
 BACKLOG: Final = 16
 RETRY_SECONDS: Final = 1
-_UCRED: Final = struct.Struct("iII")  # unix(7)
 
 
 def block_bytes(config: DeviceConfig) -> int:
@@ -94,7 +93,7 @@ class VhostDoor:
 
     def _serve(self, front_end: socket.socket) -> None:
         try:
-            who = _peer(front_end)
+            who = peer.of_process(peer.Credentials.of(front_end).pid)
             self._clients.enter(EVERYBODY if self._config.shared else who)
         except (InUseError, OSError) as error:
             self._log(f"{self._config.name} is in use by {error}: one client at a time, or clients=any")
@@ -117,16 +116,11 @@ class VhostDoor:
             self._clients.leave()
 
 
-def _peer(front_end: socket.socket) -> peer.Peer:
-    pid, _, _ = _UCRED.unpack(front_end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return peer.of_process(pid)
-
-
 def _listen(path: Path) -> socket.socket:
     """A socket at *path*, in the place of one that nobody listens on any more. Raises PoolError."""
     listener = socket.socket(socket.AF_UNIX)
     try:
-        if path.exists() and not _is_left_over(path):
+        if os.path.lexists(path) and not _is_left_over(path):
             raise PoolError(f"{path}: somebody else's; vhost= names a socket that is made anew")
         path.unlink(missing_ok=True)
         listener.bind(str(path))
@@ -141,7 +135,7 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _is_left_over(path: Path) -> bool:
-    if not stat.S_ISSOCK(path.stat().st_mode):
+    if not stat.S_ISSOCK(path.lstat().st_mode):
         return False
     with socket.socket(socket.AF_UNIX) as probe:
         try:

@@ -14,6 +14,20 @@ from typing import Final, NamedTuple
 
 _ESTABLISHED: Final = "01"
 _ROOT: Final = Path("/")
+_UCRED: Final = struct.Struct("iII")  # unix(7)
+
+
+class Credentials(NamedTuple):
+    """The process at the other end of a unix socket, as the kernel noted it when it connected."""
+
+    pid: int
+    uid: int
+    gid: int
+
+    @classmethod
+    def of(cls, sock: socket.socket) -> Credentials:
+        """Ask the kernel. Raises OSError."""
+        return cls(*_UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
 class Peer(NamedTuple):
