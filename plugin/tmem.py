@@ -95,15 +95,15 @@ _given: list[dict[str, str]] = []
 _served: dict[str, ServedDevice] = {}
 
 
-def _stop(message: object) -> NoReturn:
-    """End nbdkit with one line: an exception would add a traceback that says nothing to a user."""
-    print(f"nbdkit: tmem: error: {message}", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 def _log(message: str) -> None:
     """One line in nbdkit's log, where that is its standard error."""
     print(f"nbdkit: tmem: {message}", file=sys.stderr, flush=True)
+
+
+def _stop(message: object) -> NoReturn:
+    """End nbdkit with one line: an exception would add a traceback that says nothing to a user."""
+    _log(f"error: {message}")
+    os._exit(1)
 
 
 def _format_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> list[str]:
@@ -144,7 +144,7 @@ def config(key: str, value: str) -> None:
     if new in device:
         _stop(f"{device['name']}: {new}= is given twice")
     if new != key:
-        print(f"nbdkit: tmem: {key}= is called {new}= now", file=sys.stderr, flush=True)
+        _log(f"{key}= is called {new}= now")
     device[new] = value
 
 

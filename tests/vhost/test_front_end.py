@@ -44,13 +44,6 @@ def storage_daemon(directory: Path, blockdev: str) -> Iterator[tuple[Path, subpr
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(SIZE))
-    return path
-
-
-@pytest.fixture
 def attach(tmp_path: Path, file: Path) -> Iterator[Attach]:
     """Attaches a front end, whose options it takes, to a file."""
     with storage_daemon(tmp_path, f"file,filename={file},discard=unmap") as (path, _), contextlib.ExitStack() as undo:

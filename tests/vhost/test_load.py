@@ -30,13 +30,6 @@ def _built() -> None:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(SIZE))
-    return path
-
-
-@pytest.fixture
 def daemon(tmp_path: Path, file: Path, request: pytest.FixtureRequest) -> Iterator[dict[Door, Path]]:
     """QEMU serves the file through both doors: their sockets."""
     writable = getattr(request, "param", "on")

@@ -41,7 +41,7 @@ bool tm_may_wait(struct tm_device *device, enum tm_op op, uint64_t count, uint64
         return device->durable || atomic_load(&device->stale);
     if (op != TM_READ && (device->durable || count > LONG))
         return true;
-    uint64_t first = offset / TM_PAGE, last = count ? (offset + count - 1) / TM_PAGE : first;
+    uint64_t first = offset / TM_PAGE, last = (offset + count - 1) / TM_PAGE;
     bool is_partial = offset % TM_PAGE || count % TM_PAGE;
     if (op == TM_READ)
         return is_any_in_file(device, first, last);

@@ -98,5 +98,5 @@ void tm_forget_mapping(void *base);
 
 enum tm_op { TM_READ, TM_WRITE, TM_ZERO_RANGE, TM_TRIM, TM_FLUSH };
 /* Whether a request is likely to wait for the file: for callers who would rather have another
- * thread wait. A guess, which takes no lock. */
+ * thread wait. A guess, which takes no lock. The range is not empty, but for TM_FLUSH. */
 bool tm_may_wait(struct tm_device *device, enum tm_op op, uint64_t count, uint64_t offset);

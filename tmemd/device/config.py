@@ -16,7 +16,7 @@ from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
 
 SECTOR: Final = 512
-POLL_US: Final = 50
+POLL_US: Final = 50  # what was measured with others stands in docs/decisions/0013-the-virtio-door.md
 MAX_POLL_US: Final = 10_000
 Debug: TypeAlias = Callable[[str], None]  # where lines for who looks for a fault go
 
