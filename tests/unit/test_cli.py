@@ -46,6 +46,37 @@ def test_every_command_explains_itself(command: list[str], capsys: Output) -> No
     assert "usage: tmemctl" in capsys.readouterr().out
 
 
+def test_without_a_command_there_is_help(capsys: Output) -> None:
+    for nothing in ([], ["--json"]):
+        assert main(nothing) == 0
+        assert "usage: tmemctl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["lits"], "there is no command 'lits'; did you mean 'list'?"),
+        (["--json", "drian", "web"], "there is no command 'drian'; did you mean 'drain'?"),
+        (["xyzzy"], "there is no command 'xyzzy'"),
+        (["demote", "web", "1M", "--idel=3"], "unrecognized arguments: --idel=3; did you mean '--idle'?"),
+        (["show", "a", "b"], "unrecognized arguments: b"),
+    ],
+)
+def test_what_is_mistyped_is_a_usage_error_that_says_what_was_meant(
+    words: list[str], meant: str, capsys: Output
+) -> None:
+    with pytest.raises(SystemExit) as usage:
+        main(words)
+    assert usage.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: {meant}\n")
+
+
+@pytest.mark.parametrize("words", [["--json", "list"], ["list", "--json"], ["--json", "list", "--json"]])
+def test_json_is_said_before_the_command_or_behind_it(directory: Path, words: list[str], capsys: Output) -> None:
+    assert ctl(directory, *words) == 0
+    assert parsed(capsys) == []
+
+
 def test_list_prints_an_array_with_the_names_scripts_rely_on(directory: Path, capsys: Output) -> None:
     assert ctl(directory, "list", "--json") == 0
     assert parsed(capsys) == []

@@ -14,6 +14,7 @@ from tmemd import version
 from tmemd.cli import common
 from tmemd.client import UnreachableError
 from tmemd.store.poolfile import PoolError
+from tmemd.suggestions import suggestion
 
 COMMANDS: Final = (
     "list", "show", "top", "host", "freeable", "map", "set", "freeze", "thaw", "drain", "demote", "compact", "flush",
@@ -30,27 +31,49 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
         " Ctrl-C. 'tmemctl COMMAND --help' says more of each.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tmemctl {version()}")
+    common.add_json(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in names:
         module = importlib.import_module(f"tmemd.cli.{command.replace('-', '_')}")
         summary = (module.__doc__ or "").partition("\n")[0]
         subparser = commands.add_parser(command, help=summary[:1].lower() + summary[1:-1], description=module.__doc__)
         module.add_arguments(subparser)
-        common.add_json(subparser)
-        subparser.set_defaults(run=module.run)
+        # Suppressed, or what stands behind the command would take back what stands before it.
+        common.add_json(subparser, default=argparse.SUPPRESS)
+        subparser.set_defaults(run=module.run, parser=subparser)
     return parser
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace | None:
+    """What was asked for; None where no command was named, and help was given instead. Raises SystemExit, as argparse.
+
+    Loading what all commands need takes three times as long as loading one of them.
+    """
+    command = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser([command] if command in COMMANDS else COMMANDS)
+    if not set(words) - {"--json"}:
+        parser.print_help()
+        return None
+    if command is not None and command not in COMMANDS:
+        parser.error(f"there is no command {command!r}{suggestion(command, COMMANDS)}")
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        known: argparse.ArgumentParser = arguments.parser
+        option = unknown[0].partition("=")[0]
+        known.error(f"unrecognized arguments: {' '.join(unknown)}{suggestion(option, known._option_string_actions)}")
+    return arguments
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run tmemctl; returns its exit status: 0, or 1 after an error or a problem found. Raises KeyboardInterrupt."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words and (renamed := _RENAMED.get(words[0])):
-        common.warn(f"{words[0]} is called {renamed} now; the old name goes with the next release")
-        words[0] = renamed
+    for place, word in enumerate(words):
+        if not word.startswith("-"):
+            words[place] = _renamed(word)
+            break
     try:
-        # Loading what all commands need takes three times as long as loading one of them.
-        arguments = build_parser(words[:1] if words and words[0] in COMMANDS else COMMANDS).parse_args(words)
-        status: int = arguments.run(arguments)
+        arguments = parse(words)
+        status: int = arguments.run(arguments) if arguments else 0
         sys.stdout.flush()
     except UnreachableError as error:
         print(f"tmemctl: {error}: {_hint(error)}", file=sys.stderr)
@@ -66,6 +89,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 1
     return status
+
+
+def _renamed(command: str) -> str:
+    if command not in _RENAMED:
+        return command
+    common.warn(f"{command} is called {_RENAMED[command]} now; the old name goes with the next release")
+    return _RENAMED[command]
 
 
 def _hint(error: UnreachableError) -> str:

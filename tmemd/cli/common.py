@@ -23,9 +23,9 @@ _WIDEST: Final = 1000  # of a table
 _SOCKET_HELP: Final = f"where tmemd listens ($TMEMD_SOCKET, or {DEFAULT_SOCKET})"
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse.ArgumentParser, *, default: Any = False) -> None:
     """--json."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--json", action="store_true", default=default, help="print JSON")
 
 
 def add_where(parser: argparse.ArgumentParser) -> None:

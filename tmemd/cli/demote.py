@@ -27,13 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--idle", type=common.seconds(0, _LONGEST), default=0.0, metavar="SECONDS",
         help=f"only pages that nobody used for so long (up to {_LONGEST:g})")  # fmt: skip
     add("--incompressible", action="store_true", help="only pages that take as much in RAM as in the file")
-    parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Demote and wait."""
     if arguments.size is None and not arguments.idle and not arguments.incompressible:
-        arguments.usage_error("which pages? say SIZE, --idle or --incompressible (or drain, for all)")
+        arguments.parser.error("which pages? say SIZE, --idle or --incompressible (or drain, for all)")
     # The youngest age whose pages are all idle for that long.
     min_age = math.ceil(arguments.idle / GENERATION_SECONDS) + 1 if arguments.idle else 0
     return work.free(arguments, "demote", arguments.size, Choice(min_age, arguments.incompressible))

@@ -32,14 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whether pages put from now on are compressed")  # fmt: skip
     add("--target", type=_or_word("auto", size_argument), metavar="SIZE|auto",
         help="how much RAM it may take from now on, whatever else happens; auto: the policy finds it")  # fmt: skip
-    parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Set it."""
     given = {name: value for name in _SETTINGS if (value := getattr(arguments, name)) is not None}
     if not given:
-        arguments.usage_error(f"nothing to set: say one of {', '.join(f'--{name}' for name in _SETTINGS)}")
+        arguments.parser.error(f"nothing to set: say one of {', '.join(f'--{name}' for name in _SETTINGS)}")
     forget = frozenset(name for name, value in given.items() if value == _FORGET)
     settings = {
         name: None if value in ("none", "auto") else value for name, value in given.items() if name not in forget
