@@ -16,8 +16,8 @@ SEED := 1
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-quick mutants bench doors inversion fragmentation slow-disk \
-	policies hitrate soak fuzz demo man clean
+.PHONY: help setup build sanitize lint format test test-quick test-ceph mutants bench doors inversion fragmentation \
+	slow-disk policies hitrate soak fuzz demo man clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -81,6 +81,10 @@ test: build lint  ## lint and all tests, real guests included (a quarter of an h
 
 test-quick: build  ## without guests and what takes long (two and a half minutes on two cores)
 	pytest -n auto -m 'not vm and not slow'
+
+test-ceph: build  ## on a Ceph of one monitor and one OSD, which it installs and makes (as root; a minute)
+	@scripts/setup ceph-common ceph-mon ceph-osd qemu-block-extra
+	pytest tests/ceph
 
 mutants: setup  ## break the code by rule and see whether the quick tests notice (hours; ARGS=--help)
 	@$(PYTHON) -m tests.mutants $(ARGS)
