@@ -111,7 +111,7 @@ def control() -> str:
         "SYNOPSIS": [rf"{bold('tmemctl')} \fICOMMAND\fR [\fIOPTION\fR...] [\fIARGUMENT\fR...]"],
         "DESCRIPTION": paragraphs(f"{parser.description}\n\n{parser.epilog}"),
         "COMMANDS": told,
-        "OPTIONS OF MOST COMMANDS": arguments(parsers["list"], {"--long"}),
+        "OPTIONS OF MOST COMMANDS": arguments(parsers["flush"]),
         "ENVIRONMENT": [item(bold("TMEMD_SOCKET"), "Where tmemd listens, for those who say no --socket.")],
     })  # fmt: skip
 

@@ -120,7 +120,8 @@ def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
         freeable_bytes=poolfile.freeable(identity, counters) if identity else 0,
         latencies=now.latencies() if now and long else None,
         ages=now.ages() if now and long else None,
-        doors=now.doors() if now and long else None,
+        doors=now.doors() if now else None,
+        durable=identity is not None and identity.is_durable,
     )
 
 

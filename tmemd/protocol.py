@@ -28,6 +28,7 @@ Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Weight: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_WEIGHT)]
 Configurable: TypeAlias = Literal["weight", "cap", "minimum", "compression"]
+PoolState: TypeAlias = Literal["served", "idle", "unfinished", "damaged"]
 Work: TypeAlias = Literal["drain", "demote", "compact", "flush", "settle"]  # settle: what compact was called in 0.1
 
 
@@ -133,6 +134,20 @@ class HostStatus(_Message, frozen=True, kw_only=True, tag="hoststatus"):
     writes_left_bytes: int | None  # what demotion may write now; more comes in bit by bit; None: no bound
     problems: list[Problem] = []
 
+    def flat(self) -> dict[str, Any]:
+        """One JSON object, as tmemctl prints it, with the names that metrics have."""
+        found: dict[str, Any] = msgspec.structs.asdict(self)
+        found |= {new: found[old] for old, new in _HOST_NAMES.items()}
+        return found | {"host_memory_pressure_ratio": {"some": self.pressure_some, "full": self.pressure_full}}
+
+
+_HOST_NAMES: Final = {
+    "total_bytes": "host_memory_total_bytes",
+    "available_bytes": "host_memory_available_bytes",
+    "reserve_bytes": "host_memory_reserve_bytes",
+    "writes_left_bytes": "demotion_writes_left_bytes",
+}
+
 
 class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one pool; sizes in bytes."""
@@ -157,7 +172,21 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     latencies: Latencies | None = None  # only where asked for
     ages: Ages | None = None
     doors: Doors | None = None
+    durable: bool = False  # a write reaches the file before it is acknowledged
     answer: int | None = None  # errno of the request asked about, 0 for success; None: it is still to be done
+
+    @property
+    def state(self) -> PoolState:
+        """In a word."""
+        if self.error:
+            return "damaged"
+        return "unfinished" if self.unfinished else "served" if self.served else "idle"
+
+    @property
+    def connections(self) -> dict[str, int]:
+        """Of clients, by the door they came in."""
+        doors = self.doors if self.served else None
+        return {"nbd": doors.nbd if doors else 0, "vhost": doors.vhost if doors else 0}
 
     @property
     def overtakes(self) -> bool:
@@ -167,25 +196,45 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def never_trims(self) -> bool:
-        """Whether the guest swaps and never says which pages are dead, so that they fill tmem."""
-        swaps = self.kind != "ephemeral" and self.counters.puts >= _PUTS_WITHOUT_TRIM
-        return swaps and self.counters.trims == 0
+        """Whether the guest swaps and never says which pages are dead, so that they fill tmem.
+
+        What is a disk, a durable device or a cache device, may never have anything to trim.
+        """
+        swaps = self.kind != "ephemeral" and not self.durable
+        return swaps and self.counters.puts >= _PUTS_WITHOUT_TRIM and self.counters.trims == 0
 
     def flat(self) -> dict[str, Any]:
-        """One flat JSON object, as tmemctl prints it."""
-        nested = {"counters", "settings", "latencies", "ages", "doors", "answer"}
+        """One flat JSON object, as tmemctl prints it, with the names that metrics have.
+
+        Doors and what they did, latencies and ages are in it where latencies were asked for.
+        """
+        nested = {"counters", "settings", "latencies", "ages", "doors", "answer", "size"}
         own: dict[str, Any] = {field: getattr(self, field) for field in self.__struct_fields__ if field not in nested}
+        own |= {"size_bytes": self.size, "state": self.state, "connections": self.connections}
         own["pid"] = self.counters.pid if self.served else None
         if self.latencies:
             own["latencies"] = msgspec.to_builtins(self.latencies)
+            own["doors"] = msgspec.to_builtins(self.doors)
         if self.ages:
             own["ages"] = _by_both_names(self.ages)
-        if self.doors:
-            own["doors"] = msgspec.to_builtins(self.doors)
-        own |= {field: getattr(self.settings, field) for field in ("weight", "cap", "minimum", "compression")}
-        own["target"] = self.settings.target
+        settings = self.settings
+        own |= {"weight": settings.weight, "cap_bytes": settings.cap, "minimum_bytes": settings.minimum}
+        own |= {"pinned_target_bytes": settings.target, "compression_enabled": settings.compression}
         own["never_trims"] = self.never_trims
-        return own | {key: value for key, value in _by_both_names(self.counters).items() if key not in own}
+        own["least_bytes"] = self.counters.minimum_bytes
+        own |= {key: value for key, value in msgspec.structs.asdict(self.counters).items() if key not in own}
+        return own | {old: own[new] for old, new in OLD_NAMES.items()}
+
+
+# What was called otherwise in 0.1; the old names go with the next release.
+OLD_NAMES: Final = {
+    "size": "size_bytes",
+    "cap": "cap_bytes",
+    "minimum": "minimum_bytes",
+    "target": "pinned_target_bytes",
+    "compression": "compression_enabled",
+    "granules_set": "regions_set",
+}
 
 
 def _by_both_names(numbers: msgspec.Struct) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def test_top_and_metrics_see_what_a_client_does(tmemd: tuple[fakes.Tmemd, int], 
     running, port = tmemd
     size = PAGES * PAGE
     server = serve(device("web", running.directory, size, disk, MIB, tmemd=running.socket))
-    fields = {"puts", "gets", "refusals", "spills", "file_reads", "hit_share", "compression", "used_bytes"}
+    fields = {"puts", "gets", "refusals", "spills", "file_reads", "hit_share", "compression_ratio", "used_bytes"}
     fields |= {f"{operation}_seconds" for operation in OPERATIONS}
     with watching(f"--socket={running.socket}") as top, server.client() as client:
         assert top.stdout
@@ -79,7 +79,7 @@ def test_top_and_metrics_see_what_a_client_does(tmemd: tuple[fakes.Tmemd, int], 
         found = samples(get(port)[1])
     # An interval may hold reads of one kind only.
     assert 0 < seen["hit_share"] <= 1
-    assert seen["compression"] > 1
+    assert seen["compression_ratio"] > 1
     assert 0 < seen["used_bytes"] <= MIB
     counters = server_counters(running)
     for name in ("puts", "puts_refused", "gets", "file_reads", "spills"):

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from tests.support.harness import DEADLINE, wait_until, waiting
 from tmemd import protocol, version
 from tmemd.cli import main, work
 from tmemd.cli.commands import COMMANDS
+from tmemd.cli.common import SCHEMA
 from tmemd.client import Client, UnreachableError
-from tmemd.daemon import start
+from tmemd.daemon import metrics, start
 from tmemd.operations import perform
+from tmemd.protocol import HostStatus
 from tmemd.store import poolfile, requests
 from tmemd.store.directory import Pools
 from tmemd.store.requests import ANY_PAGE, Choice, Queued, Request
@@ -96,9 +99,11 @@ def test_list_prints_a_table(directory: Path, capsys: Output) -> None:
         assert ctl(directory, "list") == 0
     output = capsys.readouterr()
     lines = output.out.splitlines()
-    assert lines[0].split()[:4] == ["NAME", "SIZE", "TARGET", "USED"]
-    assert lines[1].split()[-1] == "damaged"
-    assert lines[2].split() == ["web", "64.0M", "256M", "3.00M", *"00000", "persistent", "idle,", "frozen"]
+    assert lines[0].split() == [
+        "NAME", "STATE", "KIND", "SIZE", "TARGET", "USED", "TMEM", "FILE", "DOOR", "CLIENTS", "BACKING",
+    ]  # fmt: skip
+    assert lines[1].split()[:2] == ["bad", "damaged"]
+    assert lines[2].split() == ["web", "idle,", "frozen", "persistent", "64.0M", "256M", "3.00M", *"00-0-"]
     assert "not a tmem pool" in output.err
 
 
@@ -124,7 +129,8 @@ def test_show_prints_every_field(directory: Path, capsys: Output) -> None:
         assert parsed(capsys)["puts"] == 17
         assert ctl(directory, "show", "web") == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert (shown["puts"], shown["size"], shown["pid"]) == ("17", f"{64 * MIB} (64.0M)", "-")
+    assert "size" not in shown, "an old name"
+    assert (shown["puts"], shown["size_bytes"], shown["pid"]) == ("17", f"{64 * MIB} (64.0M)", "-")
 
 
 def test_changes_are_silent_or_json(directory: Path, capsys: Output) -> None:
@@ -191,7 +197,7 @@ def test_destroy_wants_to_be_sure(directory: Path, capsys: Output) -> None:
         assert ctl(directory, "destroy", "web") == 1
         assert "3 pages in tmem" in capsys.readouterr().err
         assert ctl(directory, "destroy", "web", "--yes", "--json") == 0
-        assert parsed(capsys) == {"destroyed": "web"}
+        assert parsed(capsys) == {"schema": SCHEMA, "destroyed": "web"}
     assert list(directory.iterdir()) == []
 
 
@@ -341,7 +347,8 @@ def test_an_ephemeral_pool_says_so_and_where_its_pages_are_from(directory: Path,
         assert (web["kind"], web["source"]) == ("persistent", "")
         assert ctl(directory, "list") == 0
         output = capsys.readouterr()
-        assert [line.split()[-2] for line in output.out.splitlines()] == ["KIND", "ephemeral", "persistent"]
+        assert [line.split()[2] for line in output.out.splitlines()] == ["KIND", "ephemeral", "persistent"]
+        assert output.out.splitlines()[1].endswith("/images/golden")
         assert output.err == "", "its guest has nothing to trim"
         assert ctl(directory, "map", "golden") == 0
         assert "source" in capsys.readouterr().out
@@ -589,18 +596,105 @@ def test_a_long_list_of_a_pool_nobody_knows_anything_of_is_no_error(directory: P
 
 def test_a_guest_that_never_trims_is_warned_of(directory: Path, capsys: Output) -> None:
     with fakes.pool(directory, "web", puts=100_000), fakes.pool(directory, "tidy", puts=100_000, trims=1):
-        for command in (["list"], ["show", "web"], ["list", "--json"]):
-            assert ctl(directory, *command) == 0
-            (warning,) = capsys.readouterr().err.splitlines()
-            assert warning.startswith("tmemctl: web: its guest swaps and never says which pages are dead")
+        assert ctl(directory, "show", "web") == 0
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert warning.startswith("tmemctl: web: its guest swaps and never says which pages are dead")
         assert ctl(directory, "show", "tidy") == 0
         assert capsys.readouterr().err == ""
 
 
-def test_lost_pages_are_warned_of(directory: Path, capsys: Output) -> None:
-    with fakes.pool(directory, "web", pages_lost=3):
+def test_what_is_a_disk_is_not_said_to_swap(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "disk", puts=100_000) as fd:
+        os.pwrite(fd, replace(fakes.identity("disk"), is_durable=True).pack(), 0)
+        assert ctl(directory, "show", "disk") == 0
+        output = capsys.readouterr()
+        assert (output.err, "durable              yes" in output.out) == ("", True)
+
+
+def test_list_names_what_show_warns_of_and_says_no_more(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", pages_lost=3, puts=100_000):
         assert ctl(directory, "list") == 0
-    assert capsys.readouterr().err.startswith("tmemctl: web: 3 pages were lost with the host")
+        output = capsys.readouterr()
+        assert (output.err, "idle, lost pages, never trims" in output.out) == ("", True)
+        assert ctl(directory, "list", "--json") == 0
+        (found,) = parsed(capsys)
+        assert (found["state"], found["warnings"]) == ("idle", ["lost pages", "never trims", "idle"])
+        assert ctl(directory, "show", "web") == 0
+        assert capsys.readouterr().err.startswith("tmemctl: web: 3 pages were lost with the host")
+
+
+@pytest.fixture
+def three(directory: Path) -> Iterator[Path]:
+    with (
+        fakes.pool(directory, "a", used_bytes=2 * MIB, gets=7),
+        fakes.pool(directory, "b", used_bytes=3 * MIB),
+        fakes.pool(directory, "c", used_bytes=MIB),
+    ):
+        yield directory
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--columns=name,used"], ["NAME USED", "a 2.00M", "b 3.00M", "c 1.00M"]),
+        (["--columns=used_bytes,name", "--sort=used"], ["USED NAME", "3.00M b", "2.00M a", "1.00M c"]),
+        (["--columns=name", "--sort=used", "-r"], ["NAME", "c", "a", "b"]),
+        (["--columns=name", "--reverse"], ["NAME", "c", "b", "a"]),
+        (["--columns=name,pid,clients", "--sort=pid"], ["NAME PID CLIENTS", "a - 0", "b - 0", "c - 0"]),
+        (["--columns=name", "--sort=hit-share"], ["NAME", "a", "b", "c"]),
+        (["--columns=name,hit_share,put_seconds", "a"], ["NAME HIT SHARE PUT SECONDS", "a 1.000 -"]),
+        (["--columns=name,used,frozen", "--bytes", "c", "a", "c"],
+         ["NAME USED FROZEN", f"a {2 * MIB} no", f"c {MIB} no"]),
+    ],
+)  # fmt: skip
+def test_list_shows_the_pools_and_columns_that_were_asked_for(
+    three: Path, options: list[str], rows: list[str], capsys: Output
+) -> None:
+    assert ctl(three, "list", *options) == 0
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == rows
+
+
+def test_list_prints_chosen_columns_as_json(three: Path, capsys: Output) -> None:
+    assert ctl(three, "list", "b", "--columns=name,used", "--json") == 0
+    assert parsed(capsys) == [{"schema": SCHEMA, "name": "b", "used_bytes": 3 * MIB}]
+    assert ctl(three, "list", "b", "--columns=all") == 0
+    assert ctl(three, "list", "bb") == 1
+    assert "there is no pool bb; did you mean 'b'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--columns=name,usde", "--sort=usde_bytes", "--columns="])
+def test_columns_that_are_none_are_usage_errors(directory: Path, option: str, capsys: Output) -> None:
+    with pytest.raises(SystemExit) as usage:
+        ctl(directory, "list", option)
+    assert usage.value.code == 2
+    assert "there is no column" in capsys.readouterr().err
+
+
+def test_list_watches_until_ctrl_c(three: Path) -> None:
+    command = [sys.executable, "-m", "tmemd.cli", "list", "--watch", "--interval=0.1", f"--pools={three}"]
+    for options, at_first in (([], "c"), (["--json"], '"name":"c"')):
+        with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            seen = 0
+            while seen < 2:
+                seen += at_first in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(DEADLINE) == 130
+
+
+def test_json_calls_things_as_metrics_do(directory: Path, capsys: Output) -> None:
+    with fakes.pool(directory, "web", used_bytes=3 * MIB, regions_set=2):
+        assert ctl(directory, "show", "web", "--json") == 0
+    found = parsed(capsys)
+    assert found["schema"] == SCHEMA
+    missing = {*metrics.POOL_GAUGES, *metrics.POOL_COUNTERS, *metrics.HOST_GAUGES} - {"map_granules_set"}
+    host = HostStatus(
+        policy="fair", budget_bytes=1, targets_bytes=1, used_bytes=1, total_bytes=1, available_bytes=1,
+        reserve_bytes=1, pressure_some=None, pressure_full=None, writes_left_bytes=None,
+    )  # fmt: skip
+    assert missing - {*found, *host.flat()} == set()
+    for old, new in protocol.OLD_NAMES.items():
+        assert found[old] == found[new]
 
 
 def test_freeable_says_of_each_and_in_all(directory: Path, capsys: Output) -> None:

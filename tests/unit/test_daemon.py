@@ -76,7 +76,7 @@ def test_who_attaches_and_only_fills_his_pool_is_seen_and_cut_back(tmemd: fakes.
         os.posix_fallocate(fd, 0, 64 * MIB)
         command = [sys.executable, "-m", "tmemd.cli", "list", f"--socket={tmemd.socket}"]
         listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-        assert [line.split()[-1] for line in listed.splitlines() if line.startswith("greedy ")] == ["unfinished"]
+        assert [line.split()[1] for line in listed.splitlines() if line.startswith("greedy ")] == ["unfinished"]
         wait_until(lambda: os.fstat(fd).st_blocks * 512 < MIB, "its memory to be given back")
     finally:
         os.close(fd)

@@ -56,8 +56,8 @@ def test_rates_are_of_the_interval() -> None:
 
 
 def test_compression_is_pages_by_what_they_take() -> None:
-    assert activity(None, status(), 1.0).compression is None
-    assert activity(None, status(pages_in_tmem=3, payload_bytes=4096), 1.0).compression == 3.0
+    assert activity(None, status(), 1.0).compression_ratio is None
+    assert activity(None, status(pages_in_tmem=3, payload_bytes=4096), 1.0).compression_ratio == 3.0
 
 
 def test_without_an_interval_there_are_no_rates() -> None:

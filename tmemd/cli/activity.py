@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tmemd.protocol import PoolStatus
+from tmemd.protocol import PoolState, PoolStatus
 from tmemd.store.latency import difference, quantile
 from tmemd.store.poolfile import GENERATION_SECONDS, GENERATIONS, Histogram, Latencies, PoolKind
 
@@ -36,7 +36,9 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
     used_bytes: int
     pages_in_tmem: int
     pages_in_file: int
-    compression: float | None  # bytes of the pages in tmem for each byte that they take compressed; None: no pages
+    compression_ratio: (
+        float | None
+    )  # bytes of the pages in tmem for each byte that they take compressed; None: no pages
     hit_share: float | None  # of the pages read, those that came from tmem; None: none was read
     gets: float
     puts: float
@@ -48,10 +50,21 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
     get_seconds: Latency
     spill_seconds: Latency
     file_read_seconds: Latency
-    state: str  # 'served', 'idle' (by nobody), 'unfinished', or 'damaged'
+    state: PoolState
     warnings: list[str]  # in a few words each, the gravest first
 
+    def builtins(self) -> dict[str, Any]:
+        """For JSON: what `PoolStatus.flat` has is called as there; old names go with the next release."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        named = {new: found[old] for old, new in _NAMES.items()}
+        return found | named | {"compression": self.compression_ratio}
 
+
+_NAMES: Final = {
+    "size": "size_bytes", "gets": "gets_per_second", "puts": "puts_per_second",
+    "refusals": "puts_refused_per_second", "spills": "spills_per_second", "demotions": "demotions_per_second",
+    "file_reads": "file_reads_per_second",
+}  # fmt: skip
 _COUNTED: Final = ("gets", "puts", "puts_refused", "spills", "demotions", "file_reads")
 _GRAVE: Final = {
     "pages_lost": "lost pages", "bad_checksums": "bad checksums", "io_errors": "I/O errors",
@@ -73,7 +86,7 @@ def activity(before: PoolStatus | None, now: PoolStatus, seconds: float) -> Acti
         used_bytes=counters.used_bytes,
         pages_in_tmem=counters.pages_in_tmem,
         pages_in_file=counters.pages_in_file,
-        compression=counters.compression,
+        compression_ratio=counters.compression,
         hit_share=gets / (gets + file_reads) if gets + file_reads else None,
         gets=gets,
         puts=interval.rate("puts"),
@@ -81,7 +94,7 @@ def activity(before: PoolStatus | None, now: PoolStatus, seconds: float) -> Acti
         spills=interval.rate("spills"),
         demotions=interval.rate("demotions"),
         file_reads=file_reads,
-        state="damaged" if now.error else "unfinished" if now.unfinished else "served" if now.served else "idle",
+        state=now.state,
         warnings=warnings(now),
         **{f"{operation}_seconds": interval.latency(operation) for operation in Latencies.__struct_fields__},
     )
@@ -178,7 +191,12 @@ def summary(status: PoolStatus) -> Summary:
 def long_form(status: PoolStatus) -> dict[str, Any]:
     """One flat JSON object with all that is known and what follows from it."""
     known: dict[str, Any] = msgspec.to_builtins(summary(status))
-    return status.flat() | known
+    return short_form(status) | known
+
+
+def short_form(status: PoolStatus) -> dict[str, Any]:
+    """The same without what needs latencies and ages."""
+    return status.flat() | {"warnings": warnings(status)}
 
 
 def _by_age(stored: tuple[int, ...]) -> list[Age]:

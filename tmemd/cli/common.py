@@ -18,7 +18,10 @@ from rich.table import Table
 from tmemd.client import Client
 from tmemd.protocol import DEFAULT_SOCKET, PoolStatus, Problem
 from tmemd.sizes import format_size
+from tmemd.store.poolfile import PoolError
+from tmemd.suggestions import suggestion
 
+SCHEMA: Final = 2  # of JSON: one more when a name goes, or means something else; 0.1 said none
 _WIDEST: Final = 1000  # of a table
 _SOCKET_HELP: Final = f"where tmemd listens ($TMEMD_SOCKET, or {DEFAULT_SOCKET})"
 
@@ -66,9 +69,20 @@ def client(arguments: argparse.Namespace) -> Client:
     return Client.of_daemon(arguments.socket or Path(os.environ.get("TMEMD_SOCKET") or DEFAULT_SOCKET), warn)
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON value, indented for people."""
-    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+def print_json(value: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
+    """Print an object, or several, indented for people."""
+    found = with_schema(value) if isinstance(value, dict) else [with_schema(each) for each in value]
+    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+
+
+def print_json_line(value: dict[str, Any]) -> None:
+    """Print an object on a line of its own, at once."""
+    print(msgspec.json.encode(with_schema(value)).decode(), flush=True)
+
+
+def with_schema(value: dict[str, Any]) -> dict[str, Any]:
+    """The object, with the version of what its names mean in front."""
+    return {"schema": SCHEMA, **value}
 
 
 def table(*columns: str, left: Sequence[str] = ()) -> Table:
@@ -77,6 +91,15 @@ def table(*columns: str, left: Sequence[str] = ()) -> Table:
     for column in columns:
         made.add_column(column, justify="left" if column in (columns[0], *left) else "right", no_wrap=True)
     return made
+
+
+def chosen(pools: Sequence[PoolStatus], names: Sequence[str]) -> list[PoolStatus]:
+    """Those of these names, each once, or all where there are none. Raises PoolError for a name that is none."""
+    by_name = {status.name: status for status in pools}
+    for name in names:
+        if name not in by_name:
+            raise PoolError(f"there is no pool {printable(name)}{suggestion(name, by_name)}")
+    return [by_name[name] for name in dict.fromkeys(names or by_name)]
 
 
 def print_table(made: Table) -> None:
@@ -92,22 +115,13 @@ def print_changed(arguments: argparse.Namespace) -> None:
         print_json(client(arguments).pool(arguments.name).flat())
 
 
-def state(status: PoolStatus) -> str:
-    """A pool's state in a word or two."""
-    if status.error:
-        return "damaged"
-    if status.unfinished:
-        return "unfinished"
-    return ("served" if status.served else "idle") + (", frozen" if status.frozen else "")
-
-
 def printable(text: str) -> str:
     """The text itself, or quoted: what comes from files of other users may hold what a terminal would obey."""
     return text if text.isprintable() else ascii(text)
 
 
 def warn_of(status: PoolStatus) -> None:
-    """Lines on standard error about what somebody should do something about."""
+    """Lines on standard error about what somebody should do something about: all that is behind its warnings."""
     if status.error:
         warn(printable(status.error))
     if status.overtakes:

@@ -13,7 +13,6 @@ import msgspec
 from tmemd.cli import common
 from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
-from tmemd.store.poolfile import PoolError
 
 
 class Freeable(msgspec.Struct, frozen=True):
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it, and the sum."""
-    pools = [_freeable(status) for status in _chosen(arguments)]
+    pools = [_freeable(status) for status in common.chosen(common.client(arguments).pools(long=True), arguments.names)]
     total = sum(pool.freeable_bytes for pool in pools)
     if arguments.json:
         common.print_json({"freeable_bytes": total, "pools": pools})
@@ -44,14 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
     common.print_table(table)
     print(f"{format_size(total)} in all")
     return 0
-
-
-def _chosen(arguments: argparse.Namespace) -> list[PoolStatus]:
-    pools = {status.name: status for status in common.client(arguments).pools(long=True)}
-    for name in arguments.names:
-        if name not in pools:
-            raise PoolError(f"there is no pool {common.printable(name)}")
-    return [pools[name] for name in dict.fromkeys(arguments.names or pools)]
 
 
 def _freeable(status: PoolStatus) -> Freeable:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 
-import msgspec
-
 from tmemd.cli import common
 from tmemd.protocol import HostStatus
 from tmemd.sizes import format_size
@@ -19,7 +17,7 @@ def run(arguments: argparse.Namespace) -> int:
     status = common.client(arguments).host()
     common.warn_of_problems(status.problems)
     if arguments.json:
-        common.print_json(msgspec.to_builtins(status))
+        common.print_json(status.flat())
         return 0
     for what, value in _lines(status):
         print(f"{what:<12}{common.printable(value)}")

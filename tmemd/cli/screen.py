@@ -222,7 +222,7 @@ def _columns(name: int, scale: _Scale, state: int) -> list[_Column]:
         _Column("TARGET", "", 6, 2, lambda pool: Text(format_size(pool.target_bytes))),
         _Column("IN TMEM", "", 7, 7, lambda pool: _size(pool.pages_in_tmem * PAGE)),
         _Column("IN FILE", "", 7, 6, lambda pool: _size(pool.pages_in_file * PAGE)),
-        _Column("RATIO", "", 5, 8, lambda pool: _share(pool.compression, "{:.2f}")),
+        _Column("RATIO", "", 5, 8, lambda pool: _share(pool.compression_ratio, "{:.2f}")),
         _Column("HITS", "reads", 6, 4, _hits),
         _Column("PUTS", "/s", 5, 5, lambda pool: _rate(pool.puts)),
         _Column("REFUSED", "/s", 7, 5, lambda pool: _rate(pool.refusals, _NOTABLE)),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Show all that is known of one pool.
 
-Sizes are in bytes. 'target' is the one that was set by hand, 'target_bytes' the one that holds; 'minimum' was set,
-'minimum_bytes' is the least that the device works with. What is counted, is counted since the pool was made.
+Sizes are in bytes. 'pinned_target_bytes' is the target that was set by hand, 'target_bytes' the one that holds;
+'minimum_bytes' was set, 'least_bytes' is the least that the device works with. What is counted, is counted since the
+pool was made. Warnings are explained on standard error.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import msgspec
 from tmemd.cli import common
 from tmemd.cli.activity import Latency, long_form
 from tmemd.cli.screen import format_seconds
+from tmemd.protocol import OLD_NAMES
 from tmemd.sizes import format_size
 from tmemd.store.poolfile import Histogram
 
-_SIZES = {"size", "cap", "minimum", "target"}
+_NOT_SHOWN: Final = {"latencies", "ages", *OLD_NAMES}  # what follows from them stands beside
 
 
 add_arguments = common.add_pool
@@ -33,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         common.print_json(known)
     else:
         for field, value in known.items():
-            if field not in ("latencies", "ages"):  # what follows from them stands beside
+            if field not in _NOT_SHOWN:
                 print(f"{field:<20}", _plain(field, value))
     common.warn_of(status)
     return 0
@@ -44,7 +46,7 @@ def _plain(field: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if field in _SIZES or field.endswith("_bytes"):
+    if field.endswith("_bytes"):
         return f"{value} ({format_size(value)})" if value else "0"
     if field.endswith("_seconds"):
         return f"median {format_seconds(value['median'])}, 99 % {format_seconds(value['p99'])}"
@@ -71,4 +73,9 @@ def _age(age: dict[str, Any]) -> str:
     return f"{when} {format_size(age['stored_bytes'])}"
 
 
-_OWN_WORDS: Final[dict[str, Callable[[Any], str]]] = {"stored_by_age": _ages, "doors": _doors}
+_OWN_WORDS: Final[dict[str, Callable[[Any], str]]] = {
+    "stored_by_age": _ages,
+    "doors": _doors,
+    "connections": lambda found: ", ".join(f"{count} {door}" for door, count in found.items()),
+    "warnings": lambda found: ", ".join(found) or "-",
+}

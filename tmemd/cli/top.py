@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final, NoReturn
 
-import msgspec
 from rich.console import Console
 from rich.live import Live
 
@@ -75,7 +74,7 @@ def _print(watch: Watch, arguments: argparse.Namespace, console: Console) -> Non
         time.sleep(arguments.interval)
         frame = watch.look()
         if arguments.json:
-            print(msgspec.json.encode(frame.builtins()).decode(), flush=True)
+            common.print_json_line(frame.builtins())
         elif frame.error is None:
             _print_table(frame, console, arguments.sort, first=number == 0)
         elif not away:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
 from tmemd.cli.activity import Activity, activity
 from tmemd.client import Client, UnreachableError
 from tmemd.protocol import HostStatus, PoolStatus
@@ -34,8 +32,8 @@ class Frame:
             "time": self.time,
             "seconds": self.seconds,
             "error": self.error,
-            "host": msgspec.structs.asdict(self.host) if self.host and answered else None,
-            "pools": msgspec.to_builtins(self.pools) if answered else [],
+            "host": self.host.flat() if self.host and answered else None,
+            "pools": [pool.builtins() for pool in self.pools] if answered else [],
         }
 
 

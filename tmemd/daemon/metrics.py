@@ -63,7 +63,7 @@ _EVERY_POOL_GAUGES: Final[_PoolGauges] = {
     "taken_bytes": ("RAM that the pool's file takes, as the kernel counts it.", lambda pool: pool.taken_bytes),
 }
 
-_POOL_GAUGES: Final[_PoolGauges] = {
+POOL_GAUGES: Final[_PoolGauges] = {
     "size_bytes": ("Size of the device.", lambda pool: pool.size),
     "target_bytes": ("RAM that the pool may take now.", lambda pool: pool.target_bytes),
     "used_bytes": ("RAM that the pool takes, its index included.", lambda pool: pool.counters.used_bytes),
@@ -88,7 +88,7 @@ _POOL_GAUGES: Final[_PoolGauges] = {
                     lambda pool: pool.never_trims),
 }  # fmt: skip
 
-_POOL_COUNTERS: Final = {
+POOL_COUNTERS: Final = {
     "puts": "Pages offered to tmem, refused ones included.",
     "puts_refused": "Pages offered to tmem that it did not take.",
     "puts_zero": "Pages of zeros offered to tmem.",
@@ -115,7 +115,7 @@ _VIRTIO_COUNTERS: Final = {
     "polls_won": "Of these, those in which something came.",
 }
 
-_HOST_GAUGES: Final[Mapping[str, tuple[str, Callable[[HostStatus], float | None]]]] = {
+HOST_GAUGES: Final[Mapping[str, tuple[str, Callable[[HostStatus], float | None]]]] = {
     "budget_bytes": ("What the targets of all pools together may be.", lambda host: host.budget_bytes),
     "targets_bytes": ("What the targets of all pools together are.", lambda host: host.targets_bytes),
     "used_bytes": ("RAM that all pools together take.", lambda host: host.used_bytes),
@@ -167,7 +167,7 @@ def _filled(family: _Family, values: Iterable[tuple[Sequence[str], float | None]
 
 def _of_host(host: HostStatus) -> Iterator[Metric]:
     yield InfoMetricFamily("tmemd_policy", "How the budget is shared out.", {"policy": host.policy})
-    for name, (text, value) in _HOST_GAUGES.items():
+    for name, (text, value) in HOST_GAUGES.items():
         yield _filled(GaugeMetricFamily(f"tmemd_{name}", text, labels=[]), [((), value(host))])
     pressure = GaugeMetricFamily(
         "tmemd_host_memory_pressure_ratio",
@@ -187,7 +187,7 @@ def _without_creation(families: Iterable[Metric]) -> Iterator[Metric]:
 def _of_pools(pools: Sequence[PoolStatus]) -> Iterator[Metric]:
     # Nothing else of a damaged one: a counter that falls to 0 and comes back looks like a burst of events.
     sound = [pool for pool in pools if pool.error is None and not pool.unfinished]
-    for gauges, shown in ((_EVERY_POOL_GAUGES, pools), (_POOL_GAUGES, sound)):
+    for gauges, shown in ((_EVERY_POOL_GAUGES, pools), (POOL_GAUGES, sound)):
         for name, (text, value) in gauges.items():
             gauge = GaugeMetricFamily(f"tmemd_pool_{name}", text, labels=["pool"])
             yield _filled(gauge, (((pool.name,), value(pool)) for pool in shown))
@@ -197,7 +197,7 @@ def _of_pools(pools: Sequence[PoolStatus]) -> Iterator[Metric]:
     yield kinds
     pages = GaugeMetricFamily("tmemd_pool_pages", "Pages of the device, by where they are.", labels=["pool", "place"])
     yield _by_kind(pages, sound, {"tmem": "pages_in_tmem", "file": "pages_in_file", "lost": "pages_lost"})
-    for field, text in _POOL_COUNTERS.items():
+    for field, text in POOL_COUNTERS.items():
         counter = CounterMetricFamily(f"tmemd_pool_{field}", text, labels=["pool"])
         yield _filled(counter, (((pool.name,), getattr(pool.counters, field)) for pool in sound))
     requests = CounterMetricFamily("tmemd_pool_requests", "Requests of the guest.", labels=["pool", "type"])

@@ -52,7 +52,7 @@ class Parts:
         if identity.boot_id != self.boot_id or (header and header.epoch != identity.epoch):
             self.debug(f"{self.pool_path}: a pool of epoch {identity.epoch} that no longer counts")
             return False
-        now = replace(identity, backing=self._backing_name, bitmap=self._bitmap_name)
+        now = replace(identity, backing=self._backing_name, bitmap=self._bitmap_name, is_durable=self.config.durable)
         if now != identity:
             os.pwrite(self.pool_fd, now.pack(), 0)
         pages = poolfile.read_counters(self.pool_fd, self.pool_path).pages_in_tmem
@@ -130,7 +130,7 @@ class Parts:
             name=self.config.name, size=header.size, index_offset=layout.index_offset, data_offset=layout.data_offset,
             data_bytes=layout.data_bytes, uuid=header.uuid, boot_id=self.boot_id, epoch=header.epoch,
             has_file=self._file is not None, backing=self._backing_name, bitmap=self._bitmap_name,
-            is_ephemeral=self.source is not None,
+            is_ephemeral=self.source is not None, is_durable=self.config.durable,
         )  # fmt: skip
         try:
             _format(self.pool_fd, identity, states)

@@ -83,6 +83,7 @@ class Identity:
     backing: str = ""  # paths of the backing file or source, and of the bitmap, when it was last opened; '' for none
     bitmap: str = ""
     is_ephemeral: bool = False  # the file is a source, and pages are copies of what it holds
+    is_durable: bool = False  # a persistent pool's file has each write before it is acknowledged
 
     @property
     def kind(self) -> PoolKind:
@@ -101,8 +102,9 @@ class Identity:
 
     def pack(self) -> bytes:
         """The identity page, 4096 bytes, checksum included."""
+        flags = self.has_file | self.is_ephemeral << 1 | self.is_durable << 2
         body = _IDENTITY.pack(
-            MAGIC, VERSION, self.has_file | self.is_ephemeral << 1, self.size, self.pages, STATES_OFFSET,
+            MAGIC, VERSION, flags, self.size, self.pages, STATES_OFFSET,
             self.index_offset, self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.epoch,
             self.name.encode(), self.backing.encode(), self.bitmap.encode(),
         )  # fmt: skip
@@ -128,7 +130,7 @@ class Identity:
         name, backing, bitmap = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
         identity = cls(
             name, size, index, data, data_bytes, UUID(bytes=uid),
-            UUID(bytes=boot), epoch, bool(flags & 1), backing, bitmap, bool(flags & 2),
+            UUID(bytes=boot), epoch, bool(flags & 1), backing, bitmap, bool(flags & 2), bool(flags & 4),
         )  # fmt: skip
         if identity.pages != pages or states != STATES_OFFSET or not states < index < data:
             raise PoolError(f"{where}: the pool's identity page contradicts itself")
