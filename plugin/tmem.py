@@ -58,6 +58,10 @@ from typing import NoReturn
 
 import nbdkit
 
+# Installed, it lies inside the package, and beside that is what the package needs: nbdkit's Python looks nowhere there.
+if (Path(__file__).parents[1] / "py.typed").exists():
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
 try:
     from tmemd.binding import _core
     from tmemd.binding._core import cache, extents, flush, pread, pwrite, trim, zero  # noqa: F401 - callbacks
@@ -70,7 +74,7 @@ try:
     from tmemd.store.poolfile import PoolError
     from tmemd.system import peer
 except ModuleNotFoundError as error:
-    hint = "put the bin directory of the virtual environment that tmemd is installed in first on PATH"
+    hint = "install tmemd, or put the bin directory of its virtual environment (.venv/bin) first on PATH"
     print(f"nbdkit: tmem: error: {error}: {hint}", file=sys.stderr, flush=True)
     os._exit(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -29,3 +30,9 @@ def test_a_wheel_carries_plugin_and_core(tmp_path: Path) -> None:
     plugin, core = done.stdout.split()
     assert plugin == f"{tmp_path}/tmemd/plugin/tmem.py"
     assert core.startswith(f"{tmp_path}/tmemd/binding/_core.")
+    # No PATH leads nbdkit's Python there; what tmemd needs is elsewhere here.
+    bare = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": sysconfig.get_path("platlib")}
+    done = subprocess.run(
+        ["nbdkit", "python", plugin, "--dump-plugin"], env=bare, capture_output=True, text=True, check=True
+    )
+    assert "tmem_keys=name," in done.stdout

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-import google_crc32c
+from crc32c import crc32c
 
 from tmemd.store.poolfile import PoolError
 
@@ -50,7 +50,7 @@ class BitmapHeader:
         body = _HEADER.pack(
             MAGIC, VERSION, 0, self.size, self.region, self.uuid.bytes, self.boot_id.bytes, self.epoch
         )  # fmt: skip
-        return (body + _CRC.pack(google_crc32c.value(body))).ljust(BITS_OFFSET, b"\0")
+        return (body + _CRC.pack(crc32c(body))).ljust(BITS_OFFSET, b"\0")
 
     @classmethod
     def unpack(cls, data: bytes, where: Path | str) -> BitmapHeader:
@@ -61,7 +61,7 @@ class BitmapHeader:
         _, version, _, size, region, uid, boot, epoch = _HEADER.unpack(body)
         if version != VERSION:
             raise PoolError(f"{where}: bitmap format version {version}, this tmemd reads version {VERSION}")
-        if _CRC.unpack_from(data, _HEADER.size)[0] != google_crc32c.value(body):
+        if _CRC.unpack_from(data, _HEADER.size)[0] != crc32c(body):
             raise PoolError(f"{where}: the bitmap's header is damaged (checksum mismatch)")
         if not size or not region or region % BITS_OFFSET:
             raise PoolError(f"{where}: the bitmap's header contradicts itself")

@@ -20,8 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import google_crc32c
 import lz4.block
+from crc32c import crc32c
 
 from tmemd.store import pool, poolfile, poolindex
 from tmemd.store.poolfile import CONTROL_OFFSET, PAGE, Identity, PoolError
@@ -192,7 +192,7 @@ def record_fault(word: Word, record: bytes) -> str | None:
     if (page, length, encoding) != (word.page, word.length, word.encoding):
         return f"leads to a record of page {page}, length {length}, encoding {encoding}"
     payload = record[RECORD.size : RECORD.size + length]
-    if google_crc32c.extend(google_crc32c.value(_SEALED.pack(page, length, encoding)), payload) != crc:
+    if crc32c(payload, crc32c(_SEALED.pack(page, length, encoding))) != crc:
         return "has a record with a wrong checksum"
     if encoding != LZ4:
         return None

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 from uuid import UUID
 
-import google_crc32c
 import msgspec
+from crc32c import crc32c
 
 from tmemd.system import locks
 
@@ -108,7 +108,7 @@ class Identity:
             self.index_offset, self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.epoch,
             self.name.encode(), self.backing.encode(), self.bitmap.encode(),
         )  # fmt: skip
-        return (body + _CRC.pack(google_crc32c.value(body))).ljust(PAGE, b"\0")
+        return (body + _CRC.pack(crc32c(body))).ljust(PAGE, b"\0")
 
     @classmethod
     def unpack(cls, page: bytes, where: str) -> Identity | None:
@@ -125,7 +125,7 @@ class Identity:
         )
         if version != VERSION:
             raise PoolError(f"{where}: pool format version {version}, this tmemd reads version {VERSION}")
-        if _CRC.unpack_from(page, _IDENTITY.size)[0] != google_crc32c.value(body):
+        if _CRC.unpack_from(page, _IDENTITY.size)[0] != crc32c(body):
             raise PoolError(f"{where}: the pool's identity page is damaged (checksum mismatch)")
         name, backing, bitmap = (text.rstrip(b"\0").decode(errors="replace") for text in texts)
         identity = cls(

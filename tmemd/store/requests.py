@@ -14,7 +14,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-import google_crc32c
+from crc32c import crc32c
 
 from tmemd.store.poolfile import CONTROL_BYTES, CONTROL_OFFSET, COUNTERS_OFFSET, GENERATIONS, PAGE, PoolError, Snapshot
 
@@ -88,14 +88,14 @@ class _Ring:
             body, crc = bytes(data[start:][: self._body.size]), data[start + self._body.size :][:8]
             number, *words = self._body.unpack(body)
             # The pool belongs to another user, who can write anything: the next number must fit as well.
-            if number < _BOUND and int.from_bytes(crc, "little") == google_crc32c.value(body):
+            if number < _BOUND and int.from_bytes(crc, "little") == crc32c(body):
                 found[number] = tuple(words)
         return found
 
     def write(self, fd: int, number: int, *words: int) -> None:
         """Fill the number's slot."""
         body = self._body.pack(number, *words)
-        slot = body + google_crc32c.value(body).to_bytes(8, "little")
+        slot = body + crc32c(body).to_bytes(8, "little")
         os.pwrite(fd, slot, self._offset + number % SLOTS * self._slot)
 
 
