@@ -203,7 +203,7 @@ def _fitting(shown: Sequence[Activity], pools: Sequence[Activity], view: View) -
     def columns(bar: int, state: int) -> list[_Column]:
         return _columns(name, _Scale(bar, nbytes, _ASCII if view.ascii_only else _LINES), state)
 
-    room, kept = view.width + _GAP, set[str]()
+    room, kept = view.width, set[str]()  # rich before 13.7 pads the last column as well
     for column in sorted(columns(_BAR[0], _STATE), key=lambda column: column.importance):
         if kept and column.width + _GAP > room:
             break

@@ -95,7 +95,9 @@ def bar(label: str = "", total: int | None = None) -> Iterator[Callable[..., Non
 
     Yields what to call as it goes on: with *completed*, and *description* and *total* where these are others now.
     """
+    if not sys.stderr.isatty():
+        yield lambda **_: None
+        return
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield partial(progress.update, progress.add_task(label, total=total))
