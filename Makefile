@@ -46,7 +46,7 @@ build/lz4door: benchmarks/lz4door.c $(wildcard tmemd/vhost/*.[ch] tmemd/core/*.h
 build/fuzz: tests/vhost/fuzz.c $(wildcard tests/vhost/front.h tests/core/fixture.h tmemd/core/*.[ch] tmemd/vhost/*.[ch])
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,bounds-strict -pthread -Itmemd/core \
-		-Itmemd/vhost -Wl,--wrap=poll -o $@ $(filter %.c,$^) -llz4 -lisal
+		-Itmemd/vhost -Wl,--wrap=poll -o $@ $(filter %.c,$^) -llz4 -lisal -lnbd
 
 build/ptrace.so: tests/vm/systemd/ptrace.c
 	@mkdir -p $(@D)

@@ -48,7 +48,7 @@ def extension() -> Extension:
         sources=[str(BINDING), *own],
         depends=[str(path) for folder in (CORE, VHOST, BINDING.parent) for path in folder.glob("*.h")],
         include_dirs=[str(CORE), str(VHOST), str(BINDING.parent)],
-        libraries=["lz4", "isal"],
+        libraries=["lz4", "isal", "nbd"],
         extra_compile_args=["-std=c11", "-O2", "-pthread", *instrument],
         extra_link_args=["-pthread", *instrument],
     )

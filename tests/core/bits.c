@@ -35,7 +35,7 @@ static void *put_in_next(void *unused)
 /* The first write of bits is slow: another request has all the time that it needs to pass it. */
 ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
 {
-    if (device && fd == device->bitmap.fd && !atomic_exchange(&is_begun, true)) {
+    if (device && fd == device->bitmap.local.fd && !atomic_exchange(&is_begun, true)) {
         CHECK(pthread_create(&other, NULL, put_in_next, NULL) == 0);
         for (int i = 0; i < PATIENCE && !atomic_load(&is_other_done); i++)
             sched_yield();

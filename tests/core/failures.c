@@ -37,7 +37,7 @@ void __wrap_bounce_put(struct bounce *bounce)
 
 int fallocate(int fd, int mode, off_t offset, off_t length)
 {
-    if (n_failing && fd == device->file.fd) {
+    if (n_failing && fd == device->file.local.fd) {
         errno = EOPNOTSUPP;
         return -1;
     }

@@ -44,7 +44,8 @@ def builder(directory: Path, sources: Path, folders: Sequence[str]) -> Build:
         source, program = sources / f"{name}.c", directory / f"{name}{sanitizers}"
         text = source.read_text()
         linked = [str(each) for each in objects(sanitizers).glob("*.o") if f'#include "{each.stem}.c"' not in text]
-        command = ["gcc", *flags, sanitizers, str(source), *linked, "-o", str(program), "-llz4", "-lisal", *options]
+        libraries = ["-llz4", "-lisal", "-lnbd"]
+        command = ["gcc", *flags, sanitizers, str(source), *linked, "-o", str(program), *libraries, *options]
         subprocess.run(command, check=True)
         return str(program)
 

@@ -22,6 +22,43 @@ def layout(size: int) -> Layout:
 def crc32c(data: bytes | bytearray | memoryview) -> int:
     """CRC32C (Castagnoli, RFC 3720) of *data*."""
 
+class RemoteStatus(NamedTuple):
+    """How a remote is: sizes in bytes, times in seconds, counts since the process began."""
+
+    size: int
+    read_only: bool
+    can_flush: bool
+    can_zero: bool
+    connections: int  # now; 0: it is away
+    connects: int
+    losses: int  # of connections
+    time_outs: int  # of requests
+    repeats: int  # requests sent again after a loss
+    away: float  # for how long
+    why: str  # it could not be connected, last time
+
+class Remote:
+    """What an NBD server exports, as a device's file. Every method may be called from any thread, and before a fork.
+
+    *uri*: as nbd_connect_uri(3) takes them. *connections*: at most so many (1 to 16), if the server allows for several.
+    *timeout*: seconds that a request may take, connecting again included.
+    """
+
+    def __init__(self, uri: str, *, connections: int, timeout: float) -> None: ...
+    def connect(self) -> None:
+        """Connect within the time-out, as far as it is not. Raises OSError, which says what was wrong."""
+    def expect(self, offset: int, content: bytes) -> None:
+        """Use no server from now on that has not these bytes, at most 512, at *offset*."""
+    def read(self, offset: int, length: int) -> bytes:
+        """*length* bytes at *offset*. Raises OSError."""
+    def write(self, offset: int, content: bytes) -> None:
+        """Write, durably. Raises OSError."""
+    def look_after(self) -> None:
+        """Connect again if it is time to, and notice that the server has left. To be called about twice a second."""
+    @property
+    def status(self) -> RemoteStatus:
+        """How it is now."""
+
 class Device:
     """One device: its pool, its backing file and its write-intent bitmap. Every method may be called from any thread.
 
@@ -45,6 +82,8 @@ class Device:
         durable: bool,
         ephemeral: bool = False,  # the file is the device; pages in tmem are copies, and nothing needs a bitmap
         read_only: bool = False,  # nothing more is read from it once somebody has changed it
+        remote: Remote | None = None,  # instead of file_fd
+        bitmap_offset: int = 0,  # where the bitmap begins, in bytes: in bitmap_fd, or where that is -1 in the remote
         cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
     ) -> None: ...
     size: int  # in bytes

@@ -16,6 +16,9 @@ cdef extern from "tmem.h" nogil:
     struct tm_device:
         pass
 
+    struct store:
+        pass
+
     struct tm_layout:
         uint64_t index_offset
         uint64_t data_offset
@@ -34,6 +37,8 @@ cdef extern from "tmem.h" nogil:
         uint64_t size
         uint64_t limit
         uint64_t region
+        store *remote
+        uint64_t bitmap_offset
         uint64_t file_bytes
         bint direct
         bint lost_zero
@@ -91,6 +96,41 @@ cdef extern from "vhost.h" nogil:
         uint32_t poll_us
 
     int vhost_serve(const vhost_config *config, int socket, char *error, size_t error_size)
+
+cdef extern from "remote.h" nogil:
+    enum:
+        REMOTE_WHY
+
+    struct remote:
+        pass
+
+    struct remote_config:
+        const char *uri
+        unsigned connections
+        uint32_t timeout_ms
+
+    struct remote_status:
+        uint64_t size
+        bint read_only
+        bint can_flush
+        bint can_zero
+        unsigned connections
+        uint64_t connects
+        uint64_t losses
+        uint64_t time_outs
+        uint64_t repeats
+        uint64_t away_ms
+        char why[1]
+
+    int remote_new(const remote_config *config, remote **remote)
+    void remote_free(remote *remote)
+    store *remote_store(remote *remote)
+    int remote_connect(remote *remote, char *why, size_t why_size)
+    int remote_expect(remote *remote, uint64_t offset, size_t length, const void *expected)
+    int remote_read(remote *remote, uint64_t offset, size_t length, void *buffer)
+    int remote_write(remote *remote, uint64_t offset, size_t length, const void *buffer, bint through)
+    void remote_look_after(remote *remote)
+    void remote_get_status(remote *remote, remote_status *status)
 
 cdef extern from "crc32c.h" nogil:
     uint32_t core_crc32c "crc32c"(uint32_t crc, const void *data, size_t length)
@@ -156,17 +196,102 @@ cdef int fail_at(int code, Device h, uint64_t count, uint64_t offset) except -1:
     raise OSError(errno.EIO, f"{h.name}: {count} bytes at {offset}: {os.strerror(code)}")
 
 
+class RemoteStatus(NamedTuple):
+    """How a remote is: sizes in bytes, times in seconds, counts since the process began."""
+
+    size: int
+    read_only: bool
+    can_flush: bool
+    can_zero: bool
+    connections: int
+    connects: int
+    losses: int
+    time_outs: int
+    repeats: int
+    away: float
+    why: str
+
+
+cdef class Remote:
+    """What an NBD server exports, as a device's file. Every method may be called from any thread, and before a fork."""
+
+    cdef remote *remote
+
+    def __cinit__(self, str uri, *, unsigned connections, double timeout):
+        cdef bytes encoded = uri.encode()
+        cdef remote_config config = remote_config(encoded, connections, <uint32_t>(timeout * 1000))
+        cdef int code = remote_new(&config, &self.remote)
+        if code:
+            fail(code)
+
+    def __dealloc__(self):
+        if self.remote != NULL:
+            remote_free(self.remote)
+
+    def connect(self):
+        """Connect within the time-out, as far as it is not. Raises OSError, which says what was wrong."""
+        cdef char why[256]
+        cdef int code
+        with nogil:
+            code = remote_connect(self.remote, why, sizeof(why))
+        if code:
+            raise OSError(code, (<bytes>why).decode(errors="replace") or os.strerror(code))
+
+    def expect(self, uint64_t offset, bytes content not None):
+        """Use no server from now on that has not these bytes, at most 512, at *offset*."""
+        cdef int code = remote_expect(self.remote, offset, len(content), <const char *>content)
+        if code:
+            fail(code)
+
+    def read(self, uint64_t offset, size_t length):
+        """*length* bytes at *offset*. Raises OSError."""
+        cdef bytearray buffer = bytearray(length)
+        cdef char *at = buffer
+        cdef int code
+        with nogil:
+            code = remote_read(self.remote, offset, length, at)
+        if code:
+            fail(code)
+        return bytes(buffer)
+
+    def write(self, uint64_t offset, bytes content not None):
+        """Write, durably. Raises OSError."""
+        cdef const char *at = content
+        cdef size_t length = len(content)
+        cdef int code
+        with nogil:
+            code = remote_write(self.remote, offset, length, at, True)
+        if code:
+            fail(code)
+
+    def look_after(self):
+        """Connect again if it is time to, and notice that the server has left. To be called about twice a second."""
+        with nogil:
+            remote_look_after(self.remote)
+
+    @property
+    def status(self):
+        """How it is now."""
+        cdef remote_status s
+        remote_get_status(self.remote, &s)
+        return RemoteStatus(
+            s.size, s.read_only, s.can_flush, s.can_zero, s.connections, s.connects, s.losses, s.time_outs, s.repeats,
+            s.away_ms / 1000, (<bytes><char *>s.why).decode(errors="replace"),
+        )
+
+
 cdef class Device:
     """One device: its pool, its backing file and its write-intent bitmap. Every method may be called from any thread."""
 
     cdef tm_device *device
     cdef readonly uint64_t size
     cdef readonly str name
+    cdef Remote remote  # lives as long
 
     def __cinit__(
         self, int pool_fd, int file_fd, int bitmap_fd, *, str name, uint64_t size, uint64_t limit, uint64_t region,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
-        bint ephemeral=False, bint read_only=False,
+        bint ephemeral=False, bint read_only=False, Remote remote=None, uint64_t bitmap_offset=0,
     ):
         cdef char error[256]
         cdef bytes encoded = name.encode()
@@ -174,14 +299,18 @@ cdef class Device:
         cdef int code
         cdef tm_cgroup *cgroups = <tm_cgroup *>calloc(n + 1, sizeof(tm_cgroup))
         cdef tm_config config
+        cdef store *far = NULL
         if cgroups == NULL:
             raise MemoryError
+        if remote is not None:
+            far = remote_store(remote.remote)
         try:
             for i, (limit_fd, usage_fd) in enumerate(cgroup):
                 cgroups[i] = tm_cgroup(limit_fd, usage_fd)
             config = tm_config(
-                encoded, pool_fd, file_fd, bitmap_fd, size, limit, region, file_bytes, direct, lost_zero, durable,
-                ephemeral, read_only, cgroups, n,
+                encoded, pool_fd, file_fd, bitmap_fd, size, limit, region,
+                far, bitmap_offset, file_bytes, direct, lost_zero, durable, ephemeral,
+                read_only, cgroups, n,
             )
             with nogil:
                 code = tm_open(&config, &self.device, error, sizeof(error))
@@ -193,6 +322,7 @@ cdef class Device:
             raise OSError(code, (<bytes>error).decode())
         self.size = size
         self.name = name
+        self.remote = remote
 
     def __dealloc__(self):
         if self.device != NULL:

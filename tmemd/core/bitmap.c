@@ -1,22 +1,38 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-#define _GNU_SOURCE
 #include "bitmap.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#include <unistd.h>
+#include <string.h>
 
-static int load_bits(struct bitmap *bitmap)
+enum { BLOCK_BITS = TM_PAGE * 8 };
+
+static uint64_t block_offset(const struct bitmap *bitmap, uint64_t block)
 {
-    for (uint64_t byte = 0; byte * 8 < bitmap->n; byte++) {
-        uint8_t bits;
-        ssize_t got = pread(bitmap->fd, &bits, 1, (off_t)(BITMAP_BITS_OFFSET + byte));
-        if (got != 1)
-            return got < 0 ? errno : EIO;
-        for (uint64_t i = byte * 8; i < byte * 8 + 8 && i < bitmap->n; i++)
-            atomic_init(&bitmap->regions[i], bits >> i % 8 & 1 ? BITMAP_SET : BITMAP_CLEAN);
-    }
-    return 0;
+    return bitmap->offset + BITMAP_BITS_OFFSET + block * TM_PAGE;
+}
+
+static uint64_t block_end(const struct bitmap *bitmap, uint64_t block)
+{
+    return (block + 1) * BLOCK_BITS < bitmap->n ? (block + 1) * BLOCK_BITS : bitmap->n;
+}
+
+/* Bytes of a block that hold bits. */
+static size_t block_bytes(const struct bitmap *bitmap, uint64_t block)
+{
+    size_t bytes = (block_end(bitmap, block) - block * BLOCK_BITS + 7) / 8;
+    return bitmap->whole_blocks ? TM_PAGE : bytes;
+}
+
+static int load_block(struct bitmap *bitmap, uint64_t block)
+{
+    size_t bytes = block_bytes(bitmap, block);
+    int error =
+        bitmap->store->ops->read(bitmap->store, block_offset(bitmap, block), bytes, bitmap->block);
+    for (uint64_t i = block * BLOCK_BITS; i < block_end(bitmap, block) && !error; i++)
+        atomic_init(&bitmap->regions[i],
+                    bitmap->block[i % BLOCK_BITS / 8] >> i % 8 & 1 ? BITMAP_SET : BITMAP_CLEAN);
+    return error;
 }
 
 static void count_set(struct bitmap *bitmap)
@@ -27,44 +43,61 @@ static void count_set(struct bitmap *bitmap)
     atomic_store(&bitmap->counters->regions_set, set);
 }
 
-/* Write the byte that holds these eight regions' bits; a bit is clear only if its region is
- * BITMAP_CLEAN. */
-static int write_byte(struct bitmap *bitmap, uint64_t byte)
+/* Write the block of this region's bit; a bit is clear only if its region is BITMAP_CLEAN. */
+static int write_block(struct bitmap *bitmap, uint64_t block)
 {
-    uint8_t bits = 0;
-    for (uint64_t i = byte * 8; i < byte * 8 + 8 && i < bitmap->n; i++)
-        bits |= (uint8_t)((atomic_load(&bitmap->regions[i]) != BITMAP_CLEAN) << i % 8);
-    ssize_t put = pwrite(bitmap->fd, &bits, 1, (off_t)(BITMAP_BITS_OFFSET + byte));
-    return put == 1 ? 0 : put < 0 ? errno : EIO;
+    size_t bytes = block_bytes(bitmap, block);
+    memset(bitmap->block, 0, bytes);
+    for (uint64_t i = block * BLOCK_BITS; i < block_end(bitmap, block); i++)
+        bitmap->block[i % BLOCK_BITS / 8] |=
+            (uint8_t)((atomic_load(&bitmap->regions[i]) != BITMAP_CLEAN) << i % 8);
+    return bitmap->store->ops->write(bitmap->store, block_offset(bitmap, block), bytes,
+                                     bitmap->block, true);
 }
 
-static int sync_bits(struct bitmap *bitmap) { return fdatasync(bitmap->fd) < 0 ? errno : 0; }
+static int sync_bits(struct bitmap *bitmap)
+{
+    return bitmap->store->forgets ? 0 : bitmap->store->ops->sync(bitmap->store);
+}
 
 /* All are written again first: after a failed fdatasync the kernel marks its dirty pages clean. */
 static int make_durable(struct bitmap *bitmap)
 {
     int error = 0;
-    for (uint64_t byte = 0; byte * 8 < bitmap->n && !error; byte++)
-        error = write_byte(bitmap, byte);
+    for (uint64_t block = 0; block * BLOCK_BITS < bitmap->n && !error; block++)
+        error = write_block(bitmap, block);
     return error ? error : sync_bits(bitmap);
 }
 
-int bitmap_init(struct bitmap *bitmap, int fd, uint64_t region, const struct tm_layout *layout,
-                struct tm_counters *counters)
+static int load(struct bitmap *bitmap)
 {
-    *bitmap = (struct bitmap){.fd = fd, .region_pages = region / TM_PAGE, .counters = counters};
+    int error = 0;
+    for (uint64_t block = 0; block * BLOCK_BITS < bitmap->n && !error; block++)
+        error = load_block(bitmap, block);
+    count_set(bitmap);
+    return error ? error : make_durable(bitmap);
+}
+
+int bitmap_init(struct bitmap *bitmap, const struct tm_config *config,
+                const struct tm_layout *layout, struct tm_counters *counters)
+{
+    *bitmap = (struct bitmap){.region_pages = config->region / TM_PAGE, .counters = counters};
     pthread_mutex_init(&bitmap->lock, NULL);
-    if (fd < 0)
+    if (config->bitmap_fd >= 0) {
+        local_init(&bitmap->local, config->bitmap_fd, false, false);
+        bitmap->store = &bitmap->local.store;
+    } else {
+        bitmap->store = config->bitmap_offset ? config->remote : NULL;
+        bitmap->whole_blocks = true;
+    }
+    bitmap->offset = config->bitmap_offset;
+    if (!bitmap->store)
         return 0;
     if (!bitmap->region_pages)
         return EINVAL;
     bitmap->n = (layout->pages + bitmap->region_pages - 1) / bitmap->region_pages;
     bitmap->regions = calloc(bitmap->n, sizeof *bitmap->regions);
-    if (!bitmap->regions)
-        return ENOMEM;
-    int error = load_bits(bitmap);
-    count_set(bitmap);
-    return error ? error : make_durable(bitmap);
+    return bitmap->regions ? load(bitmap) : ENOMEM;
 }
 
 void bitmap_destroy(struct bitmap *bitmap)
@@ -76,7 +109,7 @@ void bitmap_destroy(struct bitmap *bitmap)
 static int set_bit(struct bitmap *bitmap, uint64_t region)
 {
     atomic_store(&bitmap->regions[region], BITMAP_SETTING);
-    int error = write_byte(bitmap, region / 8);
+    int error = write_block(bitmap, region / BLOCK_BITS);
     if (!error)
         error = sync_bits(bitmap);
     atomic_store(&bitmap->regions[region], error ? BITMAP_CLEAN : BITMAP_SET);
@@ -103,7 +136,7 @@ static uint64_t end_region(const struct bitmap *bitmap, uint64_t first, uint32_t
 int bitmap_set(struct bitmap *bitmap, uint64_t first, uint32_t n)
 {
     int error = 0;
-    if (bitmap->fd < 0)
+    if (!bitmap->store)
         return 0;
     for (uint64_t i = first / bitmap->region_pages; i < end_region(bitmap, first, n) && !error;
          i++) {
@@ -115,7 +148,7 @@ int bitmap_set(struct bitmap *bitmap, uint64_t first, uint32_t n)
 
 bool bitmap_is_set(struct bitmap *bitmap, uint64_t first, uint32_t n)
 {
-    if (bitmap->fd < 0)
+    if (!bitmap->store)
         return true;
     for (uint64_t i = first / bitmap->region_pages; i < end_region(bitmap, first, n); i++) {
         uint8_t state = BITMAP_CLEANING;

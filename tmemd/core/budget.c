@@ -27,7 +27,7 @@ int budget_init(struct budget *budget, const struct tm_config *config, struct tm
         .counters = counters,
         .control = control,
         .limit = config->limit,
-        .has_file = config->file_fd >= 0,
+        .has_file = config->file_fd >= 0 || config->remote,
         .last_target = config->limit,
         .n_cgroups = config->n_cgroups,
     };

@@ -112,7 +112,7 @@ static int resync_pages(struct tm_device *device)
         unlock_io(&device->locks, &io);
     }
     bounce_put(bounce);
-    return error ? error : file_sync(&device->file);
+    return error ? error : file_sync_through(&device->file);
 }
 
 int clean_resync(struct tm_device *device)

@@ -137,7 +137,7 @@ static int move_to_file(struct demotion *demotion, struct batch *batch, uint32_t
     uint64_t first = batch->first + start;
     uint32_t granted = count_writes(demotion, n);
     int error = granted ? file_write(&device->file, first, granted,
-                                     batch->content + (size_t)start * TM_PAGE)
+                                     batch->content + (size_t)start * TM_PAGE, device->durable)
                         : 0;
     bool locked = !error && overwrite_lock_pages(device, first, n) == 0;
     if (!locked) {

@@ -53,8 +53,7 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
         failed = slots_init(&device->slots, device->base + device->layout.data_offset,
                             &device->layout, &device->budget);
     if (!failed) {
-        failed = bitmap_init(&device->bitmap, config->bitmap_fd, config->region, &device->layout,
-                             counters);
+        failed = bitmap_init(&device->bitmap, config, &device->layout, counters);
         if (failed)
             snprintf(error, error_size,
                      "the bitmap of its backing file cannot be read or synced: %s",
@@ -72,7 +71,7 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
 static int begin_with_bitmap(struct tm_device *device)
 {
     int error = 0;
-    if (file_sync(&device->file) == 0 && clean_resync(device) == 0)
+    if (file_sync_through(&device->file) == 0 && clean_resync(device) == 0)
         return 0;
     for (uint64_t page = 0; page < device->layout.pages && !error;
          page += device->bitmap.region_pages)
@@ -85,7 +84,7 @@ static int begin_with_bitmap(struct tm_device *device)
  */
 static int begin_without_bitmap(struct tm_device *device, char *error, size_t error_size)
 {
-    if (file_sync(&device->file) != 0)
+    if (file_sync_through(&device->file) != 0)
         return 0;
     int failed = clean_resync(device);
     if (!failed)
@@ -132,8 +131,6 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
     device->lost_zero = config->lost_zero;
     device->durable = config->durable || config->ephemeral;
     device->ephemeral = config->ephemeral;
-    device->file.fd = -1;
-    device->bitmap.fd = -1;
     locks_init(&device->locks);
     staging_init(&device->staging);
     pthread_mutex_init(&device->demote_lock, NULL);

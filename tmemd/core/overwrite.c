@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "overwrite.h"
 
+#include <errno.h>
+
 #include "bounce.h"
 #include "crc32c.h"
 #include "fetch.h"
@@ -50,21 +52,23 @@ static int mark(struct tm_device *device, struct overwrite *run, uint64_t *befor
 
 static int write_run(struct tm_device *device, const struct overwrite *run)
 {
-    int error = run->content ? file_write(&device->file, run->first, run->n, run->content)
-                             : file_zero(&device->file, run->first, run->n, run->punch);
-    if (!error && state_is_written_through(device, run->first) && !device->durable)
-        error = file_sync(&device->file);
+    bool through = state_is_written_through(device, run->first);
+    int error = run->content ? file_write(&device->file, run->first, run->n, run->content, through)
+                             : file_zero(&device->file, run->first, run->n, run->punch, through);
+    if (!error && through && !device->durable)
+        error = file_sync_through(&device->file);
     stats_add(&device->counters->io_errors, error != 0);
     return error;
 }
 
 /* Find the pages that a failed write left intact. The others become torn: a word holds no checksum
- * of a mixture. */
-static void find_intact(struct tm_device *device, const struct overwrite *run,
+ * of a mixture. So do all of a write that had no answer in time, for it may come true later. */
+static void find_intact(struct tm_device *device, const struct overwrite *run, int error,
                         const uint64_t *before, bool *intact)
 {
     struct bounce *bounce = bounce_get();
-    bool read = bounce && file_read(&device->file, run->first, run->n, bounce->pages) == 0;
+    bool read = bounce && error != ETIMEDOUT &&
+                file_read(&device->file, run->first, run->n, bounce->pages) == 0;
     for (uint32_t i = 0; i < run->n; i++)
         intact[i] = read && !(before[i] & TM_WORD_UNVERIFIED) &&
                     fetch_is_intact(before[i], bounce->pages + (size_t)i * TM_PAGE);
@@ -72,10 +76,11 @@ static void find_intact(struct tm_device *device, const struct overwrite *run,
         bounce_put(bounce);
 }
 
-static void fail(struct tm_device *device, const struct overwrite *run, const uint64_t *before)
+static void fail(struct tm_device *device, const struct overwrite *run, int error,
+                 const uint64_t *before)
 {
     bool intact[TM_RUN_MAX];
-    find_intact(device, run, before, intact);
+    find_intact(device, run, error, before, intact);
     lock_pages(&device->locks, run->first, run->n);
     for (uint32_t i = 0; i < run->n; i++) {
         uint64_t page = run->first + i, word = index_word(device, page);
@@ -146,7 +151,7 @@ int overwrite_locked(struct tm_device *device, struct overwrite *run)
     if (!error)
         error = complete(device, run, crcs);
     if (error)
-        fail(device, run, before);
+        fail(device, run, error, before);
     else if (run->content && !run->put)
         stats_took(&device->statistics->spill, start);
     return error;

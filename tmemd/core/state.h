@@ -59,7 +59,7 @@ struct tm_device {
     struct staging staging;
 };
 
-static inline bool state_has_file(const struct tm_device *device) { return device->file.fd >= 0; }
+static inline bool state_has_file(const struct tm_device *device) { return device->file.store; }
 
 static inline unsigned state_generation(const struct tm_device *device)
 {

@@ -13,6 +13,7 @@
 #include "layout.h"
 
 struct tm_device;
+struct store;
 
 struct tm_cgroup {
     int limit_fd, usage_fd; /* memory.max and memory.current, or their v1 names */
@@ -21,6 +22,8 @@ struct tm_cgroup {
 struct tm_config {
     const char *name;
     int pool_fd, file_fd, bitmap_fd; /* file and bitmap: -1 for none; all stay the caller's */
+    struct store *remote;            /* instead of file_fd, and of bitmap_fd if that is none */
+    uint64_t bitmap_offset;          /* where the bitmap begins in its file; in the remote: not 0 */
     uint64_t size, limit;
     uint64_t
         region; /* bytes of the device that one bit of the bitmap speaks for; a multiple of 4 KiB */

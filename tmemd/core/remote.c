@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A connection that is lost fails all that is under way on it, and each of these requests is sent
+ * again on another. They are all idempotent, and their owners hold what orders them until they have
+ * an answer. An answer that is late counts as a lost connection: half of the time-out, so that
+ * there is a second try.
+ *
+ * What the server has acknowledged, but not synced, it may have forgotten when it comes back, for
+ * its host may have died: nobody tells. So a lost connection makes all that was written since the
+ * last sync `unsure`, and what must not be is written through (FUA). */
+#define _GNU_SOURCE
+#include "remote.h"
+
+#include <errno.h>
+#include <libnbd.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "link.h"
+#include "store.h"
+
+enum {
+    CONNECT_MS = 5000, /* for one attempt */
+    BACKOFF_FIRST_MS = 100,
+    BACKOFF_MOST_MS = 5000,
+    ZERO_MOST = 1 << 30, /* bytes of one request */
+};
+
+struct remote {
+    struct store store;
+    char *uri;
+    unsigned n_made, n_links; /* links, and of these wanted: 1 if the server does not see to all its
+                                 connections together */
+    uint32_t timeout_ms;
+    pthread_mutex_t lock; /* guards what follows up to `links`; not held over a connect */
+    pthread_cond_t changed;
+    struct link_limits limits; /* of the first connection; fixed from then on */
+    bool connecting;           /* somebody is */
+    uint64_t next_try, backoff_ms, away_since;
+    struct link_mark mark;
+    char why[REMOTE_WHY];
+    struct link links[REMOTE_LINKS];
+    _Atomic uint64_t plain;  /* writes begun that are not through */
+    _Atomic uint64_t synced; /* how many of these a sync has covered */
+    _Atomic uint64_t connects, time_outs, repeats;
+};
+
+static struct remote *remote_of(struct store *store) { return (struct remote *)store; }
+
+/* The connection with least to do; NULL: there is none. */
+static struct link *pick(struct remote *remote)
+{
+    struct link *best = NULL;
+    for (unsigned i = 0; i < remote->n_links; i++) {
+        struct link *link = &remote->links[i];
+        if (atomic_load(&link->nbd) &&
+            (!best || atomic_load(&link->in_flight) < atomic_load(&best->in_flight)))
+            best = link;
+    }
+    return best;
+}
+
+static struct link *find_missing(struct remote *remote)
+{
+    for (unsigned i = 0; i < remote->n_links; i++)
+        if (!atomic_load(&remote->links[i].nbd))
+            return &remote->links[i];
+    return NULL;
+}
+
+static uint64_t earlier(uint64_t one, uint64_t other) { return one < other ? one : other; }
+
+/* Connect a link by `deadline`, or note why not. With the lock, which is let go of meanwhile;
+ * `connecting` keeps others out. */
+static int connect_link(struct remote *remote, struct link *link, uint64_t deadline)
+{
+    struct link_mark mark = remote->mark;
+    struct link_limits limits = remote->limits;
+    char why[REMOTE_WHY] = "";
+    remote->connecting = true;
+    pthread_mutex_unlock(&remote->lock);
+    /* Before anybody can sync over it: a connection that lives is to a server that knows all. */
+    if (atomic_load(&remote->plain) != atomic_load(&remote->synced))
+        atomic_store(&remote->store.unsure, true);
+    int error = link_open(link, remote->uri, earlier(deadline, link_now() + CONNECT_MS), &mark,
+                          &limits, why, sizeof why);
+    pthread_mutex_lock(&remote->lock);
+    remote->connecting = false;
+    memcpy(remote->why, why, sizeof why);
+    uint64_t backoff =
+        remote->backoff_ms ? earlier(2 * remote->backoff_ms, BACKOFF_MOST_MS) : BACKOFF_FIRST_MS;
+    remote->backoff_ms = error ? backoff : 0;
+    remote->next_try = link_now() + remote->backoff_ms;
+    if (!error) {
+        remote->limits = limits;
+        remote->n_links = limits.can_multi_conn ? remote->n_links : 1;
+        remote->away_since = 0;
+        atomic_fetch_add(&remote->connects, 1);
+    }
+    pthread_cond_broadcast(&remote->changed);
+    return error;
+}
+
+static void note_absence(struct remote *remote)
+{
+    if (!remote->away_since)
+        remote->away_since = link_now();
+}
+
+/* A connection, made if there is none; NULL: not by the deadline. */
+static struct link *get_link(struct remote *remote, uint64_t deadline)
+{
+    struct link *link = pick(remote);
+    if (link)
+        return link;
+    pthread_mutex_lock(&remote->lock);
+    while (!(link = pick(remote)) && link_now() < deadline) {
+        note_absence(remote);
+        if (remote->connecting)
+            link_cond_wait(&remote->changed, &remote->lock, deadline);
+        else if (link_now() < remote->next_try)
+            link_cond_wait(&remote->changed, &remote->lock, earlier(deadline, remote->next_try));
+        else
+            connect_link(remote, &remote->links[0], deadline);
+    }
+    pthread_mutex_unlock(&remote->lock);
+    return link;
+}
+
+/* Have it answered, on whatever connection. ETIMEDOUT: by none in time. */
+static int run(struct remote *remote, enum link_op op, uint64_t offset, size_t length, void *buffer,
+               uint32_t flags)
+{
+    struct link_request request = {
+        .op = op, .flags = flags, .offset = offset, .length = length, .buffer = buffer};
+    uint64_t deadline = link_now() + remote->timeout_ms;
+    for (unsigned tries = 0;; tries++) {
+        struct link *link = get_link(remote, deadline);
+        if (!link) {
+            atomic_fetch_add(&remote->time_outs, 1);
+            return ETIMEDOUT;
+        }
+        if (tries)
+            atomic_fetch_add(&remote->repeats, 1);
+        int error =
+            link_run(link, &request, earlier(deadline, link_now() + remote->timeout_ms / 2));
+        if (error != ENOTCONN)
+            return error;
+    }
+}
+
+/* Have a run of bytes answered in requests of at most `most`. */
+static int run_all(struct remote *remote, enum link_op op, uint64_t offset, uint64_t length,
+                   void *buffer, uint32_t flags, uint32_t most)
+{
+    int error = 0;
+    for (uint64_t done = 0, n; done < length && !error; done += n) {
+        n = earlier(length - done, most);
+        error = run(remote, op, offset + done, n, buffer ? (uint8_t *)buffer + done : NULL, flags);
+    }
+    return error;
+}
+
+int remote_read(struct remote *remote, uint64_t offset, size_t length, void *buffer)
+{
+    return run_all(remote, LINK_READ, offset, length, buffer, 0, remote->limits.most);
+}
+
+/* A change; through: it is durable when this returns, whatever connections were lost meanwhile. */
+static int change(struct remote *remote, enum link_op op, uint64_t offset, uint64_t length,
+                  void *buffer, uint32_t flags, bool through)
+{
+    uint32_t most = op == LINK_ZERO ? ZERO_MOST : remote->limits.most;
+    bool by_fua = through && remote->limits.can_fua;
+    if (!by_fua)
+        atomic_fetch_add(&remote->plain, 1);
+    if (!through || by_fua)
+        return run_all(remote, op, offset, length, buffer,
+                       flags | (by_fua ? LIBNBD_CMD_FLAG_FUA : 0), most);
+    for (;;) {
+        uint64_t connects = atomic_load(&remote->connects);
+        int error = run_all(remote, op, offset, length, buffer, flags, most);
+        if (!error && remote->limits.can_flush)
+            error = run(remote, LINK_FLUSH, 0, 0, NULL, 0);
+        if (error || connects == atomic_load(&remote->connects))
+            return error;
+    }
+}
+
+int remote_write(struct remote *remote, uint64_t offset, size_t length, const void *buffer,
+                 bool through)
+{
+    return change(remote, LINK_WRITE, offset, length, (void *)(uintptr_t)buffer, 0, through);
+}
+
+static int read_op(struct store *store, uint64_t offset, size_t length, void *buffer)
+{
+    return remote_read(remote_of(store), offset, length, buffer);
+}
+
+static int write_op(struct store *store, uint64_t offset, size_t length, const void *buffer,
+                    bool through)
+{
+    return remote_write(remote_of(store), offset, length, buffer, through);
+}
+
+static int zero_op(struct store *store, uint64_t offset, uint64_t length, bool punch, bool through)
+{
+    struct remote *remote = remote_of(store);
+    uint32_t flags = punch ? 0 : LIBNBD_CMD_FLAG_NO_HOLE;
+    if (!remote->limits.can_zero)
+        return ENOTSUP;
+    return change(remote, LINK_ZERO, offset, length, NULL, flags, through);
+}
+
+static int sync_op(struct store *store)
+{
+    struct remote *remote = remote_of(store);
+    uint64_t plain = atomic_load(&remote->plain);
+    if (atomic_load(&store->unsure))
+        return EAGAIN;
+    if (plain == atomic_load(&remote->synced))
+        return 0;
+    int error = remote->limits.can_flush ? run(remote, LINK_FLUSH, 0, 0, NULL, 0) : 0;
+    if (error == ETIMEDOUT || atomic_load(&store->unsure))
+        return EAGAIN;
+    if (!error)
+        atomic_store(&remote->synced, plain);
+    return error;
+}
+
+static const struct store_ops ops = {read_op, write_op, zero_op, sync_op};
+
+int remote_new(const struct remote_config *config, struct remote **made)
+{
+    struct remote *remote = calloc(1, sizeof *remote);
+    if (!remote)
+        return ENOMEM;
+    remote->store = (struct store){.ops = &ops, .forgets = true, .unsure = true};
+    remote->timeout_ms = config->timeout_ms;
+    pthread_mutex_init(&remote->lock, NULL);
+    link_cond_init(&remote->changed);
+    remote->uri = strdup(config->uri);
+    int error = remote->uri ? 0 : ENOMEM;
+    while (!error && remote->n_made < config->connections && remote->n_made < REMOTE_LINKS)
+        error = link_init(&remote->links[remote->n_made++]);
+    remote->n_links = remote->n_made;
+    if (error)
+        remote_free(remote);
+    else
+        *made = remote;
+    return error;
+}
+
+void remote_free(struct remote *remote)
+{
+    for (unsigned i = 0; i < remote->n_made; i++)
+        link_destroy(&remote->links[i]);
+    free(remote->uri);
+    pthread_cond_destroy(&remote->changed);
+    pthread_mutex_destroy(&remote->lock);
+    free(remote);
+}
+
+struct store *remote_store(struct remote *remote) { return &remote->store; }
+
+int remote_connect(struct remote *remote, char *why, size_t why_size)
+{
+    pthread_mutex_lock(&remote->lock);
+    int error =
+        pick(remote) ? 0 : connect_link(remote, &remote->links[0], link_now() + remote->timeout_ms);
+    snprintf(why, why_size, "%s", remote->why);
+    pthread_mutex_unlock(&remote->lock);
+    return error;
+}
+
+int remote_expect(struct remote *remote, uint64_t offset, size_t length, const void *expected)
+{
+    if (length > LINK_MARK_MOST)
+        return EINVAL;
+    pthread_mutex_lock(&remote->lock);
+    remote->mark = (struct link_mark){.offset = offset, .length = length};
+    memcpy(remote->mark.expected, expected, length);
+    pthread_mutex_unlock(&remote->lock);
+    return 0;
+}
+
+void remote_look_after(struct remote *remote)
+{
+    for (unsigned i = 0; i < remote->n_links; i++)
+        link_look(&remote->links[i]);
+    pthread_mutex_lock(&remote->lock);
+    struct link *missing = find_missing(remote);
+    if (!pick(remote))
+        note_absence(remote);
+    if (missing && !remote->connecting && link_now() >= remote->next_try)
+        connect_link(remote, missing, link_now() + remote->timeout_ms);
+    pthread_mutex_unlock(&remote->lock);
+}
+
+void remote_get_status(struct remote *remote, struct remote_status *status)
+{
+    pthread_mutex_lock(&remote->lock);
+    *status = (struct remote_status){
+        .size = remote->limits.size,
+        .read_only = remote->limits.read_only,
+        .can_flush = remote->limits.can_flush,
+        .can_zero = remote->limits.can_zero,
+        .connects = atomic_load(&remote->connects),
+        .time_outs = atomic_load(&remote->time_outs),
+        .repeats = atomic_load(&remote->repeats),
+        .away_ms = remote->away_since ? link_now() - remote->away_since : 0,
+    };
+    for (unsigned i = 0; i < remote->n_made; i++) {
+        status->connections += atomic_load(&remote->links[i].nbd) != NULL;
+        status->losses += atomic_load(&remote->links[i].hang_ups);
+    }
+    memcpy(status->why, remote->why, sizeof status->why);
+    pthread_mutex_unlock(&remote->lock);
+}

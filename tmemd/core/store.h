@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Where bytes are kept that are not in RAM: a local file or block device (local.c), or what an NBD
+ * server exports (remote.c). Offsets and lengths are bytes; a call returns 0 or an errno, and may
+ * be made from any thread. */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct store;
+
+struct store_ops {
+    int (*read)(struct store *store, uint64_t offset, size_t length, void *buffer);
+    /* through: where a sync may come too late, for the store may go away and forget before it, the
+     * bytes are durable when this returns. */
+    int (*write)(struct store *store, uint64_t offset, size_t length, const void *buffer,
+                 bool through);
+    /* Zero; punch: the blocks may be given back. ENOTSUP: it takes writes of zeros. */
+    int (*zero)(struct store *store, uint64_t offset, uint64_t length, bool punch, bool through);
+    /* Make durable what was written before the call. EAGAIN: some of that may be forgotten, and
+     * must be looked at again. */
+    int (*sync)(struct store *store);
+};
+
+struct store {
+    const struct store_ops *ops;
+    bool forgets;        /* it may go away, and come back without what was not synced */
+    _Atomic bool unsure; /* it may have; who has looked at what it holds clears this first */
+};
