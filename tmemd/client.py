@@ -94,6 +94,13 @@ class Client:
         """What the host can spare; only a tmemd knows."""
         return _expect(protocol.HostStatus, self._call(protocol.Host()))
 
+    def events(self, number: int | None = None, wait: float = 0.0) -> protocol.Happened:
+        """What happened after that event (None: nothing, but the number to go on with); only a tmemd remembers.
+
+        Waits for something to happen, for so many seconds at most.
+        """
+        return _expect(protocol.Happened, self._call(protocol.Events(number, wait)))
+
     def set(self, name: str, **settings: Any) -> None:
         """Change a pool's settings, all of these or none: the fields of protocol.Set."""
         self._change(protocol.Set(name=check_name(name), **settings))

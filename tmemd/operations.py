@@ -48,6 +48,8 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
             raise PoolError("only tmemd attaches plugins")
         case protocol.Host():
             raise PoolError("only tmemd looks after the host's memory")
+        case protocol.Events():
+            raise PoolError("only tmemd remembers what happened")
     return protocol.Done()
 
 

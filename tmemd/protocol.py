@@ -23,11 +23,15 @@ DEFAULT_POOLS: Final = Path("/run/tmemd/pools")
 MAX_REQUEST: Final = 4096
 MAX_ANSWER: Final = 16 << 20
 TIMEOUT: Final = 10.0  # seconds, for a whole exchange
+MAX_WAIT: Final = 5.0  # seconds, of an answer for something to happen
 
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 Bytes: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Weight: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_WEIGHT)]
 Configurable: TypeAlias = Literal["weight", "cap", "minimum", "compression"]
+EventKind: TypeAlias = Literal[
+    "appeared", "gone", "served", "unserved", "clients", "target", "refused", "problem", "mended",
+]  # fmt: skip
 PoolState: TypeAlias = Literal["served", "idle", "unfinished", "damaged"]
 Work: TypeAlias = Literal["drain", "demote", "compact", "flush", "settle"]  # settle: what compact was called in 0.1
 
@@ -110,6 +114,33 @@ class Destroy(_Message, frozen=True):
 
 class Host(_Message, frozen=True):
     """What the host can spare, and what the governor makes of it."""
+
+
+class Events(_Message, frozen=True):
+    """What happens to the pools the caller may see, after the event of that *number*; without one: from now on.
+
+    Where nothing has happened yet the answer comes when something does, or after *wait* seconds.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)] | None = None
+    wait: Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT)] = 0.0
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that happened. Sizes in bytes."""
+
+    number: int = 0  # higher than that of all before, those of an earlier tmemd included
+    time: float = 0.0  # seconds since the epoch
+    event: EventKind
+    pool: str | None = None
+    uid: int | None = None  # whose pool it is
+    pid: int | None = None  # of the plugin that came ('served'), or ended or was killed ('unserved')
+    target_bytes: int | None = None
+    before_bytes: int | None = None  # the target that was last told
+    pages: int | None = None  # refused since that was last told
+    connections: dict[str, int] | None = None  # by door, now
+    what: str | None = None  # of a problem
+    words: str | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -255,6 +286,14 @@ class Listed(_Message, frozen=True):
     problems: list[Problem] = []  # of tmemd itself
 
 
+class Happened(_Message, frozen=True):
+    """Answer to Events."""
+
+    events: list[Event]
+    number: int  # to ask with the next time
+    missed: bool = False  # whether there were others after the event asked about, which are forgotten
+
+
 class Asked(_Message, frozen=True):
     """The work will be done; Show with this number as its *request* says when, and how it went. 0: it is done."""
 
@@ -273,8 +312,8 @@ class Failed(_Message, frozen=True):
     error: str
 
 
-Request: TypeAlias = Attach | List | Show | Set | Freeze | Ask | Destroy | Host
-Answer: TypeAlias = Attached | Listed | Asked | Done | Failed | HostStatus
+Request: TypeAlias = Attach | List | Show | Set | Freeze | Ask | Destroy | Host | Events
+Answer: TypeAlias = Attached | Listed | Asked | Done | Failed | HostStatus | Happened
 
 _requests: Final = msgspec.json.Decoder(Request)
 _answers: Final = msgspec.json.Decoder(Answer)

@@ -682,6 +682,52 @@ def test_list_watches_until_ctrl_c(three: Path) -> None:
             assert process.wait(DEADLINE) == 130
 
 
+@pytest.mark.parametrize(
+    ("goal", "values", "locked"),
+    [
+        (["--state=served"], {}, True),
+        (["--state=idle"], {}, False),
+        (["--state=drained"], {"pages_in_file": 3}, True),
+        (["--state=thawed"], {}, True),
+        (["--state=disconnected"], {}, True),
+        (["--below=3M"], {"used_bytes": 2 * MIB}, True),
+    ],
+)
+def test_what_is_so_already_is_not_waited_for(
+    directory: Path, goal: list[str], values: dict[str, int], locked: bool, capsys: Output
+) -> None:
+    with fakes.pool(directory, "web", has_file=True, ephemeral=False, **values) as fd:
+        assert not locked or poolfile.lock(fd)
+        assert ctl(directory, "wait", "web", *goal, "--timeout=0", "--json") == 0
+        assert parsed(capsys)["name"] == "web"
+
+
+@pytest.mark.parametrize(
+    "goal", ["--state=served", "--state=drained", "--state=frozen", "--state=connected", "--state=gone", "--below=2M"]
+)
+def test_what_is_not_so_is_124_after_the_timeout(directory: Path, goal: str, capsys: Output) -> None:
+    with fakes.pool(directory, "web", used_bytes=2 * MIB, pages_in_tmem=1):
+        assert ctl(directory, "wait", "web", goal, "--timeout=0.05") == 124
+        assert "after 0.05 s: it is idle, and takes 2.00M" in capsys.readouterr().err
+
+
+def test_a_pool_that_comes_and_goes_is_waited_for(directory: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        came = pool.submit(ctl, directory, "wait", "web", "--state=idle")
+        with fakes.pool(directory, "web"):
+            assert came.result(DEADLINE) == 0
+        went = pool.submit(ctl, directory, "wait", "web", "--state=gone")
+        (directory / "web.pool").unlink()
+        assert went.result(DEADLINE) == 0
+
+
+def test_a_tmemd_that_is_away_is_waited_for(directory: Path, capsys: Output) -> None:
+    assert main(["wait", "web", "--state=gone", "--timeout=0.2", f"--socket={directory}/nobody"]) == 124
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith("No such file or directory; waiting for it")
+    assert second.endswith("it is not known, for tmemd is away")
+
+
 def test_json_calls_things_as_metrics_do(directory: Path, capsys: Output) -> None:
     with fakes.pool(directory, "web", used_bytes=3 * MIB, regions_set=2):
         assert ctl(directory, "show", "web", "--json") == 0

@@ -41,6 +41,7 @@ VALID: list[protocol.Request] = [
     protocol.Ask("web", "demote", MIB, 3, True),
     protocol.Destroy("web", True),
     protocol.Host(),
+    protocol.Events(0),
 ]
 
 
@@ -339,6 +340,9 @@ def test_another_user_changes_nothing_with_any_request(victim: Victim) -> None:
         match request:
             case protocol.List():
                 assert answer == protocol.Listed([])
+            case protocol.Events():
+                assert isinstance(answer, protocol.Happened)
+                assert answer.events == []
             case protocol.Host():
                 assert isinstance(answer, protocol.HostStatus | protocol.Failed)
             case _:

@@ -17,8 +17,8 @@ from tmemd.store.poolfile import PoolError
 from tmemd.suggestions import suggestion
 
 COMMANDS: Final = (
-    "list", "show", "top", "host", "freeable", "map", "set", "freeze", "thaw", "drain", "demote", "compact", "flush",
-    "destroy", "check", "record", "simulate", "plugin-path",
+    "list", "show", "top", "host", "events", "wait", "freeable", "map", "set", "freeze", "thaw", "drain", "demote",
+    "compact", "flush", "destroy", "check", "record", "simulate", "plugin-path",
 )  # fmt: skip
 _RENAMED: Final = {"settle": "compact"}  # old names go with the next release
 
@@ -27,8 +27,8 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The command line of tmemctl, as far as these commands go."""
     parser = argparse.ArgumentParser(
         prog="tmemctl", description="Look at the pools of devices and change them.",
-        epilog="Exit status: 0; 1 after an error, or a problem that was found; 2 for a wrong command line; 130 after"
-        " Ctrl-C. 'tmemctl COMMAND --help' says more of each.",
+        epilog="Exit status: 0; 1 after an error, or a problem that was found; 2 for a wrong command line; 124 when"
+        " wait has waited for long enough; 130 after Ctrl-C. 'tmemctl COMMAND --help' says more of each.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tmemctl {version()}")
     common.add_json(parser)

@@ -62,6 +62,17 @@ def seconds(least: float, most: float) -> Callable[[str], float]:
     return parse
 
 
+def count(what: str) -> Callable[[str], int]:
+    """What reads a number, of at least one such, from an argparse command line."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and int(text)):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what}")
+        return int(text)
+
+    return parse
+
+
 def client(arguments: argparse.Namespace) -> Client:
     """Whom to ask, by the options of `add_where`."""
     if arguments.pools:

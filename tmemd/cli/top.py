@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--interval", type=common.seconds(0.1, 3600), default=1.0, metavar="SECONDS",
         help="between two looks (%(default)g)")  # fmt: skip
     add("--sort", choices=SORTS, default="used", help="what comes first (%(default)s)")
-    add("--batch", type=_count, metavar="N", help="print N intervals, one below the other, and end")
+    add("--batch", type=common.count("intervals"), metavar="N", help="print N intervals, one below the other, and end")
     add("--once", dest="batch", action="store_const", const=1, help="the same as --batch 1")
 
 
@@ -55,12 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _live(watch, frame, arguments, console)
     return 0
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of intervals")
-    return int(text)
 
 
 # For scripts: one interval below the other.

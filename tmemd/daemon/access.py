@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Final
 
 from tmemd import protocol
 from tmemd.store.poolfile import PoolError
 from tmemd.system.peer import Credentials
+
+READING: Final = (protocol.List, protocol.Show, protocol.Host, protocol.Events)
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Access:
 
     def check(self, request: protocol.Request, peer: Credentials) -> None:
         """Raise PoolError if *peer* may not ask for this; reading is let through and filtered by `may_see`."""
-        if self.is_admin(peer.uid) or isinstance(request, protocol.List | protocol.Show | protocol.Host):
+        if self.is_admin(peer.uid) or isinstance(request, READING):
             return
         if not isinstance(request, protocol.Attach):
             raise PoolError("only root and tmemd's own user may change pools")
@@ -34,6 +37,6 @@ class Access:
                 f" start tmemd with --allow-user={peer.uid}, or the plugin in a group of --allow-group"
             )
 
-    def may_see(self, status: protocol.PoolStatus, uid: int) -> bool:
-        """Whether *uid* may know of this pool."""
-        return self.is_admin(uid) or status.uid == uid
+    def may_see(self, owner: int | None, uid: int) -> bool:
+        """Whether *uid* may know of a pool of *owner* (None: of what is of no pool)."""
+        return owner in {None, uid} or self.is_admin(uid)

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import UNSET
 
 from tmemd import operations, protocol
+from tmemd.daemon.journal import Journal
 from tmemd.daemon.problems import Problems
 from tmemd.daemonconfig import DaemonConfig, PoolConfig
 from tmemd.protocol import PoolStatus
@@ -53,6 +54,7 @@ class Administration:
         self._owners: dict[str, int] = {}  # whose pools they were that settings were merged for
         self._overcommitted: tuple[int, int] | None = None  # bytes there are, and bytes promised, where these are more
         self.problems = Problems()
+        self.journal = Journal()
         self.changing = asyncio.Lock()  # held by whoever changes settings or makes pools, until it is done
         self.configure(config)
 

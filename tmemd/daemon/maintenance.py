@@ -15,6 +15,7 @@ from tmemd.daemon.administration import Administration
 from tmemd.daemon.metrics import Snapshot, TickTimes
 from tmemd.daemon.metricserver import MetricsServer
 from tmemd.daemonconfig import Address, read_config
+from tmemd.events import Watcher
 from tmemd.governor.governor import TICK, Governor
 from tmemd.governor.host import total_memory
 from tmemd.protocol import HostStatus
@@ -50,6 +51,7 @@ class Maintenance:
         self._reload = False
         self._publishing: tuple[Address, asyncio.Task[None]] | None = None
         self._ticks = TickTimes()
+        self._watcher = Watcher()
         self._unusable: set[str] = set()
 
     async def start(self, group: asyncio.TaskGroup) -> None:
@@ -93,7 +95,12 @@ class Maintenance:
                 self._problems.note("targets", words)
             else:
                 self._problems.note("targets", None)
+            self._tell(began)
             await asyncio.sleep(began + TICK - loop.time())
+
+    def _tell(self, now: float) -> None:
+        """Have who waits hear of what happened."""
+        self._administration.journal.add(self._watcher.look(self._governor.seen(), self._problems.all(), now))
 
     async def _retry_settings(self) -> None:
         """A task of its own, for the disk that settings are on may hang."""

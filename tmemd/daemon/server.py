@@ -149,6 +149,8 @@ class Server:
         problems = self._administration.problems
         if isinstance(request, protocol.Host):
             return msgspec.structs.replace(self._governor.status, problems=problems.all())
+        if isinstance(request, protocol.Events):
+            return await self._happened(request, uid)
         if not isinstance(request, protocol.List | protocol.Show):
             answer = await self._administration.perform(request)
             _log.info("user %d %s", uid, protocol.in_words(request))
@@ -157,10 +159,18 @@ class Server:
             await asyncio.sleep(0)  # everybody else's
             answer = await self._administration.perform(request)
         assert isinstance(answer, protocol.Listed)
-        visible = [status for status in answer.pools if self._access.may_see(status, uid)]
+        visible = [status for status in answer.pools if self._access.may_see(status.uid, uid)]
         if isinstance(request, protocol.Show) and not visible:
             raise PoolError(f"pool {request.name} belongs to another user")
         return protocol.Listed(visible, problems.all())
+
+    async def _happened(self, request: protocol.Events, uid: int) -> protocol.Answer:
+        journal = self._administration.journal
+        number = journal.last if request.number is None else request.number
+        await journal.wait(number, request.wait)
+        events, missed = journal.since(number)
+        visible = [event for event in events if self._access.may_see(event.uid, uid)]
+        return protocol.Happened(visible, journal.last, missed)
 
     def _attach(self, sock: socket.socket, peer: Credentials, request: protocol.Attach) -> None:
         bounded = not self._access.is_admin(peer.uid)

@@ -19,6 +19,7 @@ import msgspec
 
 from tmemd import policy
 from tmemd.daemonconfig import DaemonConfig
+from tmemd.events import Seen
 from tmemd.governor.budget import Budget, Limits, MemoryState
 from tmemd.governor.explain import explain
 from tmemd.governor.host import Memory, read_memory
@@ -94,6 +95,10 @@ class Governor:
     def samples(self) -> list[PoolSample]:
         """The served pools as the last tick saw them."""
         return [each.sample for each in self._observed.values() if each.sample]
+
+    def seen(self) -> dict[str, Seen]:
+        """Every pool as the last tick left it, for who tells what happens."""
+        return {name: _seen(each) for name, each in self._observed.items()}
 
     def tick(self) -> HostStatus:
         """Look at the host and at every pool, and set targets and write allowances. Raises PoolError, OSError."""
@@ -283,6 +288,13 @@ class Governor:
             self._unwritable.add(each.pool.name)
         else:
             self._unwritable.discard(each.pool.name)
+
+
+def _seen(each: Observation) -> Seen:
+    sample = each.sample
+    if sample is None:
+        return Seen(each.owner, None, each.committed, 0, 0, 0)
+    return Seen(each.owner, sample.counters.pid, sample.target_bytes, sample.counters.puts_refused, *each.connections)
 
 
 def _limit_without_file(demands: Sequence[Demand], budget: int) -> list[Demand]:

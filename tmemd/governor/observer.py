@@ -42,6 +42,7 @@ class Observation(msgspec.Struct, gc=False):
     identity: Identity | None = None
     sample: PoolSample | None = None
     before: PoolSample | None = None  # of the tick before
+    connections: tuple[int, int] = (0, 0)  # of clients: by NBD, by virtio
 
     @property
     def committed(self) -> int:
@@ -114,7 +115,7 @@ class Observer:
         ages = now.ages(known)
         if ages is not known:
             ages = checked_ages(ages, each.identity)
-        each.control = now.control()
+        each.control, each.connections = now.control(), now.connections()
         each.sample = _sample(each, counters, ages, each.control, now.file_read_ns())
         if each.before and not _goes_on(each.before.counters, counters):
             each.before = None

@@ -264,6 +264,7 @@ _AGES_OFFSET: Final = STATISTICS_OFFSET + _LATENCY_WORDS.size
 _PUBLISHED: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
 _DOORS: Final = struct.Struct(f"<{len(Doors.__struct_fields__) - 1 + _HISTOGRAM_WORDS}Q")
 _DOORS_OFFSET: Final = _AGES_OFFSET + _AGE_WORDS.size
+_CONNECTIONS: Final = struct.Struct("<2Q")  # the first of the doors' words
 _SNAPSHOT_BYTES: Final = _DOORS_OFFSET + _DOORS.size - COUNTERS_OFFSET
 
 # Each value of the control page stands with its complement, so that a torn write is seen and ignored.
@@ -337,6 +338,11 @@ class Snapshot:
             words[i : i + GENERATIONS] for i in range(0, 6 * GENERATIONS, GENERATIONS)
         ]
         return Ages(gets, reads, freed, stored, raw, in_file, *words[6 * GENERATIONS :])
+
+    def connections(self) -> tuple[int, int]:
+        """Of clients: by NBD, by virtio."""
+        nbd, vhost = _CONNECTIONS.unpack_from(self._data, _DOORS_OFFSET - COUNTERS_OFFSET)
+        return nbd, vhost
 
     def doors(self) -> Doors:
         """Its clients, and what the virtio door did."""
