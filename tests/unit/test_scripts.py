@@ -10,12 +10,10 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.support import fakes, harness
 from tests.support.harness import ROOT
 
 SCRIPTS = [path for path in (ROOT / "scripts").iterdir() if path.is_file() and os.access(path, os.X_OK)]
@@ -53,26 +51,6 @@ def test_bad_usage_shows_the_usage(script: str, arguments: list[str]) -> None:
     done = run(script, arguments)
     assert done.returncode == 2
     assert "Usage: " in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "found"),
-    [
-        (["dr"], {"drain"}),
-        (["p"], {"plugin-path"}),
-        (["set", "--c"], {"--cap", "--compression"}),
-        (["show", "w"], {"web", "web2"}),
-    ],
-)
-def test_bash_completes(directory: Path, words: list[str], found: set[str]) -> None:
-    asked = f"COMP_WORDS=(tmemctl {' '.join(words)}); COMP_CWORD={len(words)}; _tmemctl tmemctl '{words[-1]}' x"
-    command = f'source {ROOT}/scripts/tmemctl.bash; {asked}; echo "${{COMPREPLY[@]}}"'
-    with fakes.tmemd(directory) as tmemd, ExitStack() as pools:
-        for name in ("web", "web2", "db"):
-            pools.enter_context(fakes.pool(tmemd.directory, name))
-        environment = harness.environment() | {"TMEMD_SOCKET": str(tmemd.socket)}
-        output = subprocess.check_output(["bash", "-c", command], env=environment, text=True)
-    assert set(output.split()) == found
 
 
 @needs_root
