@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shtab
 
+from scripts.completions import parsers
 from scripts.manpages import PAGES
 from tests.support import fakes
 from tests.support.harness import DEADLINE
@@ -148,6 +150,22 @@ def test_help_and_the_manual_say_the_same(command: str, manual: str, capsys: Out
     assert text.startswith(f"usage: tmemctl {command} ")
     (section,) = re.findall(rf"^   tmemctl {command}\b.*\n+((?:      .*\n|\n)+)", manual, re.MULTILINE)
     assert " ".join(section.split())[:40] in text
+
+
+@pytest.fixture(scope="module")
+def completion() -> dict[str, set[str]]:
+    """The options that bash is told of, by command."""
+    (parser,) = (each for each in parsers() if each.prog == "tmemctl")
+    told = re.findall(r"^_shtab_tmemctl_(\w+)_option_strings=\((.*)\)$", shtab.complete(parser, "bash"), re.MULTILINE)
+    return {command: set(options.split()) for command, options in told}
+
+
+@each_command
+def test_shells_complete_what_help_tells(command: str, completion: dict[str, set[str]], capsys: Output) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    _, *options = re.findall(r"^  (?:-\w, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert completion[command.replace("-", "_")] > set(options) >= {"--json"}
 
 
 def objects(text: str) -> list[dict[str, Any]]:
