@@ -62,17 +62,28 @@ def _freeze(pools: Pools, name: str | None, frozen: bool) -> None:
 
 
 def _set(pools: Pools, request: protocol.Set) -> None:
-    """What the pool file itself keeps; the rest only means something to a tmemd."""
-    needy = {request.weight, request.cap, request.minimum} != {msgspec.UNSET}
-    if needy or request.forget or request.target is None:
-        raise PoolError("weight, cap, minimum, defaults and a target of tmemd's own choice need a tmemd")
+    """What the pool file itself keeps; the rest only means something to a tmemd. All of it or nothing."""
+    for field, words in _WITHOUT_TMEMD.items():
+        if getattr(request, field) is not msgspec.UNSET or field in request.forget:
+            raise PoolError(f"pool {request.name}: {words}")
+    compression = True if "compression" in request.forget else request.compression
     with pools.pool(request.name, control=True) as pool:
+        pool.finished()
         if isinstance(request.target, int):
             pool.check_size("target", request.target)
-            poolfile.write_target(pool.fd, request.target)
-        if isinstance(request.compression, bool):
-            pool.finished()
-            poolfile.write_compression(pool.fd, request.compression)
+        if request.target is not msgspec.UNSET:
+            poolfile.write_target(pool.fd, poolfile.NO_TARGET if request.target is None else request.target)
+        if isinstance(compression, bool):
+            poolfile.write_compression(pool.fd, compression)
+
+
+# Why what tmemd weighs pools by is refused where there is none.
+_WITHOUT_TMEMD: Final = {
+    "weight": "a weight is its part of what a tmemd shares out, and no tmemd has this directory: set a --target",
+    "cap": "a cap bounds what a tmemd gives, and no tmemd has this directory: set a --target, which nobody changes",
+    "minimum": "a minimum bounds what a tmemd takes, and no tmemd has this directory: set a --target, which nobody"
+    " changes",
+}
 
 
 def statuses(pools: Pools, *, long: bool = False) -> list[PoolStatus]:

@@ -353,6 +353,22 @@ def test_a_drain_that_finds_no_bitmap_says_so_and_keeps_the_pages(
     assert wrong(server) == []
 
 
+def test_without_a_tmemd_a_target_holds_until_it_is_auto(serve: Serve, pools: Path, disk: Path) -> None:
+    client = Client.of_directory(pools)
+    server = serve(device("web", pools, PAGES * PAGE, disk, LIMIT))
+    fill(server)
+    full = client.pool("web").counters.used_bytes
+    client.set_target("web", full // 2)
+    wait_until(lambda: client.pool("web").counters.used_bytes <= full // 2, "the pool to shrink")
+    fill(server, 2)
+    assert client.pool("web").counters.used_bytes <= full // 2
+    client.set("web", target=None)
+    fill(server, 3)
+    status = client.pool("web")
+    assert (status.target_bytes, status.counters.used_bytes > full // 2) == (LIMIT, True)
+    assert wrong(server, 3) == []
+
+
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A directory of the user nobody, on disk."""

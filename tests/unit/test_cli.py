@@ -484,11 +484,27 @@ def test_settings_that_are_none_are_usage_errors(
     assert error in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--weight=5", "--cap=5M", "--minimum=5M", "--target=auto", "--compression=default"])
-def test_settings_that_need_a_tmemd_say_so(directory: Path, option: str, capsys: Output) -> None:
-    with fakes.pool(directory, "web"):
-        assert ctl(directory, "set", "web", option) == 1
-    assert "need a tmemd" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--weight=5", "--cap=5M", "--cap=none", "--minimum=5M", "--weight=default"])
+def test_settings_that_need_a_tmemd_say_so_and_what_to_do(directory: Path, option: str, capsys: Output) -> None:
+    with fakes.pool(directory, "web") as fd:
+        assert ctl(directory, "set", "web", option, "--target=100M", "--compression=off") == 1
+        error = capsys.readouterr().err
+        assert (option[2:].partition("=")[0] in error, "set a --target" in error) == (True, True)
+        assert (poolfile.read_control(fd).target, poolfile.read_control(fd).compression) == (None, True)
+
+
+def test_without_a_tmemd_auto_is_the_limit_that_was_given(directory: Path, capsys: Output) -> None:
+    def target(*options: str) -> int:
+        assert ctl(directory, "set", "web", *options, "--json") == 0
+        found: int = parsed(capsys)["target_bytes"]
+        return found
+
+    with fakes.pool(directory, "web") as fd:
+        assert target("--target=100M") == 100 * MIB
+        assert target("--target=auto", "--compression=off") == fakes.LIMIT
+        fakes.write_counters(fd, fakes.counters(limit_bytes=2 * fakes.LIMIT))
+        assert target("--compression=default") == 2 * fakes.LIMIT, "served anew, with another limit"
+        assert poolfile.read_control(fd).compression
 
 
 def test_all_pools_are_frozen_and_thawed(tmemd: fakes.Tmemd, capsys: Output) -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Set how a pool is treated, all that is given or nothing of it; tmemd remembers it, over reboots too.
 
-The word 'default' stands for what the configuration file says or, where it says nothing, for tmemd's own default.
+The word 'default' stands for what the configuration file says or, where it says nothing, for tmemd's own default. With
+--pools only --target and --compression mean anything; they are kept in the pool, and 'auto' is the device's limit=.
 """
 
 from __future__ import annotations

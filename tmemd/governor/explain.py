@@ -25,7 +25,7 @@ def explain(
     for name, each in observed.items():
         if each.sample and each.control and targets[name] != each.control.target:
             limit = each.sample.counters.limit_bytes
-            old = limit if each.control.target is None else each.control.target
+            old = limit if each.control.target is None else min(limit, each.control.target)
             cause = _cause(each, by_name.get(name), shares[name], targets[name], overdrawn) or (
                 budget.cause if budget.change * (targets[name] - old) > 0 else "demand"
             )

@@ -38,6 +38,7 @@ SUFFIX: Final = ".pool"
 NAME_PATTERN: Final = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z"
 NAME_RULE: Final = "a name is 1 to 63 letters, digits, '_', '.' and '-', the first a letter or digit"
 
+NO_TARGET: Final = 1 << 62  # written as a target: the device's limit alone holds, whatever it becomes
 _IDENTITY: Final = struct.Struct(f"<8sIIQQQQQQ16s16sQ64s{PATH_BYTES}s{PATH_BYTES}s")
 _CRC: Final = struct.Struct("<I")
 _WORD: Final = struct.Struct("<Q")
