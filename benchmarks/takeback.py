@@ -71,7 +71,7 @@ def open_swap(config: DeviceConfig, corpus: bytes, n: int, durable: bool = False
 
 def open_cache(config: DeviceConfig, corpus: bytes, n: int) -> Filled:
     """A cache device with the same pages, read from its source."""
-    assert config.source
+    assert isinstance(config.source, Path)
     with config.source.open("wb") as source:
         source.seek(FIRST * PAGE)
         source.writelines(some_pages(corpus, n))

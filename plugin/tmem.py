@@ -13,8 +13,9 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
 
   name=NAME         the device's name: 1 to 63 letters, digits, '_', '.' and '-'
   size=SIZE         its size, a multiple of 512 (with source=: the source's)
-  backing=FILE      file or block device that takes what RAM does not; 'none': RAM only, refused writes are errors
-  source=FILE       file or block device that is the device
+  backing=FILE|URI  file, block device or NBD server's export (nbd://HOST/NAME, nbds://, nbd+unix:///NAME?socket=PATH)
+                    that takes what RAM does not; 'none': RAM only, refused writes are errors
+  source=FILE|URI   likewise, that is the device
   write=no|through  whether a device with source= may be written: no (default): many clients read it, and if somebody
                     changes the file, reads that miss are errors; through: a write reaches the source first, and FLUSH
                     and FUA sync it
@@ -35,6 +36,8 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
                     to the file ahead of need (default: 5%); 0%: none, pages are refused when it is full
   vhost=SOCKET      listen there as well, as a vhost-user-blk back end: guests reach the device through memory that they
                     share, faster than through NBD
+  timeout=SECONDS   how long a request to an NBD server may take, connecting again included (default: 30)
+  connections=N     at most so many connections to it (default: 4), where it says that it sees to all of them together
   poll=MICROSECONDS how long a queue of a vhost= client may be watched before its thread sleeps (default: 50; 0: never);
                     it is watched only as long as that pays
 
@@ -67,7 +70,7 @@ try:
     from tmemd.binding._core import cache, extents, flush, pread, pwrite, trim, zero  # noqa: F401 - callbacks
     from tmemd.device import watermark
     from tmemd.device.clients import EVERYBODY, InUseError
-    from tmemd.device.config import POLL_US, DeviceConfig
+    from tmemd.device.config import POLL_US, DeviceConfig, Uri, parse_place
     from tmemd.device.serve import ServedDevice, check_together, open_devices
     from tmemd.device.source import size_of
     from tmemd.sizes import parse_size
@@ -82,7 +85,7 @@ API_VERSION = 2
 
 KEYS = (
     "size", "backing", "source", "write", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve",
-    "watermark", "vhost", "poll",
+    "watermark", "vhost", "poll", "timeout", "connections",
 )  # fmt: skip
 OLD_KEYS = {"map": "bitmap", "headroom": "watermark"}
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
@@ -166,6 +169,10 @@ def _path(device: dict[str, str], key: str) -> Path | None:
     return Path(device[key]).absolute() if key in device else None
 
 
+def _place(device: dict[str, str], key: str) -> Path | Uri | None:
+    return parse_place(device[key]) if key in device else None
+
+
 def _choice(device: dict[str, str], key: str, default: str, other: str) -> bool:
     """Whether it is the other one."""
     value = device.get(key, default)
@@ -181,14 +188,21 @@ def _percent(device: dict[str, str], key: str, default: int) -> int:
     return int(text.rstrip("%"))
 
 
-def _microseconds(device: dict[str, str], key: str, default: int) -> int:
+def _number(device: dict[str, str], key: str, default: int, what: str) -> int:
     text = device.get(key, str(default))
     if not re.fullmatch(r"[0-9]{1,5}", text):
-        _stop(f"{device['name']}: {key}={text} is not a number of microseconds such as {default}")
+        _stop(f"{device['name']}: {key}={text} is not a number{what} such as {default}")
     return int(text)
 
 
-def _device_size(device: dict[str, str], source: Path | None) -> int:
+def _seconds(device: dict[str, str], key: str, default: float) -> float:
+    text = device.get(key, str(default))
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text):
+        _stop(f"{device['name']}: {key}={text} is not a number of seconds such as {default:g}")
+    return float(text)
+
+
+def _device_size(device: dict[str, str], source: Path | Uri | None) -> int:
     size = _size(device, "size")
     if source is None:
         if size is None or "backing" not in device:
@@ -203,13 +217,13 @@ def _device_size(device: dict[str, str], source: Path | None) -> int:
 
 
 def _parse(device: dict[str, str]) -> DeviceConfig:
-    source = _path(device, "source")
+    source = _place(device, "source")
     write_through = _choice(device, "write", "no", "through")
     only_read = source is not None and not write_through
     return DeviceConfig(
         name=device["name"],
         size=_device_size(device, source),
-        backing=None if device.get("backing", "none") == "none" else _path(device, "backing"),
+        backing=None if device.get("backing", "none") == "none" else _place(device, "backing"),
         source=source,
         write_through=write_through,
         limit=_size(device, "limit"),
@@ -222,7 +236,9 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         reserve=not _choice(device, "reserve", "yes", "no"),
         watermark=_percent(device, "watermark", watermark.DEFAULT_PERCENT),
         vhost=_path(device, "vhost"),
-        poll_us=_microseconds(device, "poll", POLL_US),
+        poll_us=_number(device, "poll", POLL_US, " of microseconds"),
+        timeout=_seconds(device, "timeout", DeviceConfig.timeout),
+        connections=_number(device, "connections", DeviceConfig.connections, ""),
     )
 
 

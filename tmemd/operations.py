@@ -13,7 +13,7 @@ from tmemd.settings import PoolSettings
 from tmemd.store import poolfile, requests
 from tmemd.store.directory import Pools
 from tmemd.store.pool import Pool, Stray, pool_path
-from tmemd.store.poolfile import Counters, PoolError, Snapshot
+from tmemd.store.poolfile import Counters, PoolError, RemoteState, Snapshot
 from tmemd.store.requests import Choice
 
 _REQUESTS: Final[dict[protocol.Work, requests.Request]] = {
@@ -134,8 +134,14 @@ def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
         latencies=now.latencies() if now and long else None,
         ages=now.ages() if now and long else None,
         doors=now.doors() if now else None,
+        remote=_remote(now) if now else None,
         durable=identity is not None and identity.is_durable,
     )
+
+
+def _remote(pool: Snapshot) -> RemoteState | None:
+    state = pool.remote()
+    return state if state.published else None
 
 
 def _stray_status(stray: Stray) -> PoolStatus:

@@ -16,7 +16,17 @@ import msgspec
 
 from tmemd.settings import MAX_WEIGHT, PoolSettings
 from tmemd.sizes import format_size
-from tmemd.store.poolfile import GENERATIONS, NAME_PATTERN, Ages, Counters, Doors, Latencies, PoolError, PoolKind
+from tmemd.store.poolfile import (
+    GENERATIONS,
+    NAME_PATTERN,
+    Ages,
+    Counters,
+    Doors,
+    Latencies,
+    PoolError,
+    PoolKind,
+    RemoteState,
+)
 
 DEFAULT_SOCKET: Final = Path("/run/tmemd/tmemd.sock")
 DEFAULT_POOLS: Final = Path("/run/tmemd/pools")
@@ -203,6 +213,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     latencies: Latencies | None = None  # only where asked for
     ages: Ages | None = None
     doors: Doors | None = None
+    remote: RemoteState | None = None  # where its file, or source, is an NBD server's export
     durable: bool = False  # a write reaches the file before it is acknowledged
     answer: int | None = None  # errno of the request asked about, 0 for success; None: it is still to be done
 
@@ -218,6 +229,11 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
         """Of clients, by the door they came in."""
         doors = self.doors if self.served else None
         return {"nbd": doors.nbd if doors else 0, "vhost": doors.vhost if doors else 0}
+
+    @property
+    def is_away(self) -> bool:
+        """Whether its file is an NBD server's that cannot be reached."""
+        return self.served and self.remote is not None and self.remote.is_away
 
     @property
     def overtakes(self) -> bool:
@@ -239,13 +255,14 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
         Doors and what they did, latencies and ages are in it where latencies were asked for.
         """
-        nested = {"counters", "settings", "latencies", "ages", "doors", "answer", "size"}
+        nested = {"counters", "settings", "latencies", "ages", "doors", "remote", "answer", "size"}
         own: dict[str, Any] = {field: getattr(self, field) for field in self.__struct_fields__ if field not in nested}
         own |= {"size_bytes": self.size, "state": self.state, "connections": self.connections}
         own["pid"] = self.counters.pid if self.served else None
         if self.latencies:
             own["latencies"] = msgspec.to_builtins(self.latencies)
             own["doors"] = msgspec.to_builtins(self.doors)
+            own["remote"] = msgspec.to_builtins(self.remote)
         if self.ages:
             own["ages"] = _by_both_names(self.ages)
         settings = self.settings

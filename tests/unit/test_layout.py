@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.harness import ROOT
 from tmemd.store import check, poolfile, poolindex
-from tmemd.store.poolfile import Ages, Control, Counters, Doors, Histogram, Latencies
+from tmemd.store.poolfile import Ages, Control, Counters, Doors, Histogram, Latencies, RemoteState
 from tmemd.store.poolindex import Kind, State
 
 HEADERS = "".join((ROOT / "tmemd/core" / name).read_text() for name in ("layout.h", "word.h"))
@@ -64,7 +64,8 @@ def test_constants_are_those_of_the_header() -> None:
         ("tm_control", Control.__struct_fields__),
         ("tm_histogram", Histogram.__struct_fields__),
         ("tm_doors", Doors.__struct_fields__),
-        ("tm_statistics", (*Latencies.__struct_fields__, *Ages.__struct_fields__, "doors")),
+        ("tm_remote", RemoteState.__struct_fields__),
+        ("tm_statistics", (*Latencies.__struct_fields__, *Ages.__struct_fields__, "doors", "remote")),
     ],
 )
 def test_fields_are_those_of_the_header_in_its_order(struct: str, names: Sequence[str]) -> None:

@@ -32,15 +32,16 @@ def test_a_source_that_is_being_written_is_not_opened_to_read(tmp_path: Path, mo
 
     monkeypatch.setattr(time, "sleep", sleep_and_write)
     with pytest.raises(PoolError, match="somebody is writing to it"):
-        open_source(path, write=False)
+        open_source(DeviceConfig("device", 4096, None, source=path))
 
 
 def test_a_source_that_was_written_just_now_is_opened_when_its_clock_has_gone_on(tmp_path: Path) -> None:
     path = tmp_path / "image"
     path.write_bytes(bytes(4096))
-    source = open_source(path, write=False)
+    source = open_source(DeviceConfig("device", 4096, None, source=path))
     try:
         os.utime(path)
+        assert source.opened
         assert time.time() - source.opened.st_ctime >= 0.01
         assert not source.is_as_opened()
     finally:
@@ -56,7 +57,7 @@ def test_what_is_written_while_it_is_opened_is_noticed(tmp_path: Path, monkeypat
         return use_direct(fd, path)
 
     monkeypatch.setattr(files, "use_direct", write_first)
-    source = open_source(path, write=False)
+    source = open_source(DeviceConfig("device", 4096, None, source=path))
     try:
         assert not source.is_as_opened()
     finally:

@@ -108,6 +108,8 @@ class Device:
     def publish_ages(self) -> None:
         """Publish in the statistics page what lies in tmem and in the file, by age."""
     def count_nbd(self, more: int) -> None: ...
+    def publish_remote(self, status: RemoteStatus) -> None:
+        """Note in the statistics page how the device's remote is."""
     def serve_vhost(self, socket: int, *, serial: str, block_bytes: int, read_only: bool, poll_us: int) -> None: ...
     def free_slot_bytes(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""

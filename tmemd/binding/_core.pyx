@@ -12,6 +12,16 @@ import os
 from typing import NamedTuple
 
 
+cdef extern from "layout.h" nogil:
+    struct tm_remote:
+        uint64_t published
+        uint64_t connections
+        uint64_t connects
+        uint64_t losses
+        uint64_t time_outs
+        uint64_t repeats
+        uint64_t away_ms
+
 cdef extern from "tmem.h" nogil:
     struct tm_device:
         pass
@@ -76,6 +86,7 @@ cdef extern from "tmem.h" nogil:
     void tm_publish_ages(tm_device *device)
     void tm_publish_pid(tm_device *device)
     uint64_t tm_free_slot_bytes(tm_device *device)
+    tm_remote *tm_remote_state "tm_remote"(tm_device *device)
 
 cdef extern from *:
     """
@@ -392,6 +403,14 @@ cdef class Device:
     def count_nbd(self, int more):
         """Note that so many connections of NBD have come, or gone."""
         count_nbd(self.handle(0, 0), <uint64_t>more)
+
+    def publish_remote(self, status):
+        """Note in the statistics page how the device's remote is."""
+        cdef tm_remote *state = tm_remote_state(self.handle(0, 0))
+        state.connections, state.connects, state.losses = status.connections, status.connects, status.losses
+        state.time_outs, state.repeats = status.time_outs, status.repeats
+        state.away_ms = <uint64_t>(status.away * 1000)
+        state.published = 1
 
     def serve_vhost(self, int socket, *, str serial, uint32_t block_bytes, bint read_only, uint32_t poll_us):
         """Serve a vhost-user-blk front end, at the other end of *socket*, until it leaves. Raises OSError."""

@@ -108,6 +108,8 @@ def warnings(status: PoolStatus) -> list[str]:
         return ["unfinished"]
     counters = status.counters
     found = [words for field, words in _GRAVE.items() if getattr(counters, field)]
+    if status.is_away:
+        found.append("file is away")
     if status.overtakes:
         found.append("takes more")
     if status.never_trims:

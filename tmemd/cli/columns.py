@@ -19,7 +19,7 @@ DEFAULT: Final = (
     "clients", "backing",
 )  # fmt: skip
 _TITLES: Final = {"pages_in_tmem": "TMEM", "pages_in_file": "FILE", "pages_lost": "LOST", "puts_refused": "REFUSED"}
-_NOT_ONE_VALUE: Final = {"latencies", "ages", "doors", "connections", "stored_by_age", "warnings", *OLD_NAMES}
+_NOT_ONE_VALUE: Final = {"latencies", "ages", "doors", "remote", "connections", "stored_by_age", "warnings", *OLD_NAMES}
 
 Row = Mapping[str, Any]  # the values of one pool, by column
 

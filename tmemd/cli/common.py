@@ -140,6 +140,12 @@ def warn_of(status: PoolStatus) -> None:
             f"{status.name}: its file takes {format_size(status.taken_bytes)} of RAM, and its plugin knows of"
             f" {format_size(status.counters.used_bytes)}: user {status.uid}, whose it is, has filled it past its plugin"
         )
+    if status.is_away and status.remote:
+        warn(
+            f"{status.name}: {printable(status.backing or status.source)} has been away for"
+            f" {status.remote.away_ms // 1000} s: pages in RAM are served, what needs it waits, and fails in the end;"
+            " its server's log and nbdinfo tell more"
+        )
     if status.counters.pages_lost:
         warn(
             f"{status.name}: {status.counters.pages_lost} pages were lost with the host, and read as I/O errors until"

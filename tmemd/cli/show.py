@@ -64,6 +64,13 @@ def _doors(doors: dict[str, Any]) -> str:
     return f"{connections} ({doors['requests']} requests, {doors['failures']} failed; {times})"
 
 
+def _remote(remote: dict[str, Any] | None) -> str:
+    if remote is None:
+        return "-"
+    how = f"{remote['connections']} connections" if remote["connections"] else f"away for {remote['away_ms'] // 1000} s"
+    return f"{how} ({remote['losses']} lost, {remote['repeats']} requests repeated, {remote['time_outs']} timed out)"
+
+
 def _ages(ages: list[dict[str, Any]]) -> str:
     return ", ".join(map(_age, ages)) or "-"
 
@@ -76,6 +83,7 @@ def _age(age: dict[str, Any]) -> str:
 _OWN_WORDS: Final[dict[str, Callable[[Any], str]]] = {
     "stored_by_age": _ages,
     "doors": _doors,
+    "remote": _remote,
     "connections": lambda found: ", ".join(f"{count} {door}" for door, count in found.items()),
     "warnings": lambda found: ", ".join(found) or "-",
 }

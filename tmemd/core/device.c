@@ -14,6 +14,7 @@
 #include "aging.h"
 #include "attach.h"
 #include "clean.h"
+#include "recheck.h"
 #include "sigbus.h"
 
 static int map_pool(struct tm_device *device, char *error, size_t error_size)
@@ -87,6 +88,8 @@ static int begin_without_bitmap(struct tm_device *device, char *error, size_t er
     if (file_sync_through(&device->file) != 0)
         return 0;
     int failed = clean_resync(device);
+    if (!failed)
+        failed = recheck_file(device);
     if (!failed)
         failed = clean_regions(device);
     uint64_t lost = atomic_load(&device->counters->regions_set);
@@ -172,3 +175,5 @@ uint64_t tm_free_slot_bytes(struct tm_device *device) { return slots_free_bytes(
 const struct tm_counters *tm_counters(const struct tm_device *device) { return device->counters; }
 
 struct tm_doors *tm_doors(struct tm_device *device) { return &device->statistics->doors; }
+
+struct tm_remote *tm_remote(struct tm_device *device) { return &device->statistics->remote; }

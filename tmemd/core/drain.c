@@ -4,6 +4,7 @@
 
 #include "clean.h"
 #include "demote.h"
+#include "recheck.h"
 
 static int drain(struct tm_device *device)
 {
@@ -21,6 +22,8 @@ static int drain(struct tm_device *device)
 int tm_drain(struct tm_device *device)
 {
     int error = state_has_file(device) ? clean_resync(device) : ENOTSUP;
+    if (!error)
+        error = recheck_file(device); /* before what is in tmem as well is dropped from there */
     if (error)
         return error;
     pthread_mutex_lock(&device->demote_lock);

@@ -68,6 +68,16 @@ struct tm_doors {
                                             until it is answered */
 };
 
+/* How the NBD server is that has the file; tmemd.store.poolfile.RemoteState names the same fields.
+ * Writer: the serving process. */
+struct tm_remote {
+    _Atomic uint64_t published;             /* not 0: there is one */
+    _Atomic uint64_t connections, connects; /* now, ever */
+    _Atomic uint64_t losses;                /* of connections */
+    _Atomic uint64_t time_outs, repeats;    /* requests failed, and sent again */
+    _Atomic uint64_t away_ms;               /* since none is connected */
+};
+
 /* The statistics page; tmemd.store.poolfile.Latencies and Ages name the same fields. Writer: the
  * serving process. What is 'by age' is indexed by how many generations ago the page was last put or
  * read; the last entry is of all that are older. */
@@ -83,6 +93,7 @@ struct tm_statistics {
     _Atomic uint64_t ages_published;
     _Atomic uint64_t generation; /* now: 1 to TM_ANCIENT */
     struct tm_doors doors;
+    struct tm_remote remote;
 };
 
 _Static_assert(sizeof(struct tm_statistics) <= TM_PAGE,

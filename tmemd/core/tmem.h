@@ -93,6 +93,8 @@ uint64_t tm_free_slot_bytes(struct tm_device *device);
 const struct tm_counters *tm_counters(const struct tm_device *device);
 /* The counters of the doors, which they write themselves. */
 struct tm_doors *tm_doors(struct tm_device *device);
+/* Likewise of the server that has the file. */
+struct tm_remote *tm_remote(struct tm_device *device);
 
 /* A mapping of a file that others may truncate: a touch of what is gone finds zeros from then on in
  * all of it, and sets *lost. Returns 0 or an errno. */

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 
 from tmemd import version
 from tmemd.protocol import HostStatus, PoolStatus, Problem
-from tmemd.store.poolfile import LATENCY_BOUNDS_NS, Doors, Histogram, Latencies
+from tmemd.store.poolfile import LATENCY_BOUNDS_NS, Doors, Histogram, Latencies, RemoteState
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
@@ -113,6 +113,13 @@ _VIRTIO_COUNTERS: Final = {
     "interrupts": "Interrupts of the guest.",
     "polls": "Times that a queue was watched before sleeping.",
     "polls_won": "Of these, those in which something came.",
+}
+
+_REMOTE_COUNTERS: Final = {
+    "connects": "Connections made to the server.",
+    "losses": "Connections that were lost.",
+    "time_outs": "Requests that had no answer in time, and failed.",
+    "repeats": "Requests sent again after a loss.",
 }
 
 HOST_GAUGES: Final[Mapping[str, tuple[str, Callable[[HostStatus], float | None]]]] = {
@@ -204,6 +211,7 @@ def _of_pools(pools: Sequence[PoolStatus]) -> Iterator[Metric]:
     yield _by_kind(requests, sound, {"read": "reads", "write": "writes", "trim": "trims", "flush": "flushes"})
     yield _latencies(sound)
     yield from _of_doors([(pool.name, pool.doors) for pool in sound if pool.doors])
+    yield from _of_remotes([(pool.name, pool.remote) for pool in sound if pool.remote and pool.served])
 
 
 def _of_doors(pools: Sequence[tuple[str, Doors]]) -> Iterator[Metric]:
@@ -225,6 +233,18 @@ def _of_doors(pools: Sequence[tuple[str, Doors]]) -> Iterator[Metric]:
     for name, doors in used:
         family.add_metric([name], _buckets(doors.request), doors.request.sum_ns / 1e9)
     yield family
+
+
+def _of_remotes(pools: Sequence[tuple[str, RemoteState]]) -> Iterator[Metric]:
+    """How the NBD servers are that have devices' files."""
+    links = GaugeMetricFamily(
+        "tmemd_pool_remote_connections", "Connections to the NBD server that has its file; 0: it is away.",
+        labels=["pool"],
+    )  # fmt: skip
+    yield _filled(links, (((name,), remote.connections) for name, remote in pools))
+    for field, text in _REMOTE_COUNTERS.items():
+        counter = CounterMetricFamily(f"tmemd_pool_remote_{field}", text, labels=["pool"])
+        yield _filled(counter, (((name,), getattr(remote, field)) for name, remote in pools))
 
 
 def _by_kind(family: _Family, pools: Iterable[PoolStatus], fields: Mapping[str, str]) -> _Family:

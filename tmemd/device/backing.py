@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tmemd.device import files
+from tmemd.binding import _core
+from tmemd.device import files, remote
+from tmemd.device.config import DeviceConfig, Uri
 from tmemd.store import bitmapfile
 from tmemd.store.bitmapfile import BitmapHeader
 from tmemd.store.poolfile import PAGE, PoolError
@@ -25,56 +27,77 @@ _PROBE: Final = 8 << 20  # how much of a block device's start and end must be ze
 class Backing:
     """An open and locked backing file with its bitmap. `header` is None until `create` for one that is new."""
 
-    path: Path
+    path: Path | Uri
     bitmap_path: Path
     size: int  # of the device, in bytes
-    is_block: bool
-    fd: int
+    is_disk: bool  # a block device or an NBD server's export: as long as it is, whatever it held before
+    fd: int = -1
     bitmap_fd: int = -1
     header: BitmapHeader | None = None
     direct: bool = False
+    remote: _core.Remote | None = None  # instead of fd
+
+    @property
+    def length(self) -> int:
+        """Bytes that are there."""
+        return self.remote.status.size if self.remote else files.length(self.fd)
 
     @property
     def file_bytes(self) -> int:
         """How much of the file may be read and written: whole pages, but for a block device that ends in one."""
         whole = -(-self.size // PAGE) * PAGE
-        return min(whole, files.length(self.fd)) if self.is_block else whole
+        return min(whole, self.length) if self.is_disk else whole
 
     def close(self) -> None:
-        """Close both files, which unlocks them."""
+        """Let go of both, which unlocks them."""
         for fd in (self.fd, self.bitmap_fd):
             if fd >= 0:
                 os.close(fd)
         self.fd = self.bitmap_fd = -1
+        self.remote = None
 
 
-def find(path: Path, bitmap_path: Path | None, size: int) -> Backing:
+def find(config: DeviceConfig) -> Backing:
     """Check what is there and lock it, changing nothing; a file that does not exist yet is left to `create`.
 
-    Raises PoolError.
+    *config* has a backing. Raises PoolError.
     """
-    is_block = path.is_block_device()
-    if is_block and bitmap_path is None:
+    path = config.backing
+    assert path is not None
+    is_disk = isinstance(path, Uri) or path.is_block_device()
+    if is_disk and config.bitmap is None:
         raise PoolError(
-            f"{path} is a block device: say with bitmap=FILE where its write-intent bitmap goes, on a file system"
+            f"{path} is no plain file: say with bitmap=FILE where its write-intent bitmap goes, on a file system"
         )
-    backing = Backing(path, bitmap_path or Path(f"{path}.map"), size, is_block, -1)
+    backing = Backing(path, config.bitmap or Path(f"{path}.map"), config.size, is_disk)
     with ExitStack() as on_error:
         on_error.callback(backing.close)
-        for parent in (path.parent, backing.bitmap_path.parent):
-            if not parent.is_dir():
-                raise PoolError(f"{parent}: no such directory")
-        if path.exists():
-            _open(backing)
+        _check_directories(backing)
+        if isinstance(path, Uri):
+            backing.remote = remote.connect(config, path, write=True)
+            _check_length(backing)
+        elif path.exists():
+            _open(backing, path)
         if backing.bitmap_path.exists():
             _open_bitmap(backing)
-        elif backing.fd >= 0 and not _is_empty(backing):
+        elif (backing.fd >= 0 or backing.remote) and not _is_empty(backing):
             raise PoolError(
                 f"{path} is not empty and has no bitmap ({backing.bitmap_path}): its content is not tmem's; "
-                f"{'wipe it' if is_block else 'move it away'} if it is not needed"
+                f"{'wipe it' if is_disk else 'move it away'} if it is not needed"
             )
         on_error.pop_all()
     return backing
+
+
+def _check_directories(backing: Backing) -> None:
+    for path in (backing.path, backing.bitmap_path):
+        if isinstance(path, Path) and not path.parent.is_dir():
+            raise PoolError(f"{path.parent}: no such directory")
+
+
+def _check_length(backing: Backing) -> None:
+    if backing.length < backing.size:
+        raise PoolError(f"{backing.path} has {backing.length} bytes, less than size={backing.size}")
 
 
 def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> BitmapHeader:
@@ -83,17 +106,21 @@ def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> BitmapHeader:
     Returns the new bitmap's header. Raises PoolError.
     """
     try:
-        if backing.fd < 0:
-            backing.fd = os.open(backing.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            undo.callback(backing.path.unlink)
-            _lock(backing.fd, backing.path)
-            backing.direct = files.use_direct(backing.fd, backing.path)
-        if not backing.is_block:
-            undo.callback(os.truncate, backing.path, os.fstat(backing.fd).st_size)
+        if not backing.is_disk:
+            _create_file(backing, Path(backing.path), undo)
             _extend(backing, reserve=reserve)
         return _create_bitmap(backing, undo)
     except OSError as error:
         raise PoolError(_explain(backing, error, reserve=reserve)) from None
+
+
+def _create_file(backing: Backing, path: Path, undo: ExitStack) -> None:
+    if backing.fd < 0:
+        backing.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        undo.callback(path.unlink)
+        _lock(backing.fd, path)
+        backing.direct = files.use_direct(backing.fd, path)
+    undo.callback(os.truncate, path, os.fstat(backing.fd).st_size)
 
 
 def _explain(backing: Backing, error: OSError, *, reserve: bool) -> str:
@@ -120,12 +147,12 @@ def _create_bitmap(backing: Backing, undo: ExitStack) -> BitmapHeader:
     backing.bitmap_fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     undo.callback(new.unlink, missing_ok=True)
     header = BitmapHeader(backing.size, bitmapfile.REGION, uuid.uuid4(), uuid.UUID(int=0), 0)
-    # Only the ends of a block device were looked at: what lies between is no zeros to rely on.
-    bitmapfile.create_bits(backing.bitmap_fd, header, trusted=not backing.is_block)
+    # Only the ends of a disk were looked at: what lies between is no zeros to rely on.
+    bitmapfile.create_bits(backing.bitmap_fd, header, trusted=not backing.is_disk)
     bitmapfile.write_header(backing.bitmap_fd, header)
     new.rename(backing.bitmap_path)
     undo.callback(backing.bitmap_path.unlink)
-    for directory in {backing.bitmap_path.parent, backing.path.parent}:
+    for directory in {path.parent for path in (backing.bitmap_path, backing.path) if isinstance(path, Path)}:
         _sync_directory(directory)
     return header
 
@@ -138,21 +165,19 @@ def _sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _open(backing: Backing) -> None:
-    path = backing.path
+def _open(backing: Backing, path: Path) -> None:
     mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not backing.is_block:
+    if not stat.S_ISREG(mode) and not backing.is_disk:
         raise PoolError(f"{path} is neither a file nor a block device")
     with files.named_errors(path):
         # On a block device O_EXCL fails where it is mounted or somebody else's.
-        backing.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if backing.is_block else 0))
-    if not backing.is_block:  # whose mode is the system's: root's, and its group's, which may read every disk
+        backing.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if backing.is_disk else 0))
+    if not backing.is_disk:  # whose mode is the system's: root's, and its group's, which may read every disk
         _check_private(backing.fd, path)
     _lock(backing.fd, path)
-    backing.direct = files.use_direct(backing.fd, backing.path)
-    length = files.length(backing.fd)
-    if backing.is_block and length < backing.size:
-        raise PoolError(f"{path} has {length} bytes, less than size={backing.size}")
+    backing.direct = files.use_direct(backing.fd, path)
+    if backing.is_disk:
+        _check_length(backing)
 
 
 def _open_bitmap(backing: Backing) -> None:
@@ -164,7 +189,7 @@ def _open_bitmap(backing: Backing) -> None:
     header = bitmapfile.read_header(backing.bitmap_fd, bitmap_path)
     if header.size != backing.size:
         raise PoolError(f"{bitmap_path}: the bitmap is of a device of {header.size} bytes, not of size={backing.size}")
-    length = files.length(backing.fd) if backing.fd >= 0 else 0
+    length = backing.length if backing.fd >= 0 or backing.remote else 0
     if length < backing.size:
         state = f"has only {length} of its {backing.size} bytes" if length else "is missing or empty"
         raise PoolError(
@@ -174,21 +199,31 @@ def _open_bitmap(backing: Backing) -> None:
 
 
 def _is_empty(backing: Backing) -> bool:
-    """Whether nothing was ever written: a file without data, or a block device with zeros where signatures are.
+    """Whether nothing was ever written: a file without data, or a disk with zeros where signatures are.
 
     Those are at its start, at its end, and at the end of what we use of it: there the file is read after the host died
     even if the page was never written.
     """
-    length = files.length(backing.fd)
-    if not backing.is_block:
+    length = backing.length
+    if not backing.is_disk:
         try:
             os.lseek(backing.fd, 0, os.SEEK_DATA)
         except OSError as error:
             return error.errno == errno.ENXIO
         return length == 0
     starts = 0, max(backing.size - _PROBE, 0), length - min(length, _PROBE)
-    with open(backing.path, "rb", buffering=0) as device:
-        return all(not os.pread(device.fileno(), _PROBE, start).strip(b"\0") for start in starts)
+    return not any(_read(backing, start, min(_PROBE, length - start)).strip(b"\0") for start in starts)
+
+
+def _read(backing: Backing, offset: int, length: int) -> bytes:
+    """Of a disk. Raises PoolError."""
+    try:
+        if backing.remote:
+            return backing.remote.read(offset, length)
+        with open(backing.path, "rb", buffering=0) as device:
+            return os.pread(device.fileno(), length, offset)
+    except OSError as error:
+        raise PoolError(f"{backing.path}: {error.strerror}") from None
 
 
 def _check_private(fd: int, path: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,20 @@ from tmemd.store.poolfile import PoolError
 SECTOR: Final = 512
 POLL_US: Final = 50  # what was measured with others stands in docs/decisions/0013-the-virtio-door.md
 MAX_POLL_US: Final = 10_000
+MAX_CONNECTIONS: Final = 16
+MAX_TIMEOUT: Final = 3600.0
 Debug: TypeAlias = Callable[[str], None]  # where lines for who looks for a fault go
+
+
+class Uri(str):
+    """Of what an NBD server exports, as nbd_connect_uri(3) takes it."""
+
+    __slots__ = ()
+
+
+def parse_place(text: str) -> Path | Uri:
+    """Where a backing or source is: an absolute path, or the URI of an NBD server's export."""
+    return Uri(text) if re.match(r"nbds?(\+unix|\+vsock)?:", text) else Path(text).absolute()
 
 
 @dataclass(frozen=True)
@@ -27,7 +41,7 @@ class DeviceConfig:
 
     name: str
     size: int
-    backing: Path | None  # None: RAM only, or a source
+    backing: Path | Uri | None  # None: RAM only, or a source
     limit: int | None = None  # None: whatever tmemd's target says
     pools: Path | None = None
     tmemd: Path | None = None  # its socket; None: work alone
@@ -36,14 +50,16 @@ class DeviceConfig:
     durable: bool = False
     reserve: bool = True
     shared: bool = False  # any number of clients at a time
-    source: Path | None = None  # of a cache device, which has no backing file
+    source: Path | Uri | None = None  # of a cache device, which has no backing file
     write_through: bool = False  # a cache device may be written
     vhost: Path | None = None  # the socket of the virtio door
     poll_us: int = POLL_US  # how long that one may watch a queue before it sleeps
+    connections: int = 4  # to an NBD server, at most
+    timeout: float = 30.0  # seconds that a request to it may take
     watermark: int = DEFAULT_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
 
     @property
-    def file(self) -> Path | None:
+    def file(self) -> Path | Uri | None:
         """Where pages are that are not in tmem."""
         return self.backing or self.source
 
@@ -75,6 +91,10 @@ class DeviceConfig:
             raise PoolError(f"{self.name}: watermark={self.watermark}% is not 0% to {MAX_PERCENT}%")
         if not 0 <= self.poll_us <= MAX_POLL_US:
             raise PoolError(f"{self.name}: poll={self.poll_us} is not 0 to {MAX_POLL_US} us")
+        if not 1 <= self.connections <= MAX_CONNECTIONS:
+            raise PoolError(f"{self.name}: connections={self.connections} is not 1 to {MAX_CONNECTIONS}")
+        if not 0.1 <= self.timeout <= MAX_TIMEOUT:
+            raise PoolError(f"{self.name}: timeout={self.timeout:g} is not 0.1 to {MAX_TIMEOUT:g} seconds")
         self._check_files()
         return layout
 

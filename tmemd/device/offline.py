@@ -6,7 +6,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from tmemd.device.config import DeviceConfig
+from tmemd.device.config import DeviceConfig, parse_place
 from tmemd.device.serve import open_device
 from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
@@ -21,10 +21,9 @@ def drain(pool_path: Path) -> None:
         limit = poolfile.read_counters(pool.fileno(), pool_path).limit_bytes
     if not identity.has_file:
         raise PoolError(f"{pool_path}: the pool has no backing file to drain to")
-    if not Path(identity.backing).exists():
+    backing = parse_place(identity.backing)
+    if isinstance(backing, Path) and not backing.exists():
         raise PoolError(f"{pool_path}: its backing file {identity.backing} is not there")
-    config = DeviceConfig(
-        identity.name, identity.size, Path(identity.backing), limit, pool_path.parent, bitmap=Path(identity.bitmap)
-    )
+    config = DeviceConfig(identity.name, identity.size, backing, limit, pool_path.parent, bitmap=Path(identity.bitmap))
     with closing(open_device(config)) as served:
         served.core.drain()

@@ -85,7 +85,7 @@ class Parts:
     def _check_identity(self, identity: Identity) -> None:
         path, size = self.pool_path, self.config.size
         whole, found = self.layout.data_offset + self.layout.data_bytes, os.fstat(self.pool_fd).st_size
-        same_kind = (identity.has_file, identity.is_ephemeral) == (bool(self._file), bool(self.source))
+        same_kind = (identity.has_file, identity.is_ephemeral) == (bool(self.file), bool(self.source))
         if identity.name != self.config.name or not same_kind:
             raise PoolError(f"{path}: the pool of another device ({identity.name!r}); 'tmemctl destroy' forgets it")
         if self.source:
@@ -98,12 +98,13 @@ class Parts:
             raise PoolError(f"{path}: the pool file is truncated: it has {found} of {whole} bytes")
 
     @property
-    def _file(self) -> Backing | Source | None:
+    def file(self) -> Backing | Source | None:
+        """Where pages are that are not in tmem."""
         return self.backing or self.source
 
     @property
     def _backing_name(self) -> str:
-        return str(self._file.path) if self._file else ""
+        return str(self.file.path) if self.file else ""
 
     @property
     def _bitmap_name(self) -> str:
@@ -119,7 +120,7 @@ class Parts:
             header = replace(found, boot_id=self.boot_id, epoch=found.epoch + 1)
             if not is_new:
                 states = _states_by_bitmap(self.backing, header)
-            elif self.backing.is_block:
+            elif self.backing.is_disk:
                 states = bytes([State.ZERO]) * len(states)
             bitmapfile.write_header(self.backing.bitmap_fd, header)
             self.backing.header = header
@@ -129,7 +130,7 @@ class Parts:
         identity = Identity(
             name=self.config.name, size=header.size, index_offset=layout.index_offset, data_offset=layout.data_offset,
             data_bytes=layout.data_bytes, uuid=header.uuid, boot_id=self.boot_id, epoch=header.epoch,
-            has_file=self._file is not None, backing=self._backing_name, bitmap=self._bitmap_name,
+            has_file=self.file is not None, backing=self._backing_name, bitmap=self._bitmap_name,
             is_ephemeral=self.source is not None, is_durable=self.config.durable,
         )  # fmt: skip
         try:
@@ -144,7 +145,7 @@ class Parts:
 
     def open_core(self, cgroups: list[tuple[int, int]]) -> _core.Device:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
-        config, backing, file = self.config, self.backing, self._file
+        config, backing, file = self.config, self.backing, self.file
         header = backing.header if backing else None
         limit = config.limit or self.layout.data_offset + self.layout.data_bytes
         try:
@@ -153,7 +154,7 @@ class Parts:
                 size=config.size, limit=limit, region=header.region if header else bitmapfile.REGION,
                 file_bytes=file.file_bytes if file else 0, direct=bool(file and file.direct),
                 lost_zero=config.lost_zero, durable=config.durable, ephemeral=self.source is not None,
-                read_only=config.is_read_only, cgroup=cgroups,
+                read_only=config.is_read_only, remote=file.remote if file else None, cgroup=cgroups,
             )  # fmt: skip
         except (ValueError, OSError) as error:
             raise PoolError(f"{self.pool_path}: {error} ('tmemctl check' tells more)") from None
@@ -170,15 +171,15 @@ def open_parts(
     layout = config.check()
     boot_id = uuid.UUID((root / "proc/sys/kernel/random/boot_id").read_text().strip())
     with ExitStack() as owned:
-        backing = backings.find(config.backing, config.bitmap, config.size) if config.backing else None
+        backing = backings.find(config) if config.backing else None
         if backing:
             owned.callback(backing.close)
             found = f"with bitmap {backing.bitmap_path} of epoch {backing.header.epoch}" if backing.header else "new"
-            debug(f"{backing.path}: {found}, {'O_DIRECT' if backing.direct else 'through the page cache'}")
+            debug(f"{backing.path}: {found}, {_how(backing)}")
         source = _open_source(config) if config.source else None
         if source:
             owned.callback(source.close)
-            debug(f"{source.path}: {'O_DIRECT' if source.direct else 'through the page cache'}")
+            debug(f"{source.path}: {_how(source)}")
         pool_fd, pool_path = _open_pool(config, undo)
         owned.callback(os.close, pool_fd)
         _claim(pool_fd, pool_path)
@@ -192,9 +193,15 @@ def open_parts(
         return parts, core, owned.pop_all()
 
 
+def _how(file: Backing | Source) -> str:
+    if file.remote:
+        return f"NBD, {file.remote.status.connections} connection"
+    return "O_DIRECT" if file.direct else "through the page cache"
+
+
 def _open_source(config: DeviceConfig) -> Source:
     assert config.source
-    source = sources.open_source(config.source, write=config.write_through)
+    source = sources.open_source(config)
     if source.size != config.size:
         source.close()
         raise PoolError(f"{source.path}: its size changed from {config.size} to {source.size} bytes just now")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tmemd.binding import _core
 from tmemd.device.clients import Clients
-from tmemd.device.config import Debug, DeviceConfig
+from tmemd.device.config import Debug, DeviceConfig, Uri
 from tmemd.device.maintenance import Maintenance
 from tmemd.device.parts import Parts, open_parts
+from tmemd.device.remote import Watch
 from tmemd.device.vhost import VhostDoor
 from tmemd.store.poolfile import PoolError
 
@@ -26,6 +27,9 @@ class ServedDevice:
         self.clients = Clients()
         self.maintenance = Maintenance(core, parts, debug)
         self._vhost = VhostDoor(self.config.vhost, core, self.config, self.clients) if self.config.vhost else None
+        self._watch: Watch | None = None
+        if parts.file and parts.file.remote and isinstance(parts.file.path, Uri):
+            self._watch = Watch(core, parts.file.remote, parts.file.path, self.config.timeout)
         self._owned = owned.pop_all()
 
     def start(self, log: Callable[[str], None] = lambda _: None) -> None:
@@ -35,6 +39,8 @@ class ServedDevice:
         """
         self.core.publish_pid()
         self.maintenance.start()
+        if self._watch:
+            self._watch.start(log)
         if self._vhost:
             self._vhost.start(log)
 
@@ -43,13 +49,15 @@ class ServedDevice:
         if self._vhost:
             self._vhost.close()
         self.maintenance.stop()
+        if self._watch:
+            self._watch.stop()
         self.core.close()
         self._owned.close()
 
 
 def check_together(configs: Sequence[DeviceConfig]) -> None:
     """Check devices that are to be opened together. Raises PoolError."""
-    owners: dict[Path, str] = {}
+    owners: dict[Path | Uri, str] = {}
     for config in configs:
         config.check()
         for path in (config.file if not config.is_read_only else None, config.bitmap, config.vhost):

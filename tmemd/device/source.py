@@ -18,7 +18,8 @@ from typing import Final
 from uuid import UUID
 
 from tmemd.binding import _core
-from tmemd.device import files
+from tmemd.device import files, remote
+from tmemd.device.config import DeviceConfig, Uri
 from tmemd.store.poolfile import PoolError
 from tmemd.system import locks
 
@@ -34,13 +35,13 @@ _NAMESPACE: Final = UUID("d8f0a3de-0f4c-4b0e-9d57-6b1f43a4c0f2")
 class Source:
     """An open and locked source."""
 
-    path: Path
-    fd: int
+    path: Path | Uri
     size: int  # in bytes
-    is_block: bool
-    direct: bool
-    opened: os.stat_result
     write: bool
+    fd: int = -1
+    direct: bool = False
+    opened: os.stat_result | None = None  # of a file, whose times tell whether somebody has changed it
+    remote: _core.Remote | None = None  # instead of fd
     noted: UUID | None = None  # what the pool says it holds
 
     @property
@@ -50,20 +51,23 @@ class Source:
 
     def close(self) -> None:
         """Close it, which unlocks it."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.remote = None
 
     def is_as_opened(self) -> bool:
         """Whether nobody has changed it since, as far as can be told."""
-        return _content(os.fstat(self.fd)) == _content(self.opened)
+        return self.opened is None or _content(os.fstat(self.fd)) == _content(self.opened)
 
     def content_id(self) -> UUID | None:
         """A name for what it holds: another once somebody has written to it. None: it cannot be told.
 
         What is only read is never taken to have changed: nothing more is read from it then.
         """
+        if self.opened is None:
+            return None
         status = os.fstat(self.fd) if self.write else self.opened
-        age = time.time() - status.st_ctime
-        if self.is_block or age < _SETTLED:
+        if time.time() - status.st_ctime < _SETTLED:
             return None
         return uuid.uuid5(_NAMESPACE, ":".join(map(str, _content(status))))
 
@@ -73,8 +77,10 @@ def _content(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def size_of(path: Path) -> int:
+def size_of(path: Path | Uri) -> int:
     """The size in bytes of a source. Raises PoolError where there is none, or it cannot be one."""
+    if isinstance(path, Uri):
+        return remote.size_of(path)
     with files.named_errors(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -86,8 +92,20 @@ def size_of(path: Path) -> int:
         os.close(fd)
 
 
-def open_source(path: Path, *, write: bool) -> Source:
-    """Open it and lock it: with other readers, or alone to *write*. Raises PoolError."""
+def open_source(config: DeviceConfig) -> Source:
+    """Open the source that *config* names, and lock it: with other readers, or alone to write. Raises PoolError.
+
+    What an NBD server exports is locked by nobody, and neither there nor of a block device it shows who changes it.
+    """
+    path, write = config.source, config.write_through
+    assert path is not None
+    if isinstance(path, Uri):
+        server = remote.connect(config, path, write=write)
+        return Source(path, server.status.size, write, remote=server)
+    return _open_file(path, write=write)
+
+
+def _open_file(path: Path, *, write: bool) -> Source:
     size_of(path)  # it can be a source at all
     is_block = path.is_block_device()
     # On a block device O_EXCL fails where it is mounted or somebody else's.
@@ -102,7 +120,7 @@ def open_source(path: Path, *, write: bool) -> Source:
         # O_DIRECT takes whole sectors, which may have as many bytes as a page.
         direct = opened.st_size % _core.PAGE == 0 and files.use_direct(fd, path)
         on_error.pop_all()
-    return Source(path, fd, files.length(fd), is_block, direct, opened, write)
+    return Source(path, files.length(fd), write, fd, direct, None if is_block else opened)
 
 
 def _settled_status(fd: int, path: Path) -> os.stat_result:

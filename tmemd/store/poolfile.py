@@ -237,6 +237,23 @@ class Doors(msgspec.Struct, frozen=True):
     request: Histogram  # of one in sixteen: from its being found in the queue until it is answered
 
 
+class RemoteState(msgspec.Struct, frozen=True):
+    """How the NBD server is that has a device's file, as published twice a second by who serves it."""
+
+    published: int  # 0: there is none, or nobody has served the device yet
+    connections: int  # now; 0: it is away
+    connects: int  # since the process began that serves the device, as all that follows
+    losses: int  # of connections
+    time_outs: int  # requests that had no answer in time
+    repeats: int  # requests sent again after a loss
+    away_ms: int
+
+    @property
+    def is_away(self) -> bool:
+        """Whether what needs it has to wait."""
+        return self.published > 0 and self.connections == 0
+
+
 class Control(msgspec.Struct, frozen=True, gc=False):
     """What the control page says; None: nobody said it."""
 
@@ -266,7 +283,9 @@ _PUBLISHED: Final = _AGES_OFFSET + 6 * GENERATIONS * _WORD.size
 _DOORS: Final = struct.Struct(f"<{len(Doors.__struct_fields__) - 1 + _HISTOGRAM_WORDS}Q")
 _DOORS_OFFSET: Final = _AGES_OFFSET + _AGE_WORDS.size
 _CONNECTIONS: Final = struct.Struct("<2Q")  # the first of the doors' words
-_SNAPSHOT_BYTES: Final = _DOORS_OFFSET + _DOORS.size - COUNTERS_OFFSET
+_REMOTE: Final = struct.Struct(f"<{len(RemoteState.__struct_fields__)}Q")
+_REMOTE_OFFSET: Final = _DOORS_OFFSET + _DOORS.size
+_SNAPSHOT_BYTES: Final = _REMOTE_OFFSET + _REMOTE.size - COUNTERS_OFFSET
 
 # Each value of the control page stands with its complement, so that a torn write is seen and ignored.
 _CONTROL: Final = struct.Struct("<8Q")
@@ -351,6 +370,10 @@ class Snapshot:
             self._data, _DOORS_OFFSET - COUNTERS_OFFSET
         )
         return Doors(nbd, vhost, requests, failures, kicks, interrupts, polls, won, Histogram(ns, tuple(counts)))
+
+    def remote(self) -> RemoteState:
+        """How the server is that has its file."""
+        return RemoteState(*_REMOTE.unpack_from(self._data, _REMOTE_OFFSET - COUNTERS_OFFSET))
 
 
 def read_counters(fd: int, where: str | Path) -> Counters:

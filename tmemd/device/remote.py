@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The NBD server that has a device's pages: connected to, and watched while the device is served."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import urlsplit
+
+from tmemd.binding import _core
+from tmemd.device.config import DeviceConfig, Uri
+from tmemd.sizes import format_size
+from tmemd.store.poolfile import PoolError
+
+_LOOK_EVERY: Final = 0.5  # seconds
+
+
+def connect(config: DeviceConfig, uri: Uri, *, write: bool) -> _core.Remote:
+    """Connect to the server, which has time until the device's time-out. Raises PoolError."""
+    remote = _core.Remote(str(uri), connections=config.connections, timeout=config.timeout)
+    try:
+        remote.connect()
+    except OSError as error:
+        raise PoolError(f"{uri}: {error.strerror}") from None
+    status = remote.status
+    if write and status.read_only:
+        raise PoolError(f"{uri}: the server lets nobody write to it")
+    if write and not status.can_flush:
+        raise PoolError(f"{uri}: the server has no FLUSH, so nothing that is written there is ever known to be durable")
+    return remote
+
+
+def size_of(uri: Uri) -> int:
+    """Bytes that the server exports there. Raises PoolError."""
+    if not urlsplit(uri).scheme:
+        raise PoolError(f"{uri}: not an NBD URI")
+    probe = _core.Remote(str(uri), connections=1, timeout=DeviceConfig.timeout)
+    try:
+        probe.connect()
+    except OSError as error:
+        raise PoolError(f"{uri}: {error.strerror}") from None
+    return probe.status.size
+
+
+class Watch:
+    """Sees to it that a served device's server is connected again, and says once that it went and that it is back."""
+
+    def __init__(self, core: _core.Device, remote: _core.Remote, uri: Uri, timeout: float) -> None:
+        self._core, self._remote, self._uri, self._timeout = core, remote, uri, timeout
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._is_away = False
+
+    def start(self, log: Callable[[str], None]) -> None:
+        """Begin, in a thread of this process: connecting may take long."""
+        self._thread = threading.Thread(target=self._run, args=(log,), name="tmem-remote", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+
+    def _run(self, log: Callable[[str], None]) -> None:
+        while not self._stop.wait(_LOOK_EVERY):
+            self._remote.look_after()
+            status = self._remote.status
+            self._core.publish_remote(status)
+            self._tell(status, log)
+
+    def _tell(self, status: _core.RemoteStatus, log: Callable[[str], None]) -> None:
+        is_away = not status.connections
+        if is_away == self._is_away or (is_away and not status.why):
+            return
+        self._is_away = is_away
+        if is_away:
+            log(
+                f"{self._core.name}: {self._uri} is away ({status.why}): pages in RAM are served; what needs it waits"
+                f" {self._timeout:g} s"
+            )
+        else:
+            log(f"{self._core.name}: {self._uri} is back, {format_size(status.size)}")
