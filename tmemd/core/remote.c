@@ -25,6 +25,7 @@ enum {
     CONNECT_MS = 5000, /* for one attempt */
     BACKOFF_FIRST_MS = 100,
     BACKOFF_MOST_MS = 5000,
+    LASTING_MS = 1000,   /* a connection that is lost sooner is no better than none */
     ZERO_MOST = 1 << 30, /* bytes of one request */
 };
 
@@ -41,6 +42,7 @@ struct remote {
     uint64_t next_try, backoff_ms, away_since;
     struct link_mark mark;
     char why[REMOTE_WHY];
+    uint64_t connected[REMOTE_LINKS]; /* when each was, last */
     struct link links[REMOTE_LINKS];
     _Atomic uint64_t plain;  /* writes begun that are not through */
     _Atomic uint64_t synced; /* how many of these a sync has covered */
@@ -72,6 +74,19 @@ static struct link *find_missing(struct remote *remote)
 
 static uint64_t earlier(uint64_t one, uint64_t other) { return one < other ? one : other; }
 
+/* When to try again: later each time, as long as connections fail, or do not last. */
+static void note_try(struct remote *remote, struct link *link, int error)
+{
+    uint64_t now = link_now(), *connected = &remote->connected[link - remote->links];
+    bool in_vain = error || (*connected && now < *connected + remote->backoff_ms + LASTING_MS);
+    uint64_t longer =
+        remote->backoff_ms ? earlier(2 * remote->backoff_ms, BACKOFF_MOST_MS) : BACKOFF_FIRST_MS;
+    remote->backoff_ms = in_vain ? longer : 0;
+    remote->next_try = now + remote->backoff_ms;
+    if (!error)
+        *connected = now;
+}
+
 /* Connect a link by `deadline`, or note why not. With the lock, which is let go of meanwhile;
  * `connecting` keeps others out. */
 static int connect_link(struct remote *remote, struct link *link, uint64_t deadline)
@@ -89,10 +104,7 @@ static int connect_link(struct remote *remote, struct link *link, uint64_t deadl
     pthread_mutex_lock(&remote->lock);
     remote->connecting = false;
     memcpy(remote->why, why, sizeof why);
-    uint64_t backoff =
-        remote->backoff_ms ? earlier(2 * remote->backoff_ms, BACKOFF_MOST_MS) : BACKOFF_FIRST_MS;
-    remote->backoff_ms = error ? backoff : 0;
-    remote->next_try = link_now() + remote->backoff_ms;
+    note_try(remote, link, error);
     if (!error) {
         remote->limits = limits;
         remote->n_links = limits.can_multi_conn ? remote->n_links : 1;
