@@ -159,14 +159,17 @@ class Export:
         node = ",".join(["driver=raw", "file.driver=rbd", *(f"file.{key}={value}" for key, value in options.items())])
         # Without cache=none librbd holds back what it has acknowledged, which goes when qemu-nbd is killed.
         self._command = ["qemu-nbd", "--persistent", "--shared=16", "--cache=none", "--discard=unmap"]
-        self._command += [f"--export-name={image}", f"--socket={socket}", "--image-opts", node]
+        self._pidfile = socket.with_suffix(".pid")  # made when it listens
+        self._command += [f"--export-name={image}", f"--socket={socket}", f"--pid-file={self._pidfile}"]
+        self._command += ["--image-opts", node]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Export:
         """Start and wait until it listens."""
-        self.socket.unlink(missing_ok=True)
+        for left_over in (self.socket, self._pidfile):
+            left_over.unlink(missing_ok=True)
         process = self._process = subprocess.Popen(dying_with_us(self._command))
-        wait_until(lambda: process.poll() is not None or self.socket.exists(), "qemu-nbd to listen")
+        wait_until(lambda: process.poll() is not None or self._pidfile.exists(), "qemu-nbd to listen")
         assert process.poll() is None, "qemu-nbd ended at its start"
         return self
 

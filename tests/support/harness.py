@@ -52,9 +52,10 @@ def cache_device(name: str, pools: Path, source: object, limit: object, **keys: 
     return [f"{key}={value}" for key, value in keys.items()]
 
 
-def nbdkit_command(socket: Path, parameters: Sequence[str], options: Sequence[str] = ()) -> list[str]:
-    """The command line that serves *parameters* in the foreground."""
-    return ["nbdkit", "-f", "-U", str(socket), *options, "python", str(PLUGIN), *parameters]
+def nbdkit_command(socket: Path | None, parameters: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    """The command line that serves *parameters* in the foreground, on a *socket* or where the *options* say."""
+    listen = ["-U", str(socket)] if socket else []
+    return ["nbdkit", "-f", *listen, *options, "python", str(PLUGIN), *parameters]
 
 
 def connect(socket: Path, export: str = "") -> nbd.NBD:
@@ -80,14 +81,20 @@ class Server:
         options: Sequence[str] = (),
         wrapper: Sequence[str] = (),
         door: Door = "nbd",
+        *,
+        listen: Sequence[str] = (),
     ) -> None:
-        """With *door* vhost its last device is open to vhost-user front ends as well, and clients come by that."""
+        """With *door* vhost its last device is open to vhost-user front ends as well, and clients come by that.
+
+        *listen* is nbdkit's options for another place than the socket; `connect` does not go there.
+        """
         self._wrapper = list(wrapper)  # a command that executes its arguments in its place
         self.socket = run / "nbd.sock"
         self.vhost = run / "vhost.sock"
         self._door = door
         self.parameters = [*parameters, *([f"vhost={self.vhost}"] if door == "vhost" else [])]
-        self._options = list(options)
+        self._options = [*listen, *options]
+        self._listen = None if listen else self.socket
         self._pidfile = run / "nbdkit.pid"
         self._log = run / "nbdkit.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -102,7 +109,7 @@ class Server:
         """Start and wait until it accepts connections. AssertionError with its messages when it ends instead."""
         for left_over in (self.socket, self._pidfile):
             left_over.unlink(missing_ok=True)
-        command = nbdkit_command(self.socket, self.parameters, ["-P", str(self._pidfile), *self._options])
+        command = nbdkit_command(self._listen, self.parameters, ["-P", str(self._pidfile), *self._options])
         with self._log.open("ab") as log:
             whole = dying_with_us([*self._wrapper, *command])
             self._process = subprocess.Popen(whole, stderr=log, env=environment())
