@@ -20,6 +20,7 @@ import shtab
 from scripts.completions import parsers
 from scripts.manpages import PAGES
 from tests.support import fakes
+from tests.support.devicehost import devicehost
 from tests.support.harness import DEADLINE
 from tests.support.plugin import Plugin
 from tmemd.cli import main
@@ -36,7 +37,7 @@ class Row:
 
     In arguments {pools} is a directory with the pools web, which a plugin serves, golden, which is ephemeral, and idle;
     {blinking} one in which a pool comes and goes; {socket} that of a tmemd; {new} a file that is not there;
-    {recording} one that `record` wrote.
+    {recording} one that `record` wrote; {device} a device of a host that has no others.
     """
 
     good: str  # arguments with which it does what it is for, and ends
@@ -79,7 +80,14 @@ ROWS = {
     ),
     "simulate": Row("{recording}", "outcomes times", "{pools}/idle.pool", 1, "idle.pool"),
     "plugin-path": Row("", "path", "more", 2, "unrecognized"),
+    "create": Row("new --size=8M", "name state qemu libvirt nbd fstab", "Web --size=8M", 1, "is no name"),
+    "attach-info": Row("{device}", "name qemu libvirt nbd fstab", "none", 1, "no device none is defined"),
+    "start": Row("{device}", "name state", "none", 1, "no device none is defined"),
+    "stop": Row("{device}", "name state", "none", 1, "no device none is defined"),
+    "restart": Row("{device}", "name state", "none", 1, "no device none is defined"),
+    "remove": Row("{device}", "name state", "none", 1, "no device none is defined"),
 }  # fmt: skip
+OF_DEVICES = {"create", "attach-info", "start", "stop", "restart", "remove"}
 each_command = pytest.mark.parametrize("command", ROWS)
 
 
@@ -95,8 +103,9 @@ def blink(directory: Path, over: threading.Event) -> None:
 
 
 @pytest.fixture
-def places(directory: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
+def places(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     """What stands for the names in braces."""
+    monkeypatch.setenv("TMEMD_ROOT", str(tmp_path))
     with ExitStack() as stack:
         stack.enter_context(fakes.pool(directory, "web"))
         stack.enter_context(Plugin(directory, "web", 0))
@@ -109,7 +118,7 @@ def places(directory: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
             pass
         yield {
             "pools": str(directory), "new": str(tmp_path / "new"), "recording": str(recording),
-            "socket": "", "blinking": "",
+            "socket": "", "blinking": "", "device": "web",
         }  # fmt: skip
 
 
@@ -118,7 +127,7 @@ def words(command: str, arguments: str, places: dict[str, str]) -> list[str]:
 
 
 @pytest.fixture
-def around(directory: Path, places: dict[str, str], command: str) -> Iterator[dict[str, str]]:
+def around(directory: Path, places: dict[str, str], command: str, capsys: Output) -> Iterator[dict[str, str]]:
     """The same, with what only some commands need."""
     with ExitStack() as stack:
         if "{socket}" in ROWS[command].good:
@@ -131,6 +140,11 @@ def around(directory: Path, places: dict[str, str], command: str) -> Iterator[di
             stack.callback(thread.join)
             stack.callback(over.set)
             places["blinking"] = str(base)
+        if command in OF_DEVICES:
+            stack.enter_context(devicehost())
+            if command != "create":
+                main(["create", places["device"], "--size=8M"])
+                capsys.readouterr()
         yield places
 
 

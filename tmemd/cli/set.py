@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this command."""
     common.add_pool(parser)
     add = parser.add_argument
-    add("--weight", type=_or_word(_FORGET, _weight), metavar="N|default",
+    add("--weight", type=_or_word(_FORGET, weight), metavar="N|default",
         help=f"its share of RAM is in proportion to this (1 to {MAX_WEIGHT})")  # fmt: skip
     add("--cap", type=_or_word(_FORGET, _or_word("none", size_argument)), metavar="SIZE|none|default",
         help="it never has more RAM than this")  # fmt: skip
@@ -53,7 +53,8 @@ def _or_word(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: word if text == word else parse(text)
 
 
-def _weight(text: str) -> int:
+def weight(text: str) -> int:
+    """A weight on an argparse command line."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_WEIGHT):
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 to {MAX_WEIGHT}")
     return int(text)

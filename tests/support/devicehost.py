@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A host below a directory, with a tmemd and no systemd, on which devices are made by tmemctl."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.support import fakes
+from tests.support.content import PAGE, content
+from tests.support.harness import connect
+from tmemd.cli import main
+from tmemd.client import Client
+from tmemd.definitions import inventory
+from tmemd.definitions.place import Place
+
+GID = 64000
+
+
+@contextmanager
+def devicehost() -> Iterator[Place]:
+    """It is what TMEMD_ROOT names for the length of a with block; all its devices are removed at the end."""
+    with fakes.on_tmpfs() as base, pytest.MonkeyPatch.context() as environment:
+        place = Place(base)
+        for directory in (
+            "etc/tmemd",
+            "run/tmemd",
+            "run/tmemd-devices",
+            "var/log/tmemd-devices",
+            "var/lib/tmemd-devices",
+            "srv",
+        ):
+            place.below(directory).mkdir(parents=True)
+        for name in ("passwd", "shadow", "gshadow"):
+            place.below(f"etc/{name}").touch()
+        place.below("etc/group").write_text(f"tmemd:x:{GID}:\nkvm:x:{GID + 1}:\n")
+        environment.setenv("TMEMD_ROOT", str(base))
+        environment.setenv("TMEMD_SOCKET", str(place.tmemd))
+        options = f"--socket={place.tmemd}", f"--group={GID}", f"--allow-group={GID}"
+        with fakes.tmemd(place.below("run/tmemd"), *options):
+            try:
+                yield place
+            finally:
+                for device in inventory.devices(place):
+                    assert main(["remove", device.name, "--force"]) == 0
+
+
+def left(place: Place) -> set[str]:
+    """All that there is on the host, but for what tmemd keeps and copies of the files of accounts."""
+    found = {str(path.relative_to(place.root)) for path in place.root.rglob("*")}
+    accounts = place.below("etc/passwd").read_text().splitlines()
+    return {path for path in found if not path.endswith("-") and "/state" not in path} | set(accounts)
+
+
+def states(place: Place) -> dict[str, str]:
+    """What each device is."""
+    return {device.name: device.state for device in inventory.devices(place)}
+
+
+def kill_server(place: Place, name: str) -> None:
+    """SIGKILL a device's nbdkit, and wait for its end."""
+    pid = Client.of_daemon(place.tmemd).pool(name).counters.pid
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        select.select([process], [], [])
+    finally:
+        os.close(process)
+
+
+def write(place: Place, name: str, page: int, version: int = 1) -> None:
+    """Have a client write a page of a device."""
+    handle = connect(place.socket(name), name)
+    handle.pwrite(content(page, version), page * PAGE)
+    handle.shutdown()
+
+
+def is_written(place: Place, name: str, page: int, version: int = 1) -> bool:
+    """Whether a client finds that page."""
+    handle = connect(place.socket(name), name)
+    found = bytes(handle.pread(PAGE, page * PAGE))
+    handle.shutdown()
+    return found == content(page, version)

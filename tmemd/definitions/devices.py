@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The life of a device: made, started, stopped, taken away. Its definition is there first, and goes last.
+
+While it says that it is unfinished, the device is being made or taken away; whoever is killed meanwhile leaves one that
+`remove` takes away, and `create` makes from its beginning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from tmemd import operations
+from tmemd.client import Client, UnreachableError
+from tmemd.definitions import accounts, definition, files, services
+from tmemd.definitions.definition import Definition
+from tmemd.definitions.place import Place
+from tmemd.definitions.services import Services
+from tmemd.protocol import PoolStatus
+from tmemd.sizes import format_size
+from tmemd.store.directory import Pools
+from tmemd.store.poolfile import PAGE, PoolError
+
+_INTERVAL: Final = 0.05  # seconds
+_SETTINGS: Final = frozenset({"weight", "cap", "minimum", "compression"})
+
+
+class Devices:
+    """The defined devices of a host. Whatever changes one raises PoolError when it was not done."""
+
+    def __init__(self, place: Place, served_by: Services | None = None, tell: Callable[[str], None] = print) -> None:
+        """*tell* is called with what should be known of something that was done."""
+        self.place = place
+        self.services = served_by or services.of(place)
+        self._tell = tell
+
+    def create(self, wanted: Definition, settings: Mapping[str, Any]) -> None:
+        """Make a device, with these settings of tmemd's, and start it; or leave nothing of it."""
+        with self.place.changing():
+            self._check_new(wanted)
+            begun = replace(wanted, is_unfinished=True)
+            try:
+                self._make(begun, settings)
+                definition.save(self.place, replace(begun, is_unfinished=False))
+            except BaseException:
+                self._take_away(begun)
+                raise
+
+    def _check_new(self, wanted: Definition) -> None:
+        """What was begun and not brought to its end goes before it is made again."""
+        if self.place.definition(definition.check_name(wanted.name)).exists():
+            found = definition.load(self.place, wanted.name)
+            if not found.is_unfinished:
+                raise PoolError(f"device {wanted.name} is there already: 'tmemctl remove {wanted.name}' takes it away")
+            self._take_away(found)
+        self.services.check(wanted)
+        files.check(self.place, wanted)
+        if self._status(wanted.name):
+            raise PoolError(f"there is a pool {wanted.name}, of no device that is defined: 'tmemctl destroy' it first")
+
+    def _make(self, begun: Definition, settings: Mapping[str, Any]) -> None:
+        self.place.definitions.mkdir(parents=True, exist_ok=True)
+        definition.save(self.place, begun)
+        account = accounts.make(self.place, begun.name)
+        files.make(self.place, begun, account)
+        files.check_access(begun, account)
+        self.services.install(begun)
+        self.services.start(begun)
+        self._await(begun.name)
+        # What was kept for a device that had the name before does not hold.
+        Client.of_daemon(self.place.tmemd, self._tell).set(begun.name, **settings, forget=_SETTINGS - settings.keys())
+
+    def start(self, name: str) -> None:
+        """Start it, and return when it is served."""
+        with self.place.changing():
+            self.services.start(self._finished(name))
+            self._await(name)
+
+    def stop(self, name: str) -> None:
+        """Kill its server; its pages stay, and its guest waits, until it is started."""
+        with self.place.changing():
+            self.services.stop(self._finished(name))
+
+    def restart(self, name: str) -> None:
+        """Kill its server and start another, to which the guest's requests go that were not answered."""
+        with self.place.changing():
+            self.services.restart(self._finished(name))
+            self._await(name)
+
+    def remove(self, name: str, *, force: bool = False) -> None:
+        """Take away all there is of it: *force*, also with clients and pages, which are lost."""
+        with self.place.changing():
+            found = definition.load(self.place, name)
+            if not found.is_unfinished and not force:
+                self._check_unused(found)
+            self._take_away(definition.save(self.place, replace(found, is_unfinished=True)))
+
+    def _finished(self, name: str) -> Definition:
+        found = definition.load(self.place, name)
+        if found.is_unfinished:
+            raise PoolError(f"device {name} was never brought to its end: remove it, or create it again")
+        return found
+
+    def _await(self, name: str) -> None:
+        """Return when the device is served. Making its backing file may take its time."""
+        while not self._is_served(name):
+            if self.services.states([name])[0] in ("failed", "stopped"):
+                raise PoolError(f"{name} does not start: {self.services.said(name)}")
+            time.sleep(_INTERVAL)
+
+    def _is_served(self, name: str) -> bool:
+        status = self._status(name)
+        return status is not None and status.served and not status.unfinished
+
+    def _status(self, name: str) -> PoolStatus | None:
+        return operations.status(Pools(self.place.pools), name, long=True)
+
+    def _check_unused(self, found: Definition) -> None:
+        reasons = []
+        if status := self._status(found.name):
+            reasons += _clients(status) + _pages(status)
+        elif files.holds_data(found.backing_path):
+            reasons += [f"what its backing file {found.backing} holds"]
+        if reasons:
+            raise PoolError(
+                f"device {found.name} has {' and '.join(reasons)}: detach it in its guest first (scripts/detach), or"
+                " say --force, and they are lost"
+            )
+
+    def _take_away(self, found: Definition) -> None:
+        self.services.uninstall(found.name)
+        self._destroy_pool(found.name)
+        files.remove(self.place, found, accounts.find(self.place, found.name))
+        accounts.remove(self.place, found.name)
+        self.place.definition(found.name).unlink(missing_ok=True)
+        definition.sync_directory(self.place.definitions)
+
+    def _destroy_pool(self, name: str) -> None:
+        """And what tmemd keeps for it, also where there is no pool now."""
+        is_there = self.place.pool(name).exists()
+        try:
+            Client.of_daemon(self.place.tmemd).destroy(name, lose_pages=True)
+        except UnreachableError:
+            if is_there:
+                Client.of_directory(self.place.pools).destroy(name, lose_pages=True)
+        except PoolError:
+            if is_there:
+                raise
+
+
+def _clients(status: PoolStatus) -> list[str]:
+    count = status.doors.nbd + status.doors.vhost if status.served and status.doors else 0
+    return [f"{count} clients" if count > 1 else "a client"] if count else []
+
+
+def _pages(status: PoolStatus) -> list[str]:
+    counters = status.counters
+    pages = 0 if status.kind == "ephemeral" else counters.pages_in_tmem + counters.pages_in_file + counters.pages_lost
+    return [f"{format_size(pages * PAGE)} of pages"] if pages else []

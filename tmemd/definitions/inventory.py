@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""The defined devices as they are now, for those who list them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from tmemd.definitions import services
+from tmemd.definitions.definition import load_all
+from tmemd.definitions.place import Place
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that is defined on this host; its pool, if there is one, has its name."""
+
+    name: str
+    state: str  # running, starting, stopped, failed, or unfinished: half made or half taken away
+    doors: list[str]  # 'nbd', 'vhost'
+    socket: str  # where it is found by NBD
+    vhost: str | None
+    size: int | None  # bytes; None: its source's
+    backing: str  # its backing file or disk; 'none'; '' with a source
+    source: str
+    options: list[str]
+
+
+def devices(place: Place | None = None) -> list[Device]:
+    """All of them, by name. Raises PoolError."""
+    place = place or Place.of_environment()
+    defined = list(load_all(place))
+    states = services.of(place).states([each.name for each in defined])
+    return [
+        Device(
+            name=each.name,
+            state="unfinished" if each.is_unfinished else state,
+            doors=["nbd", "vhost"] if each.vhost else ["nbd"],
+            socket=str(place.socket(each.name)),
+            vhost=str(each.vhost) if each.vhost else None,
+            size=each.size_bytes,
+            backing=each.backing,
+            source=each.source,
+            options=list(each.options),
+        )
+        for each, state in zip(defined, states, strict=True)
+    ]
