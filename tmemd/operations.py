@@ -109,6 +109,9 @@ def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
         now = Snapshot().take(pool.fd, pool.path) if identity else None
     except PoolError as failure:
         identity, error = None, str(failure)
+    served, half_restored = pool.is_served(), identity is not None and identity.is_restoring
+    if half_restored and not served:
+        error = "a restore of it was begun, and has not ended: run 'tmemctl restore' again"
     control = now.control() if now else poolfile.read_control(pool.fd)
     counters = now.counters() if now else _counters_without_plugin(pool.taken())
     limit, file = counters.limit_bytes, identity.backing if identity else ""
@@ -122,13 +125,14 @@ def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
         backing="" if is_ephemeral else file,
         target_bytes=limit if control.target is None else min(control.target, limit),
         frozen=control.frozen,
-        served=pool.is_served(),
+        served=served,
         error=error,
         counters=counters,
         kind=identity.kind if identity else None,
         source=file if is_ephemeral else "",
         taken_bytes=pool.taken(),
         unfinished=identity is None and error is None,
+        half_restored=half_restored,
         settings=PoolSettings(compression=control.compression, frozen=control.frozen),
         freeable_bytes=poolfile.freeable(identity, counters) if identity else 0,
         latencies=now.latencies() if now and long else None,

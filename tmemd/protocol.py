@@ -42,7 +42,7 @@ Configurable: TypeAlias = Literal["weight", "cap", "minimum", "compression"]
 EventKind: TypeAlias = Literal[
     "appeared", "gone", "served", "unserved", "clients", "target", "refused", "problem", "mended",
 ]  # fmt: skip
-PoolState: TypeAlias = Literal["served", "idle", "unfinished", "damaged"]
+PoolState: TypeAlias = Literal["served", "idle", "unfinished", "half restored", "damaged"]
 Work: TypeAlias = Literal["drain", "demote", "compact", "flush", "settle"]  # settle: what compact was called in 0.1
 
 
@@ -208,6 +208,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     source: str = ""  # of an ephemeral pool, in place of a backing file
     taken_bytes: int = 0  # of RAM, by its file, as the kernel counts it
     unfinished: bool = False  # no plugin has made it a pool yet; numbers as with an error
+    half_restored: bool = False  # a restore was begun, and has not ended
     settings: PoolSettings = PoolSettings()
     freeable_bytes: int = 0  # what demotion could give back
     latencies: Latencies | None = None  # only where asked for
@@ -219,7 +220,9 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def state(self) -> PoolState:
-        """In a word."""
+        """In a word or two."""
+        if self.half_restored and not self.served:
+            return "half restored"
         if self.error:
             return "damaged"
         return "unfinished" if self.unfinished else "served" if self.served else "idle"

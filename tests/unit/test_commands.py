@@ -19,9 +19,10 @@ import shtab
 
 from scripts.completions import parsers
 from scripts.manpages import PAGES
-from tests.support import fakes
+from tests.save.world import Host
+from tests.support import fakes, leftovers
 from tests.support.devicehost import devicehost
-from tests.support.harness import DEADLINE
+from tests.support.harness import DEADLINE, MIB
 from tests.support.plugin import Plugin
 from tmemd.cli import main
 from tmemd.cli.commands import COMMANDS
@@ -37,7 +38,8 @@ class Row:
 
     In arguments {pools} is a directory with the pools web, which a plugin serves, golden, which is ephemeral, and idle;
     {blinking} one in which a pool comes and goes; {socket} that of a tmemd; {new} a file that is not there;
-    {recording} one that `record` wrote; {device} a device of a host that has no others.
+    {recording} one that `record` wrote; {device} a device of a host that has no others; {saved} a directory with a pool
+    that can be saved, {saved}.save what was.
     """
 
     good: str  # arguments with which it does what it is for, and ends
@@ -72,6 +74,8 @@ ROWS = {
     "demote": Row(f"{AT} web 1M", "name used_bytes", f"{AT} web", 2, "which pages?", f"{AT} web 1M"),
     "compact": Row(f"{AT} web", "name used_bytes", f"{AT} idle", 1, "nobody serves", f"{AT} web"),
     "flush": Row(f"{AT} golden", "name used_bytes", f"{AT} web", 1, "is persistent"),
+    "save": Row("--pools={saved} web {new}", "name file bytes pages whole", f"{AT} web {{new}}", 1, "is served"),
+    "restore": Row("--pools={saved} web {saved}.save", "name state", f"{AT} web {{recording}}", 1, "is served"),
     "destroy": Row(f"{AT} idle", "destroyed", f"{AT} web", 1, "is served"),
     "check": Row("{pools}/idle.pool", "ok problems", "{new}/none", 1, "none"),
     "record": Row(
@@ -118,7 +122,7 @@ def places(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             pass
         yield {
             "pools": str(directory), "new": str(tmp_path / "new"), "recording": str(recording),
-            "socket": "", "blinking": "", "device": "web",
+            "socket": "", "blinking": "", "device": "web", "saved": "",
         }  # fmt: skip
 
 
@@ -145,6 +149,12 @@ def around(directory: Path, places: dict[str, str], command: str, capsys: Output
             if command != "create":
                 main(["create", places["device"], "--size=8M"])
                 capsys.readouterr()
+        if "{saved}" in ROWS[command].good:
+            host = Host(stack.enter_context(leftovers.directory("/dev/shm")) / "pools", None, 8 * MIB)
+            host.begin()
+            places["saved"] = str(host.pools)
+            assert host.ctl("save", "web", f"{host.pools}.save") == 0
+            capsys.readouterr()
         yield places
 
 

@@ -114,6 +114,40 @@ class Device:
     def free_slot_bytes(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""
 
+class Saving:
+    """The pages of a device on their way to a save file, from the first on. Nobody else uses the device meanwhile."""
+
+    def __init__(self, device: Device, *, whole: bool, crc: int) -> None:
+        """*whole*: all pages, not only what the file lacks; *crc*: CRC32C of what the file has already."""
+    def fill(self, buf: Buffer) -> int:
+        """Fill *buf*, of at least 1 MiB, with records; returns of how many bytes, 0 at the end.
+
+        Raises OSError; `page` is then the one that could not be saved.
+        """
+    page: int  # the next
+    records: int  # so far
+    pages: int  # of these, with their content
+    lost: int  # pages whose reads are errors
+    damaged: int  # of these, found damaged just now
+    first_damaged: int
+    crc: int  # continued
+
+class Restoring:
+    """Records of a save file, checked from the first on, and on their way into a device, if there is one."""
+
+    def __init__(self, device: Device | None, *, pages: int, crc: int) -> None:
+        """*pages*: of the device they are of; *crc*: CRC32C of all before them."""
+    def take(self, buf: Buffer) -> int:
+        """Take the whole records that *buf* begins with; returns their bytes.
+
+        Raises OSError, with EBADMSG for a damaged record; `page` is then the one it is about.
+        """
+    page: int  # the next
+    records: int  # so far
+    taken: int  # bytes, so far
+    ended: bool  # the next record is no page's, but the last one
+    crc: int  # continued over what was taken
+
 # The callbacks of nbdkit's Python plugin, API version 2; the handle is a Device. All raise OSError, EIO with its cause.
 def pread(h: Device, buf: Buffer, offset: int, flags: int) -> None: ...
 def pwrite(h: Device, buf: Buffer, offset: int, flags: int) -> None: ...

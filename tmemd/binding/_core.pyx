@@ -84,6 +84,25 @@ cdef extern from "tmem.h" nogil:
     uint64_t tm_compact(tm_device *device, uint64_t moves)
     void tm_begin_generation(tm_device *device)
     void tm_publish_ages(tm_device *device)
+    struct tm_saving:
+        bint whole
+        uint64_t page
+        uint64_t records
+        uint64_t pages
+        uint64_t lost
+        uint64_t damaged
+        uint64_t first_damaged
+        uint32_t crc
+
+    struct tm_restoring:
+        uint64_t device_pages
+        uint32_t crc
+        uint64_t page
+        uint64_t records
+        bint ended
+
+    int tm_save(tm_device *device, tm_saving *saving, void *buffer, size_t size, size_t *used)
+    int tm_restore(tm_device *device, tm_restoring *restoring, const void *buffer, size_t size, size_t *used)
     void tm_publish_pid(tm_device *device)
     uint64_t tm_free_slot_bytes(tm_device *device)
     tm_remote *tm_remote_state "tm_remote"(tm_device *device)
@@ -427,6 +446,108 @@ cdef class Device:
     def free_slot_bytes(self):
         """Bytes of the pool's memory that hold no live slot."""
         return tm_free_slot_bytes(self.handle(0, 0))
+
+
+cdef class Saving:
+    """The pages of a device on their way to a save file, from the first on."""
+
+    cdef Device device
+    cdef tm_saving state
+
+    def __cinit__(self, Device device not None, *, bint whole, uint32_t crc):
+        self.device = device
+        self.state.whole = whole
+        self.state.crc = crc
+
+    def fill(self, buf):
+        """Fill *buf* with records; returns of how many bytes, 0 at the end. Raises OSError; see `page`."""
+        cdef Py_buffer view
+        cdef size_t used = 0
+        cdef int code
+        cdef tm_device *device = self.device.handle(0, 0)
+        PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE | PyBUF_WRITABLE)
+        try:
+            with nogil:
+                code = tm_save(device, &self.state, view.buf, <size_t>view.len, &used)
+        finally:
+            PyBuffer_Release(&view)
+        if code:
+            fail(code)
+        return used
+
+    @property
+    def page(self):
+        return self.state.page
+
+    @property
+    def records(self):
+        return self.state.records
+
+    @property
+    def pages(self):
+        return self.state.pages
+
+    @property
+    def lost(self):
+        return self.state.lost
+
+    @property
+    def damaged(self):
+        return self.state.damaged
+
+    @property
+    def first_damaged(self):
+        return self.state.first_damaged
+
+    @property
+    def crc(self):
+        return self.state.crc
+
+
+cdef class Restoring:
+    """Records of a save file, checked from the first on, and on their way into a device, if there is one."""
+
+    cdef Device device
+    cdef tm_restoring state
+    cdef readonly uint64_t taken
+
+    def __cinit__(self, Device device, *, uint64_t pages, uint32_t crc):
+        self.device = device
+        self.state.device_pages = pages
+        self.state.crc = crc
+
+    def take(self, buf):
+        """Take the whole records that *buf* begins with; returns their bytes. Raises OSError; see `page`."""
+        cdef Py_buffer view
+        cdef size_t used = 0
+        cdef int code
+        cdef tm_device *device = NULL if self.device is None else self.device.handle(0, 0)
+        PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
+        try:
+            with nogil:
+                code = tm_restore(device, &self.state, view.buf, <size_t>view.len, &used)
+        finally:
+            PyBuffer_Release(&view)
+        self.taken += used
+        if code:
+            fail(code)
+        return used
+
+    @property
+    def page(self):
+        return self.state.page
+
+    @property
+    def records(self):
+        return self.state.records
+
+    @property
+    def ended(self):
+        return self.state.ended
+
+    @property
+    def crc(self):
+        return self.state.crc
 
 
 def pread(Device h not None, buf, uint64_t offset, flags):

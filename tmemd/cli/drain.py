@@ -9,21 +9,13 @@ the plugin's work.
 from __future__ import annotations
 
 import argparse
-import os
-import pwd
-import subprocess
-import sys
 from pathlib import Path
-from typing import Final
 
-from tmemd.cli import common, work
+from tmemd.cli import common, owner, work
 from tmemd.client import Client
 from tmemd.device import offline
 from tmemd.protocol import PoolStatus
 from tmemd.store.poolfile import PoolError
-
-_MOST_SAID: Final = 4096  # bytes, by what runs as another user
-
 
 add_arguments = common.add_pool
 
@@ -56,10 +48,10 @@ def _drain_idle(client: Client, before: PoolStatus) -> PoolStatus:
         raise PoolError(before.error)
     if not before.has_file:
         raise PoolError(f"pool {before.name} has no backing file to drain to")
-    if os.geteuid() == before.uid:
+    if owner.is_us(before):
         _drain_here(Path(before.path))
     else:
-        _drain_as_owner(before)
+        owner.run(before, ["drain", "--", before.name], "drained")
     return client.pool(before.name)
 
 
@@ -68,31 +60,3 @@ def _drain_here(path: Path) -> None:
         offline.drain(path)
     except OSError as error:
         raise PoolError(f"{path}: {error.strerror or error}") from None
-
-
-def _drain_as_owner(status: PoolStatus) -> None:
-    """Run this command as the pool's user, who also says where the backing file is: root must not believe that.
-
-    That user may take hold of what runs as him, so it gets nothing of ours: no terminal, into which it could type, no
-    descriptors, no environment.
-    """
-    try:
-        user = pwd.getpwuid(status.uid)
-    except KeyError:
-        raise PoolError(f"pool {status.name} belongs to user {status.uid}, who has no account") from None
-    path = Path(status.path)
-    command = [sys.executable, "-P", "-m", "tmemd.cli", "drain", f"--pools={path.parent}", "--", status.name]
-    groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    try:
-        with subprocess.Popen(
-            command, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, cwd="/", env={"PATH": os.defpath},
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        ) as process:  # fmt: skip
-            assert process.stderr
-            said = process.stderr.read(_MOST_SAID).decode(errors="replace")
-    except PermissionError:
-        raise PoolError(f"pool {status.name} belongs to {user.pw_name}: run this as that user or as root") from None
-    for line in said.splitlines():
-        print(common.printable(line), file=sys.stderr)
-    if process.returncode:
-        raise PoolError(f"pool {status.name} was not drained")

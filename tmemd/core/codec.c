@@ -56,11 +56,22 @@ uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *p
 {
     struct record *record = (struct record *)encoded->record;
     uint32_t length = encode_payload(record->payload, page, compress, encoding);
+    codec_seal(record, number, length, (uint16_t)*encoding);
+    return length;
+}
+
+void codec_seal(struct record *record, uint32_t number, uint32_t length, uint16_t encoding)
+{
     atomic_store_explicit(&record->page, number, memory_order_relaxed);
     record->length = (uint16_t)length;
-    record->encoding = (uint16_t)*encoding;
+    record->encoding = encoding;
     record->crc = record_crc(number, record->length, record->encoding, record->payload);
-    return length;
+}
+
+bool codec_is_sealed(const struct record *record)
+{
+    uint32_t number = atomic_load_explicit(&record->page, memory_order_relaxed);
+    return record->crc == record_crc(number, record->length, record->encoding, record->payload);
 }
 
 static bool decode_payload(const uint8_t *payload, uint32_t length, enum encoding encoding,
@@ -85,11 +96,19 @@ static bool decode_payload(const uint8_t *payload, uint32_t length, enum encodin
     return false;
 }
 
+bool codec_is_intact(const struct record *record, uint64_t word, uint32_t number)
+{
+    return atomic_load_explicit(&record->page, memory_order_relaxed) == number &&
+           record->length == word_length(word) && record->encoding == word_encoding(word) &&
+           codec_is_sealed(record);
+}
+
+bool codec_unpack(const struct record *record, uint8_t *page)
+{
+    return decode_payload(record->payload, record->length, (enum encoding)record->encoding, page);
+}
+
 bool codec_decode(const struct record *record, uint64_t word, uint32_t number, uint8_t *page)
 {
-    uint32_t length = word_length(word);
-    return atomic_load_explicit(&record->page, memory_order_relaxed) == number &&
-           record->length == length && record->encoding == word_encoding(word) &&
-           record->crc == record_crc(number, record->length, record->encoding, record->payload) &&
-           decode_payload(record->payload, length, word_encoding(word), page);
+    return codec_is_intact(record, word, number) && codec_unpack(record, page);
 }

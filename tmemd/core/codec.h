@@ -27,5 +27,13 @@ bool codec_is_same(const uint8_t *page, uint64_t *word);
 uint32_t codec_encode(struct encoded *encoded, uint32_t number, const uint8_t *page, bool compress,
                       enum encoding *encoding);
 
+/* Write the head of a record whose payload is there. */
+void codec_seal(struct record *record, uint32_t number, uint32_t length, uint16_t encoding);
+/* Whether its checksum is right; its length was checked. */
+bool codec_is_sealed(const struct record *record);
+/* Whether a record is whole, and what the index word says. */
+bool codec_is_intact(const struct record *record, uint64_t word, uint32_t number);
+/* Decode a sealed record into 4096 bytes; false when that is not what its payload gives. */
+bool codec_unpack(const struct record *record, uint8_t *page);
 /* Decode a record into 4096 bytes; false when it is not what the index word says. */
 bool codec_decode(const struct record *record, uint64_t word, uint32_t number, uint8_t *page);

@@ -107,25 +107,44 @@ static void count_encoding(struct tm_counters *counters, enum encoding encoding)
         stats_add(&counters->puts_raw, 1);
 }
 
+/* Whether there is no use in trying. In a full pool a new page rarely finds a slot: if it can spill
+ * it is not compressed to see. A stored page frees its own slot. */
+static bool is_refused(struct tm_device *device, uint64_t page)
+{
+    bool is_new = word_kind(index_word(device, page)) != TM_TMEM;
+    bool is_hopeless = is_new && state_has_file(device) && !device->ephemeral &&
+                       budget_is_full(&device->budget) && !compact_is_worth(device);
+    return is_hopeless || budget_is_refusing(&device->budget);
+}
+
+static uint64_t store_record(struct tm_device *device, const struct record *record)
+{
+    uint64_t location;
+    while (!slots_alloc(&device->slots, word_slot_size(record->length), &location))
+        if (!compact_reclaim(device))
+            return 0;
+    slots_fill(&device->slots, location, record, record->length);
+    return word_of_record(location, record->length, (enum encoding)record->encoding,
+                          state_generation(device));
+}
+
 uint64_t page_store(struct tm_device *device, uint64_t page, const uint8_t *content)
 {
     struct encoded encoded;
     enum encoding encoding;
-    uint64_t location;
-    /* In a full pool a new page rarely finds a slot: if it can spill it is not compressed to see. A
-     * stored page frees its own slot. */
-    bool is_new = word_kind(index_word(device, page)) != TM_TMEM;
-    bool is_hopeless = is_new && state_has_file(device) && !device->ephemeral &&
-                       budget_is_full(&device->budget) && !compact_is_worth(device);
-    if (is_hopeless || budget_is_refusing(&device->budget))
+    if (is_refused(device, page))
         return 0;
-    uint32_t length = codec_encode(&encoded, (uint32_t)page, content,
-                                   budget_is_compressing(&device->budget), &encoding);
-    while (!slots_alloc(&device->slots, word_slot_size(length), &location))
-        if (!compact_reclaim(device))
-            return 0;
-    slots_fill(&device->slots, location, (const struct record *)encoded.record, length);
-    return word_of_record(location, length, encoding, state_generation(device));
+    codec_encode(&encoded, (uint32_t)page, content, budget_is_compressing(&device->budget),
+                 &encoding);
+    return store_record(device, (const struct record *)encoded.record);
+}
+
+bool page_put_record(struct tm_device *device, uint64_t page, const struct record *record)
+{
+    uint64_t word = is_refused(device, page) ? 0 : store_record(device, record);
+    if (word)
+        index_replace(device, page, word);
+    return word;
 }
 
 static bool put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean)

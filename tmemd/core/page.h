@@ -13,5 +13,7 @@ bool page_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, ui
 bool page_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean);
 /* Encode a page into a slot: the word for it, which is not in the index yet; 0: refused. */
 uint64_t page_store(struct tm_device *device, uint64_t page, const uint8_t *content);
+/* Put a page whose whole record is there already; false: refused. */
+bool page_put_record(struct tm_device *device, uint64_t page, const struct record *record);
 /* Whether a page is all zeros. */
 bool page_is_zero(const uint8_t *content);

@@ -85,6 +85,36 @@ void tm_begin_generation(struct tm_device *device);
 /* Publish in the statistics what lies in tmem and in the file, by age. It looks at no page. */
 void tm_publish_ages(struct tm_device *device);
 
+/* A device's pages go to a save file, in order: set whole and crc, the rest to zero. */
+struct tm_saving {
+    bool whole;    /* all pages; else those alone that the file does not hold */
+    uint64_t page; /* the next; after an error the one that could not be saved */
+    uint64_t
+        records; /* so far; of these, pages with their content, and pages that cannot be read */
+    uint64_t pages, lost;
+    uint64_t damaged, first_damaged; /* of the lost ones, those that were found damaged just now */
+    uint32_t crc;                    /* CRC32C of all that was written, continued */
+};
+/* Fill a buffer of at least TM_SAVE_STEP bytes with records; *used: of how many, 0 at the end.
+ * Returns 0 or an errno. Nobody else may use the device meanwhile. */
+enum { TM_SAVE_STEP = 1 << 20 };
+int tm_save(struct tm_device *device, struct tm_saving *saving, void *buffer, size_t size,
+            size_t *used);
+
+/* They come back, from the first on: set all to zero but the two that are the caller's. */
+struct tm_restoring {
+    uint64_t device_pages; /* of the device that they are of */
+    uint32_t crc;          /* CRC32C of all before them; continued over what is taken */
+    uint64_t page;         /* the next; after an error the one that is damaged or finds no room */
+    uint64_t records;
+    bool ended; /* the next record is the last one, which is the caller's */
+};
+/* Take as many whole records as the buffer holds; *used: their bytes. They are checked, and where
+ * there is a device put there: it was made anew, and nobody else may use it meanwhile. Returns 0 or
+ * an errno; EBADMSG: the record at *used is damaged. */
+int tm_restore(struct tm_device *device, struct tm_restoring *restoring, const void *buffer,
+               size_t size, size_t *used);
+
 /* Note that the calling process serves the device from now on. */
 void tm_publish_pid(struct tm_device *device);
 

@@ -73,6 +73,7 @@ static int zero_and_flush(struct tm_device *device, uint64_t count, uint64_t off
 
 int tm_zero(struct tm_device *device, uint64_t count, uint64_t offset, bool fua)
 {
+    stats_add(&device->counters->writes, 1);
     return zero_and_flush(device, count, offset, fua, true);
 }
 

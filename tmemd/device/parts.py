@@ -9,6 +9,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
+
 from tmemd.binding import _core
 from tmemd.device import backing as backings
 from tmemd.device import source as sources
@@ -21,6 +23,10 @@ from tmemd.store.poolfile import Identity, PoolError
 from tmemd.store.poolindex import BLOCK_BYTES, State, block_count
 from tmemd.system import cgroup
 from tmemd.system.tmpfs import is_tmpfs
+
+
+class HalfRestoredError(PoolError):
+    """A restore of the device was begun, and has not ended."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,12 @@ class Parts:
         Raises PoolError when it is another device's, or not whole.
         """
         identity = poolfile.read_identity(self.pool_fd, self.pool_path)
+        if self.is_half_restored(identity):
+            raise HalfRestoredError(_half_restored(self.config.name, self.backing))
         if identity is None:
             self.debug(f"{self.pool_path}: a new pool")
             return False
-        self._check_identity(identity)
+        self.check_identity(identity)
         if self.source:
             return self._adopt_copies(self.source, identity)
         header = self.backing.header if self.backing else None
@@ -82,7 +90,22 @@ class Parts:
             os.pwrite(self.pool_fd, replace(identity, uuid=found).pack(), 0)
             self.source.noted = found
 
-    def _check_identity(self, identity: Identity) -> None:
+    def is_half_restored(self, identity: Identity | None) -> bool:
+        """Whether a restore was begun, and has not ended."""
+        by_file = self.backing is not None and self.backing.header is not None and self.backing.header.restoring
+        return by_file or (identity is not None and identity.is_restoring)
+
+    def keep_half_restored(self, undo: ExitStack) -> None:
+        """After the host died there is no pool that says so: there is to be one, for who restores the device again."""
+        if poolfile.read_identity(self.pool_fd, self.pool_path) is None:
+            self.make_pool(undo, State.INDEX)
+            now = poolfile.read_counters(self.pool_fd, self.pool_path)
+            now = msgspec.structs.replace(now, limit_bytes=self.config.limit or 0)
+            poolfile.write_counters(self.pool_fd, now)
+        undo.pop_all()
+
+    def check_identity(self, identity: Identity) -> None:
+        """Raise PoolError where the pool is another device's, or not whole."""
         path, size = self.pool_path, self.config.size
         whole, found = self.layout.data_offset + self.layout.data_bytes, os.fstat(self.pool_fd).st_size
         same_kind = (identity.has_file, identity.is_ephemeral) == (bool(self.file), bool(self.source))
@@ -110,14 +133,18 @@ class Parts:
     def _bitmap_name(self) -> str:
         return str(self.backing.bitmap_path) if self.backing else ""
 
-    def make_pool(self, undo: ExitStack) -> None:
-        """Make a new pool in the open file, and note in the bitmap first that no older one counts any more."""
+    def make_pool(self, undo: ExitStack, restore: State | None = None) -> None:
+        """Make a new pool in the open file, and note in the bitmap first that no older one counts any more.
+
+        With *restore*, in which all blocks are then, it is half restored until `end_restore`.
+        """
         header = BitmapHeader(self.config.size, bitmapfile.REGION, uuid.uuid4(), self.boot_id, 1)
         states = bytes([State.INDEX]) * block_count(header.size)
         if self.backing:
             is_new = self.backing.header is None
             found = self.backing.header or backings.create(self.backing, undo, reserve=self.config.reserve)
-            header = replace(found, boot_id=self.boot_id, epoch=found.epoch + 1)
+            restoring = restore is not None
+            header = replace(found, boot_id=self.boot_id, epoch=found.epoch + 1, restoring=restoring)
             if not is_new:
                 states = _states_by_bitmap(self.backing, header)
             elif self.backing.is_disk:
@@ -126,12 +153,14 @@ class Parts:
             self.backing.header = header
         if self.source:
             states = bytes([State.FILE]) * len(states)
+        if restore is not None:
+            states = bytes([restore]) * len(states)
         layout = self.layout
         identity = Identity(
             name=self.config.name, size=header.size, index_offset=layout.index_offset, data_offset=layout.data_offset,
             data_bytes=layout.data_bytes, uuid=header.uuid, boot_id=self.boot_id, epoch=header.epoch,
             has_file=self.file is not None, backing=self._backing_name, bitmap=self._bitmap_name,
-            is_ephemeral=self.source is not None, is_durable=self.config.durable,
+            is_ephemeral=self.source is not None, is_durable=self.config.durable, is_restoring=restore is not None,
         )  # fmt: skip
         try:
             _format(self.pool_fd, identity, states)
@@ -142,6 +171,15 @@ class Parts:
             f"{self.pool_path}: made a pool of epoch {header.epoch}: of {len(states)} blocks of {BLOCK_BYTES} bytes"
             f" {in_file} are in the file, {lost} lost"
         )
+
+    def end_restore(self) -> None:
+        """All pages are there: what was half restored is a device from now on."""
+        if self.backing and self.backing.header:
+            self.backing.header = replace(self.backing.header, restoring=False)
+            bitmapfile.write_header(self.backing.bitmap_fd, self.backing.header)
+        identity = poolfile.read_identity(self.pool_fd, self.pool_path)
+        assert identity
+        os.pwrite(self.pool_fd, replace(identity, is_restoring=False).pack(), 0)
 
     def open_core(self, cgroups: list[tuple[int, int]]) -> _core.Device:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
@@ -168,29 +206,43 @@ def open_parts(
     The stack returned closes what is open. *root* stands in for / where /proc and /sys are read; *debug* is told what
     was found. Raises PoolError, OSError.
     """
+    with ExitStack() as owned, ExitStack() as made:
+        parts = find_parts(config, root, owned, made, debug)
+        try:
+            adopted = parts.adopt_pool()
+        except HalfRestoredError:
+            parts.keep_half_restored(made)
+            raise
+        undo.push(made.pop_all())
+        if not adopted:
+            parts.make_pool(undo)
+        core = parts.open_core(cgroup_files(root, owned))
+        owned.callback(core.close)
+        if parts.source and not parts.source.is_as_opened():
+            raise PoolError(f"{parts.source.path}: somebody changed it while it was opened")
+        return parts, core, owned.pop_all()
+
+
+def find_parts(config: DeviceConfig, root: Path, owned: ExitStack, undo: ExitStack, debug: Debug) -> Parts:
+    """Open and lock what is there of a device, and its pool file, made if need be; *owned* closes it again.
+
+    The rest is as of `open_parts`.
+    """
     layout = config.check()
     boot_id = uuid.UUID((root / "proc/sys/kernel/random/boot_id").read_text().strip())
-    with ExitStack() as owned:
-        backing = backings.find(config) if config.backing else None
-        if backing:
-            owned.callback(backing.close)
-            found = f"with bitmap {backing.bitmap_path} of epoch {backing.header.epoch}" if backing.header else "new"
-            debug(f"{backing.path}: {found}, {_how(backing)}")
-        source = _open_source(config) if config.source else None
-        if source:
-            owned.callback(source.close)
-            debug(f"{source.path}: {_how(source)}")
-        pool_fd, pool_path = _open_pool(config, undo)
-        owned.callback(os.close, pool_fd)
-        _claim(pool_fd, pool_path)
-        parts = Parts(config, layout, boot_id, backing, source, pool_path, pool_fd, debug)
-        if not parts.adopt_pool():
-            parts.make_pool(undo)
-        core = parts.open_core(_cgroup_files(root, owned))
-        owned.callback(core.close)
-        if source and not source.is_as_opened():
-            raise PoolError(f"{source.path}: somebody changed it while it was opened")
-        return parts, core, owned.pop_all()
+    backing = backings.find(config) if config.backing else None
+    if backing:
+        owned.callback(backing.close)
+        found = f"with bitmap {backing.bitmap_path} of epoch {backing.header.epoch}" if backing.header else "new"
+        debug(f"{backing.path}: {found}, {_how(backing)}")
+    source = _open_source(config) if config.source else None
+    if source:
+        owned.callback(source.close)
+        debug(f"{source.path}: {_how(source)}")
+    pool_fd, pool_path = _open_pool(config, undo)
+    owned.callback(os.close, pool_fd)
+    _claim(pool_fd, pool_path)
+    return Parts(config, layout, boot_id, backing, source, pool_path, pool_fd, debug)
 
 
 def _how(file: Backing | Source) -> str:
@@ -263,14 +315,28 @@ def _attach_by_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[i
 
 
 def _format(fd: int, identity: Identity, states: bytes) -> None:
-    """Write an empty pool; the identity page last, so that what is half done is no pool. Control words stay."""
+    """Write an empty pool; the identity page last, so that what is half done is no pool. Control words stay.
+
+    One that is to be restored says so first: what is half done is half restored, and not a new device. It keeps its
+    counters, its limit among them.
+    """
     control = os.pread(fd, poolfile.CONTROL_BYTES, poolfile.CONTROL_OFFSET)
-    os.ftruncate(fd, 0)
+    if identity.is_restoring:
+        os.pwrite(fd, identity.pack(), 0)
+    os.ftruncate(fd, poolfile.STATES_OFFSET if identity.is_restoring else 0)
     os.ftruncate(fd, identity.file_bytes)
     os.posix_fallocate(fd, 0, identity.index_offset)
     os.pwrite(fd, control, poolfile.CONTROL_OFFSET)
     os.pwrite(fd, states, poolfile.STATES_OFFSET)
     os.pwrite(fd, identity.pack(), 0)
+
+
+def _half_restored(name: str, backing: Backing | None) -> str:
+    files = f" and remove {backing.path} and {backing.bitmap_path}" if backing else ""
+    return (
+        f"{name}: a restore of it was begun, and has not ended: run 'tmemctl restore {name} FILE' again (to give its"
+        f" pages up, destroy the pool{files})"
+    )
 
 
 def _states_by_bitmap(backing: Backing, header: BitmapHeader) -> bytes:
@@ -284,7 +350,7 @@ def _states_by_bitmap(backing: Backing, header: BitmapHeader) -> bytes:
     return bytes(states)
 
 
-def _cgroup_files(root: Path, owned: ExitStack) -> list[tuple[int, int]]:
+def cgroup_files(root: Path, owned: ExitStack) -> list[tuple[int, int]]:
     """The files of each memory cgroup above us, open: (limit, usage)."""
     found = []
     for paths in cgroup.memory_limits(root):

@@ -34,6 +34,7 @@ class BitmapHeader:
     uuid: UUID
     boot_id: UUID
     epoch: int
+    restoring: bool = False  # a restore was begun, and has not ended: the file is no device
 
     @property
     def regions(self) -> int:
@@ -48,7 +49,7 @@ class BitmapHeader:
     def pack(self) -> bytes:
         """The header, 4096 bytes, checksum included."""
         body = _HEADER.pack(
-            MAGIC, VERSION, 0, self.size, self.region, self.uuid.bytes, self.boot_id.bytes, self.epoch
+            MAGIC, VERSION, int(self.restoring), self.size, self.region, self.uuid.bytes, self.boot_id.bytes, self.epoch
         )  # fmt: skip
         return (body + _CRC.pack(crc32c(body))).ljust(BITS_OFFSET, b"\0")
 
@@ -58,14 +59,14 @@ class BitmapHeader:
         if len(data) < _HEADER.size + _CRC.size or data[:8] != MAGIC:
             raise PoolError(f"{where}: not a tmem write-intent bitmap")
         body = data[: _HEADER.size]
-        _, version, _, size, region, uid, boot, epoch = _HEADER.unpack(body)
+        _, version, flags, size, region, uid, boot, epoch = _HEADER.unpack(body)
         if version != VERSION:
             raise PoolError(f"{where}: bitmap format version {version}, this tmemd reads version {VERSION}")
         if _CRC.unpack_from(data, _HEADER.size)[0] != crc32c(body):
             raise PoolError(f"{where}: the bitmap's header is damaged (checksum mismatch)")
         if not size or not region or region % BITS_OFFSET:
             raise PoolError(f"{where}: the bitmap's header contradicts itself")
-        return cls(size, region, UUID(bytes=uid), UUID(bytes=boot), epoch)
+        return cls(size, region, UUID(bytes=uid), UUID(bytes=boot), epoch, bool(flags & 1))
 
 
 def read_header(fd: int, where: Path | str) -> BitmapHeader:

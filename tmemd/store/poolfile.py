@@ -85,6 +85,7 @@ class Identity:
     bitmap: str = ""
     is_ephemeral: bool = False  # the file is a source, and pages are copies of what it holds
     is_durable: bool = False  # a persistent pool's file has each write before it is acknowledged
+    is_restoring: bool = False  # a restore was begun, and has not ended: what is there is nobody's
 
     @property
     def kind(self) -> PoolKind:
@@ -103,7 +104,7 @@ class Identity:
 
     def pack(self) -> bytes:
         """The identity page, 4096 bytes, checksum included."""
-        flags = self.has_file | self.is_ephemeral << 1 | self.is_durable << 2
+        flags = self.has_file | self.is_ephemeral << 1 | self.is_durable << 2 | self.is_restoring << 3
         body = _IDENTITY.pack(
             MAGIC, VERSION, flags, self.size, self.pages, STATES_OFFSET,
             self.index_offset, self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.epoch,
@@ -132,6 +133,7 @@ class Identity:
         identity = cls(
             name, size, index, data, data_bytes, UUID(bytes=uid),
             UUID(bytes=boot), epoch, bool(flags & 1), backing, bitmap, bool(flags & 2), bool(flags & 4),
+            bool(flags & 8),
         )  # fmt: skip
         if identity.pages != pages or states != STATES_OFFSET or not states < index < data:
             raise PoolError(f"{where}: the pool's identity page contradicts itself")

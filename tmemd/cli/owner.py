@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A command that is run as the user whose pool it is about: root must not believe what that user's files say.
+
+That user may take hold of what runs as him, so it gets nothing of ours: no terminal, into which it could type, no
+environment, and no descriptors but those it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import select
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+from tmemd.cli import common
+from tmemd.protocol import PoolStatus
+from tmemd.store.poolfile import PoolError
+
+_MOST_SAID: Final = 4096  # bytes
+_INTERVAL: Final = 0.1  # seconds between two looks at how far it is
+
+
+def is_us(status: PoolStatus) -> bool:
+    """Whether the pool is this process's user's."""
+    return os.geteuid() == status.uid
+
+
+def run(
+    status: PoolStatus,
+    command: Sequence[str],
+    done: str,
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.DEVNULL,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Run tmemctl *command* on a pool as its owner; *advance* is called now and then.
+
+    What it says goes to standard error. Raises PoolError where it was not *done*.
+    """
+    try:
+        user = pwd.getpwuid(status.uid)
+    except KeyError:
+        raise PoolError(f"pool {status.name} belongs to user {status.uid}, who has no account") from None
+    words = [sys.executable, "-P", "-m", "tmemd.cli", command[0], f"--pools={Path(status.path).parent}", *command[1:]]
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    try:
+        with subprocess.Popen(
+            words, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, cwd="/", env={"PATH": os.defpath},
+            start_new_session=True, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            said = _listen(process, advance)
+    except PermissionError:
+        raise PoolError(f"pool {status.name} belongs to {user.pw_name}: run this as that user or as root") from None
+    for line in said.decode(errors="replace").splitlines():
+        print(common.printable(line), file=sys.stderr)
+    if process.returncode:
+        raise PoolError(f"pool {status.name} was not {done}")
+
+
+def _listen(process: subprocess.Popen[bytes], advance: Callable[[], None]) -> bytes:
+    """What it says, up to a bound. Who interrupts us ends it, too."""
+    assert process.stderr
+    pipe: IO[bytes] = process.stderr
+    said = b""
+    try:
+        while len(said) < _MOST_SAID:
+            advance()
+            if select.select([pipe], [], [], _INTERVAL)[0]:
+                part = os.read(pipe.fileno(), _MOST_SAID - len(said))
+                if not part:
+                    break
+                said += part
+    except BaseException:
+        process.kill()
+        raise
+    return said
