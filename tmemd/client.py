@@ -119,11 +119,15 @@ class Client:
         request = protocol.Ask(check_name(name), work, nbytes, choice.min_age, choice.raw_only)
         return _expect(protocol.Asked, self._call(request)).number
 
-    def destroy(self, name: str, *, lose_pages: bool = False) -> None:
+    def destroy(self, name: str, *, lose_pages: bool = False, keep_settings: bool = False) -> None:
         """Remove a pool nobody serves."""
-        self._change(protocol.Destroy(check_name(name), lose_pages))
+        self._change(protocol.Destroy(check_name(name), lose_pages, keep_settings))
 
-    def _change(self, request: protocol.Set | protocol.Freeze | protocol.Destroy) -> None:
+    def rename(self, name: str, to: str) -> None:
+        """Let what was set for a pool that is not there now hold for one of another name."""
+        self._change(protocol.Rename(check_name(name), check_name(to)))
+
+    def _change(self, request: protocol.Set | protocol.Freeze | protocol.Destroy | protocol.Rename) -> None:
         if note := _expect(protocol.Done, self._call(request)).note:
             self._tell(note)
 

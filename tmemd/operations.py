@@ -23,6 +23,12 @@ _REQUESTS: Final[dict[protocol.Work, requests.Request]] = {
     "flush": requests.Request.FLUSH,
     "settle": requests.Request.COMPACT,
 }
+_ONLY_TMEMD: Final[dict[type[protocol.Request], str]] = {
+    protocol.Attach: "only tmemd attaches plugins",
+    protocol.Host: "only tmemd looks after the host's memory",
+    protocol.Events: "only tmemd remembers what happened",
+    protocol.Rename: "only tmemd remembers what was set",
+}
 _NO_COUNTERS: Final = Counters(*(0 for _ in Counters.__struct_fields__))
 
 
@@ -44,12 +50,8 @@ def perform(pools: Pools, request: protocol.Request) -> protocol.Answer:
                 return protocol.Asked(pool.ask(_REQUESTS[work], nbytes, Choice(min_age, raw_only)))
         case protocol.Destroy(name, lose_pages):
             pools.destroy(name, lose_pages=lose_pages)
-        case protocol.Attach():
-            raise PoolError("only tmemd attaches plugins")
-        case protocol.Host():
-            raise PoolError("only tmemd looks after the host's memory")
-        case protocol.Events():
-            raise PoolError("only tmemd remembers what happened")
+        case _:
+            raise PoolError(_ONLY_TMEMD[type(request)])
     return protocol.Done()
 
 

@@ -86,7 +86,7 @@ class Set(_Message, frozen=True, kw_only=True, omit_defaults=True):
     """Change settings of a pool, all or none; what is not named stays.
 
     None takes a cap away, or lets the policy find the target. For what is in *forget* the configuration file's setting
-    holds again, or the default.
+    holds again, or the default. *away*: also where there is no such pool now, for when it comes.
     """
 
     name: Name
@@ -96,6 +96,7 @@ class Set(_Message, frozen=True, kw_only=True, omit_defaults=True):
     minimum: Bytes | msgspec.UnsetType = msgspec.UNSET
     compression: bool | msgspec.UnsetType = msgspec.UNSET
     forget: frozenset[Configurable] = frozenset()
+    away: bool = False
 
 
 class Freeze(_Message, frozen=True):
@@ -115,11 +116,22 @@ class Ask(_Message, frozen=True):
     raw_only: bool = False  # incompressible pages only; for demote
 
 
-class Destroy(_Message, frozen=True):
-    """Remove a pool nobody serves; with pages in tmem only where *lose_pages* says so."""
+class Destroy(_Message, frozen=True, omit_defaults=True):
+    """Remove a pool nobody serves; with pages in tmem only where *lose_pages* says so.
+
+    What was set for it goes with it, but for *keep_settings*: one of that name comes again.
+    """
 
     name: Name
     lose_pages: bool = False
+    keep_settings: bool = False
+
+
+class Rename(_Message, frozen=True):
+    """What was set for a pool holds for one of another name from now on; neither is there now."""
+
+    name: Name
+    to: Name
 
 
 class Host(_Message, frozen=True):
@@ -332,7 +344,7 @@ class Failed(_Message, frozen=True):
     error: str
 
 
-Request: TypeAlias = Attach | List | Show | Set | Freeze | Ask | Destroy | Host | Events
+Request: TypeAlias = Attach | List | Show | Set | Freeze | Ask | Destroy | Rename | Host | Events
 Answer: TypeAlias = Attached | Listed | Asked | Done | Failed | HostStatus | Happened
 
 _requests: Final = msgspec.json.Decoder(Request)
@@ -388,6 +400,8 @@ def in_words(request: Request) -> str:
             return f"asked pool {name} to {work}" + (f" {format_size(request.nbytes)}" if work == "demote" else "")
         case Destroy(name):
             return f"destroyed pool {name}"
+        case Rename(name, to):
+            return f"renamed pool {name} to {to}"
         case _:
             return f"asked for {type(request).__name__}"
 

@@ -9,7 +9,8 @@ import pkgutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -197,3 +198,200 @@ def test_remove_goes_on_where_it_was_killed(host: Place, step: str, moment: str)
     if states(host):
         assert ctl("remove", "web") == 0
     assert left(host) == before
+
+
+@pytest.mark.usefixtures("host")
+def test_what_is_set_while_a_device_is_away_holds_when_it_comes(capsys: Output) -> None:
+    assert ctl("create", "web", "--size=8M") == ctl("stop", "web") == ctl("destroy", "web") == 0
+    assert answer(capsys, "set", "web", "--weight=300", "--cap=7M", "--minimum=1M")["state"] == "away"
+    assert ctl("set", "web", "--cap=none", "--minimum=1T") == 1
+    assert "budget.maximum" in capsys.readouterr().err
+    assert ctl("set", "web", "--minimum=8M") == 1
+    assert "above its cap" in capsys.readouterr().err
+    assert ctl("set", "wbe", "--weight=300") == 1
+    assert "there is no pool wbe" in capsys.readouterr().err
+    assert ctl("set", "web", "--cap=6M") == 0
+    assert capsys.readouterr().err.endswith("there is no pool web now: what was set holds when it comes\n")
+    assert ctl("start", "web") == 0
+    found = answer(capsys, "show", "web")
+    assert (found["weight"], found["cap"], found["minimum"]) == (300, 6 << 20, 1 << 20)
+    assert found["target_bytes"] <= 6 << 20
+
+
+BACKINGS = ("", "srv", "srv/file")
+
+
+@pytest.mark.parametrize("backing", BACKINGS)
+def test_a_device_is_resized_with_its_pages(host: Place, capsys: Output, backing: str) -> None:
+    assert ctl("create", "web", "--size=8M", "--weight=300", *elsewhere(host, backing)) == 0
+    write(host, "web", 3)
+    write(host, "web", 2047)
+    assert ctl("resize", "web", "80M") == 0
+    assert connect(host.socket("web"), "web").get_size() == 80 << 20
+    assert is_written(host, "web", 3)
+    assert is_written(host, "web", 2047)
+    write(host, "web", 20479)
+    assert ctl("resize", "web", "40M") == 1
+    assert "holds pages beyond 40.0M" in capsys.readouterr().err
+    assert is_written(host, "web", 20479), "it is served as before"
+    trim(host, "web", 20479)
+    assert ctl("stop", "web") == ctl("resize", "web", "40M") == 0
+    assert states(host) == {"web": "stopped"}
+    assert ctl("start", "web") == 0
+    assert is_written(host, "web", 2047)
+    found = answer(capsys, "show", "web")
+    assert (found["size"], found["weight"]) == (40 << 20, 300)
+
+
+def elsewhere(host: Place, backing: str) -> list[str]:
+    return [f"--backing={host.root}/{backing}"] if backing else []
+
+
+def trim(host: Place, name: str, page: int) -> None:
+    handle = connect(host.socket(name), name)
+    handle.trim(PAGE, page * PAGE)
+    handle.shutdown()
+
+
+def test_what_has_no_file_is_resized_when_it_is_empty(host: Place, capsys: Output) -> None:
+    assert ctl("create", "web", "--size=8M", "--backing=none") == 0
+    write(host, "web", 3)
+    assert ctl("resize", "web", "16M") == 1
+    assert is_written(host, "web", 3)
+    trim(host, "web", 3)
+    assert ctl("resize", "web", "16M") == 0
+    assert answer(capsys, "show", "web")["size"] == 16 << 20
+
+
+@pytest.mark.parametrize("backing", BACKINGS)
+def test_a_device_is_renamed_with_its_pages(host: Place, capsys: Output, backing: str) -> None:
+    settings = "--weight=300", "--cap=7M", "--minimum=1M", "--vhost"
+    assert ctl("create", "web", "--size=8M", *settings, *elsewhere(host, backing)) == 0
+    assert ctl("create", "db", "--size=8M") == 0
+    write(host, "web", 3)
+    assert ctl("rename", "web", "db") == 1
+    assert "device db is there already" in capsys.readouterr().err
+    handle = connect(host.socket("web"), "web")
+    assert ctl("rename", "web", "new") == 1
+    assert "has a client" in capsys.readouterr().err
+    handle.shutdown()
+    assert ctl("rename", "web", "new") == 0
+    assert states(host) == {"db": "running", "new": "running"}
+    assert is_written(host, "new", 3)
+    found = answer(capsys, "show", "new")
+    assert (found["weight"], found["cap"], found["minimum"]) == (300, 7 << 20, 1 << 20)
+    assert not [path for path in left(host) if "web" in path and path != f"srv/{backing}"]
+    assert bytes(Disk(host.vhost("new")).pread(PAGE, 3 * PAGE)) == content(3, 1)
+
+
+RESIZE = (
+    "processes.Processes.stop", "devices.Client.destroy", "resizing._extend", "resizing._rewrite", "resizing.resize",
+    "definition.save", "processes.Processes.start",
+)  # fmt: skip
+RENAME = (
+    "processes.Processes.stop", "devices.Client.destroy", "processes.Processes.uninstall", "files.move",
+    "accounts.rename", "devices.Client.rename", "definition.save", "processes.Processes.install",
+    "definition.sync_directory", "processes.Processes.start",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step", RESIZE)
+def test_resize_goes_on_where_it_was_killed(host: Place, capsys: Output, step: str, moment: str) -> None:
+    assert ctl("create", "web", "--size=8M", "--weight=300") == 0
+    write(host, "web", 3)
+    killed_at(step, moment, "resize", "web", "16M")
+    assert ctl("resize", "web", "16M") == ctl("start", "web") == 0
+    assert is_written(host, "web", 3)
+    found = answer(capsys, "show", "web")
+    assert (found["size"], found["weight"]) == (16 << 20, 300)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step", RESIZE[:-1])
+def test_resize_that_fails_leaves_it_served_as_before(
+    host: Place, monkeypatch: pytest.MonkeyPatch, step: str, moment: str
+) -> None:
+    assert ctl("create", "web", "--size=8M") == 0
+    write(host, "web", 3)
+    with monkeypatch.context() as patch:
+        fail_at(patch, step, moment)
+        assert ctl("resize", "web", "16M") == 1
+    assert is_written(host, "web", 3)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step", RENAME)
+def test_rename_goes_on_where_it_was_killed(host: Place, capsys: Output, step: str, moment: str) -> None:
+    assert ctl("create", "web", "--size=8M", "--weight=300") == 0
+    write(host, "web", 3)
+    killed_at(step, moment, "rename", "web", "new")
+    if "web" in states(host):
+        assert ctl("rename", "web", "new") == 0
+    assert ctl("start", "new") == 0
+    assert is_written(host, "new", 3)
+    assert answer(capsys, "show", "new")["weight"] == 300
+    assert states(host) == {"new": "running"}
+
+
+# With a systemd that is none: what is asked of it, and that it fails. tests/vm/test_systemd.py has a real one.
+SYSTEMCTL = """\
+#!/bin/sh
+echo "$*" >>{log}
+[ $(wc -l <{log}) != {fails} ] || {{ echo "call {fails} fails" >&2; exit 1; }}
+[ "$1" != show ] || printf 'ActiveState=activating\\nSubState=auto-restart\\n'
+"""
+JOURNAL = "#!/bin/sh\necho nbdkit: tmem: error: no luck\n"
+CALLS = [
+    "daemon-reload",
+    "enable --quiet tmemd-device@web.service",
+    "start tmemd-device@web.socket tmemd-device@web.service",
+    "show --property=ActiveState,SubState tmemd-device@web.service",
+]
+UNDONE = [
+    "disable --quiet --now tmemd-device@web.service tmemd-device@web.socket",
+    "reset-failed tmemd-device@web.service tmemd-device@web.socket",
+]
+
+
+@pytest.fixture
+def systemd(host: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Path]]:
+    """Have systemd, whose call of that number fails; returns where calls are noted."""
+    booted = host.below("run/systemd/system")
+    booted.mkdir(parents=True)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def fails(number: int) -> Path:
+        log = tmp_path / "log"
+        for name, script in (("systemctl", SYSTEMCTL.format(log=log, fails=number)), ("journalctl", JOURNAL)):
+            (tmp_path / name).write_text(script)
+            (tmp_path / name).chmod(0o755)
+        return log
+
+    yield fails
+    booted.rmdir()
+
+
+@pytest.mark.parametrize("fails", range(len(CALLS) + 1))
+def test_what_systemd_does_not_do_is_undone(
+    host: Place, capsys: Output, systemd: Callable[[int], Path], fails: int
+) -> None:
+    before, log = left(host), systemd(fails)
+    assert ctl("create", "web", "--size=8M", f"--backing={host.root}/srv") == 1
+    reason = f"call {fails} fails" if fails else "web does not start: no luck"
+    assert capsys.readouterr().err.startswith(f"tmemctl: {reason}")
+    assert log.read_text().splitlines() == [*CALLS[: fails or None], *UNDONE, "daemon-reload"]
+    assert {path for path in left(host) if not path.startswith("etc/systemd")} == before
+
+
+def test_what_cannot_be_undone_is_said_and_taken_away_later(
+    host: Place, capsys: Output, systemd: Callable[[int], Path]
+) -> None:
+    systemd(len(CALLS) + 1)
+    assert ctl("create", "web", "--size=8M") == 1
+    said = capsys.readouterr().err
+    assert "web does not start: no luck" in said
+    assert "there still (call 5 fails): 'tmemctl remove web' takes it away" in said
+    assert states(host) == {"web": "unfinished"}
+    assert ctl("remove", "web") == 0
+    assert states(host) == {}

@@ -89,9 +89,11 @@ ROWS = {
     "start": Row("{device}", "name state", "none", 1, "no device none is defined"),
     "stop": Row("{device}", "name state", "none", 1, "no device none is defined"),
     "restart": Row("{device}", "name state", "none", 1, "no device none is defined"),
+    "resize": Row("{device} 16M", "name size", "{device} 8X", 2, "is not a size"),
+    "rename": Row("{device} new", "name renamed", "none new", 1, "no device none is defined"),
     "remove": Row("{device}", "name state", "none", 1, "no device none is defined"),
 }  # fmt: skip
-OF_DEVICES = {"create", "attach-info", "start", "stop", "restart", "remove"}
+OF_DEVICES = {"create", "attach-info", "start", "stop", "restart", "resize", "rename", "remove"}
 each_command = pytest.mark.parametrize("command", ROWS)
 
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     devices.add_device(parser)
     add = parser.add_argument
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--size", type=_size, metavar="SIZE", help="of a swap device, as 8G")
+    kind.add_argument("--size", type=devices.size_text, metavar="SIZE", help="of a swap device, as 8G")
     kind.add_argument("--source", metavar="IMAGE", help="a cache device of this image or disk")
     add("--backing", metavar="DIR|FILE|DEV|none",
         help="where pages go that RAM does not take: a directory, a new file, a disk; none: nowhere")  # fmt: skip
@@ -31,13 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--vhost", action="store_true", help="let guests that share their memory reach it by virtio as well")
     add("-o", "--option", action="append", default=[], metavar="KEY=VALUE",
         help="a further option of the device, as lost=zero (man nbdkit-tmem-plugin); may be repeated")  # fmt: skip
-    parser.set_defaults(usage_error=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Make it."""
     if arguments.source and arguments.backing:
-        arguments.usage_error("--backing is not for devices with --source")
+        arguments.parser.error("--backing is not for devices with --source")
     name, options = check_name(arguments.name), list(map(check_option, arguments.option))
     host = devices.devices()
     if arguments.vhost:
@@ -55,8 +54,3 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{name} is served. To give it to a guest ('tmemctl attach-info {name}'):\n")
         attach_info.tell(host.place, wanted, vhost=arguments.vhost)
     return 0
-
-
-def _size(text: str) -> str:
-    size_argument(text)
-    return text

@@ -8,6 +8,7 @@ import argparse
 from tmemd.cli import common
 from tmemd.definitions.devices import Devices
 from tmemd.definitions.place import Place
+from tmemd.sizes import size_argument
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -24,3 +25,9 @@ def print_state(arguments: argparse.Namespace, state: str) -> None:
     """With --json, what became of the device."""
     if arguments.json:
         common.print_json({"name": arguments.name, "state": state})
+
+
+def size_text(text: str) -> str:
+    """A size on an argparse command line, as it was written."""
+    size_argument(text)
+    return text

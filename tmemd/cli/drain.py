@@ -24,8 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Drain it and wait."""
     client = common.client(arguments)
     before = client.pool(arguments.name)
-    asked = before.served or before.kind == "ephemeral"  # which is refused, in the words of who is asked
-    status = _drain_served(client, before) if asked else _drain_idle(client, before)
+    status = drain(client, before)
     left = status.counters.pages_in_tmem
     if left and status.frozen:
         raise PoolError(f"pool {status.name} was not drained: {left} pages are in tmem still")
@@ -36,6 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print(f"{status.name}: drained of {before.counters.pages_in_tmem} pages, none is in tmem")
     return 0
+
+
+def drain(client: Client, before: PoolStatus) -> PoolStatus:
+    """Drain a pool, and wait; returns what it is then. Raises PoolError."""
+    asked = before.served or before.kind == "ephemeral"  # which is refused, in the words of who is asked
+    return _drain_served(client, before) if asked else _drain_idle(client, before)
 
 
 def _drain_served(client: Client, before: PoolStatus) -> PoolStatus:

@@ -42,24 +42,29 @@ def run(
 
     What it says goes to standard error. Raises PoolError where it was not *done*.
     """
-    try:
-        user = pwd.getpwuid(status.uid)
-    except KeyError:
-        raise PoolError(f"pool {status.name} belongs to user {status.uid}, who has no account") from None
+    name, group, groups = _account(status)
     words = [sys.executable, "-P", "-m", "tmemd.cli", command[0], f"--pools={Path(status.path).parent}", *command[1:]]
-    groups = os.getgrouplist(user.pw_name, user.pw_gid)
     try:
         with subprocess.Popen(
-            words, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, cwd="/", env={"PATH": os.defpath},
+            words, user=status.uid, group=group, extra_groups=groups, cwd="/", env={"PATH": os.defpath},
             start_new_session=True, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             said = _listen(process, advance)
     except PermissionError:
-        raise PoolError(f"pool {status.name} belongs to {user.pw_name}: run this as that user or as root") from None
+        raise PoolError(f"pool {status.name} belongs to {name}: run this as that user or as root") from None
     for line in said.decode(errors="replace").splitlines():
         print(common.printable(line), file=sys.stderr)
     if process.returncode:
         raise PoolError(f"pool {status.name} was not {done}")
+
+
+def _account(status: PoolStatus) -> tuple[str, int, list[int]]:
+    """The owner's name, group and further groups; where he has no account, the group of his pool."""
+    try:
+        user = pwd.getpwuid(status.uid)
+    except KeyError:
+        return f"user {status.uid}", Path(status.path).stat().st_gid, []
+    return user.pw_name, user.pw_gid, os.getgrouplist(user.pw_name, user.pw_gid)
 
 
 def _listen(process: subprocess.Popen[bytes], advance: Callable[[], None]) -> bytes:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Set how a pool is treated, all that is given or nothing of it; tmemd remembers it, over reboots too.
 
+Of a device that is defined (see create) it can be set before there is a pool, and holds when that comes.
+
 The word 'default' stands for what the configuration file says or, where it says nothing, for tmemd's own default. With
 --pools only --target and --compression mean anything; they are kept in the pool, and 'auto' is the device's limit=.
 """
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from tmemd.cli import common
+from tmemd.client import Client
+from tmemd.definitions.place import Place
 from tmemd.settings import MAX_WEIGHT
 from tmemd.sizes import size_argument
 
@@ -44,9 +48,18 @@ def run(arguments: argparse.Namespace) -> int:
     settings = {
         name: None if value in ("none", "auto") else value for name, value in given.items() if name not in forget
     }
-    common.client(arguments).set(arguments.name, **settings, forget=forget)
-    common.print_changed(arguments)
+    client, is_defined = common.client(arguments), Place.of_environment().definition(arguments.name).exists()
+    client.set(arguments.name, **settings, forget=forget, away=is_defined and not arguments.pools)
+    if arguments.json and not is_there(client, arguments.name):
+        common.print_json({"name": arguments.name, "state": "away"} | settings)
+    else:
+        common.print_changed(arguments)
     return 0
+
+
+def is_there(client: Client, name: str) -> bool:
+    """Whether there is a pool of that name."""
+    return any(status.name == name for status in client.pools())
 
 
 def _or_word(word: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from msgspec import UNSET
@@ -36,6 +36,7 @@ from tmemd.store.poolfile import PoolError
 
 _log: Final = logging.getLogger("tmemd")
 
+_Change: TypeAlias = protocol.Set | protocol.Freeze | protocol.Destroy | protocol.Rename
 _NO_CONFIG: Final = PoolConfig()
 _NEARLY: Final = 0.99  # the kernel's 50 % of RAM are a few pages less than ours
 
@@ -209,20 +210,27 @@ class Administration:
 
     async def perform(self, request: protocol.Request) -> protocol.Answer:
         """Carry out anything but an Attach. Raises PoolError."""
-        if isinstance(request, protocol.Set | protocol.Freeze | protocol.Destroy):
+        if isinstance(request, _Change):
             async with self.changing:
                 await self._change(request)
-                return protocol.Done(self._store.problem)
+                return protocol.Done(self._store.problem or self._note(request))
         answer = operations.perform(self.pools, request)
         if isinstance(answer, protocol.Listed):
             return protocol.Listed([self._with_settings(status) for status in answer.pools])
         return answer
 
-    async def _change(self, request: protocol.Set | protocol.Freeze | protocol.Destroy) -> None:
+    def _note(self, request: _Change) -> str | None:
+        if isinstance(request, protocol.Set) and self.pools.owner(request.name) is None:
+            return f"there is no pool {request.name} now: what was set holds when it comes"
+        return None
+
+    async def _change(self, request: _Change) -> None:
         if isinstance(request, protocol.Set):
             await self._set(request)
         elif isinstance(request, protocol.Destroy):
-            await self._destroy(request.name, lose_pages=request.lose_pages)
+            await self._destroy(request)
+        elif isinstance(request, protocol.Rename):
+            await self._rename(request.name, request.to)
         elif request.name is None:
             await self._freeze_all(request.frozen)
         else:
@@ -241,13 +249,17 @@ class Administration:
     async def _set(self, request: protocol.Set) -> None:
         if twice := [field for field in sorted(request.forget) if getattr(request, field) is not UNSET]:
             raise PoolError(f"{twice[0]} cannot be set and forgotten at once")
-        with self.pools.pool(request.name, control=True) as found:
-            overrides = self._changed(
-                request.name, forget=request.forget,
-                target=request.target, weight=request.weight, cap=request.cap, minimum=request.minimum,
-                compression=request.compression,
-            )  # fmt: skip
-            self._check(found, merge(overrides, self.config.pools.get(request.name, _NO_CONFIG)))
+        overrides = self._changed(
+            request.name, forget=request.forget,
+            target=request.target, weight=request.weight, cap=request.cap, minimum=request.minimum,
+            compression=request.compression,
+        )  # fmt: skip
+        wanted = merge(overrides, self.config.pools.get(request.name, _NO_CONFIG))
+        if request.away and self.pools.owner(request.name) is None:
+            self._check_settings(request.name, wanted)
+        else:
+            with self.pools.pool(request.name, control=True) as found:
+                self._check(found, wanted)
         await self._keep({request.name: overrides})
         self._renew(request.name)
 
@@ -273,10 +285,15 @@ class Administration:
             found.check_size("cap", wanted.cap)
         if wanted.minimum > old.minimum:
             found.check_size("minimum", wanted.minimum)
+        self._check_settings(found.name, wanted)
+
+    def _check_settings(self, name: str, wanted: PoolSettings) -> None:
+        """The same, as far as it needs no pool."""
+        old = self.settings(name)
         if (wanted.minimum, wanted.target, wanted.cap) != (old.minimum, old.target, old.cap):
-            _check_order(found.name, wanted)
+            _check_order(name, wanted)
         if wanted.promised > old.promised:
-            self._check_promises(found.name, wanted.promised)
+            self._check_promises(name, wanted.promised)
 
     def _check_promises(self, name: str, promised: int) -> None:
         others = {other: self.settings(other).promised for other in self._names() if other != name}
@@ -312,10 +329,18 @@ class Administration:
         if failed := self.pools.adopt_all(apply):
             raise PoolError(f"all pools were {'frozen' if frozen else 'thawed'} but {', '.join(sorted(failed))}")
 
-    async def _destroy(self, name: str, *, lose_pages: bool) -> None:
+    async def _destroy(self, request: protocol.Destroy) -> None:
+        name = request.name
         if name in self.pools.names() or name not in self._store.names():
-            self.pools.destroy(name, lose_pages=lose_pages)
-        await self._keep({name: Overrides()})
+            self.pools.destroy(name, lose_pages=request.lose_pages)
+        if not request.keep_settings:
+            await self._keep({name: Overrides()})
+
+    async def _rename(self, name: str, to: str) -> None:
+        if there := {name, to}.intersection(self.pools.names()):
+            raise PoolError(f"pool {there.pop()} is there: only what is away is renamed")
+        if name in self._store.names():
+            await self._keep({name: Overrides(), to: self._store.of(name)})
 
     def _apply(self, found: Pool) -> None:
         """Make the control page say what the settings say."""

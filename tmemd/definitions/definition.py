@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemd.definitions.place import Place
+from tmemd.device.config import Uri, parse_place
 from tmemd.sizes import parse_size
 from tmemd.store.poolfile import PoolError
 from tmemd.suggestions import suggestion
@@ -68,14 +69,25 @@ class Definition:
 
     @property
     def backing_path(self) -> Path | None:
-        """Its backing file or block device."""
-        return None if self.backing in ("", NO_BACKING) else Path(self.backing)
+        """Its backing file or block device, where that is of this host."""
+        return None if self.backing == NO_BACKING else _path(self.backing)
+
+    @property
+    def source_path(self) -> Path | None:
+        """Its source, where that is of this host."""
+        return _path(self.source)
+
+    @property
+    def server(self) -> Uri | None:
+        """The NBD server that has its pages, or is its source."""
+        place = parse_place(self.backing or self.source)
+        return place if isinstance(place, Uri) else None
 
     @property
     def bitmap_path(self) -> Path | None:
         """Its write-intent bitmap."""
         given = self.option("bitmap") or self.option("map")
-        return Path(given) if given else self.backing_path and Path(f"{self.backing}.map")
+        return Path(given) if given else self.backing_path and Path(f"{self.backing_path}.map")
 
     @property
     def is_written_through(self) -> bool:
@@ -104,6 +116,11 @@ class Definition:
         for key, value in values.items():
             text = _with_value(text, key, value)
         return (_UNFINISHED if self.is_unfinished else "") + text
+
+
+def _path(text: str) -> Path | None:
+    place = parse_place(text) if text else None
+    return place if isinstance(place, Path) else None
 
 
 def parse(name: str, text: str, place: Place) -> Definition:

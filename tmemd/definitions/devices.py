@@ -8,13 +8,14 @@ While it says that it is unfinished, the device is being made or taken away; who
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from tmemd import operations
 from tmemd.client import Client, UnreachableError
-from tmemd.definitions import accounts, definition, files, services
+from tmemd.definitions import accounts, definition, files, resizing, services
 from tmemd.definitions.definition import Definition
 from tmemd.definitions.place import Place
 from tmemd.definitions.services import Services
@@ -25,6 +26,8 @@ from tmemd.store.poolfile import PAGE, PoolError
 
 _INTERVAL: Final = 0.05  # seconds
 _SETTINGS: Final = frozenset({"weight", "cap", "minimum", "compression"})
+
+Drain: TypeAlias = Callable[[Client, PoolStatus], object]  # moves all of a pool's pages to its file
 
 
 class Devices:
@@ -44,9 +47,17 @@ class Devices:
             try:
                 self._make(begun, settings)
                 definition.save(self.place, replace(begun, is_unfinished=False))
-            except BaseException:
-                self._take_away(begun)
+            except BaseException as error:
+                self._undo(begun, error)
                 raise
+
+    def _undo(self, begun: Definition, error: BaseException) -> None:
+        try:
+            self._take_away(begun)
+        except (PoolError, OSError) as left:
+            raise PoolError(
+                f"{error}; and what was begun is there still ({left}): 'tmemctl remove {begun.name}' takes it away"
+            ) from error
 
     def _check_new(self, wanted: Definition) -> None:
         """What was begun and not brought to its end goes before it is made again."""
@@ -70,7 +81,7 @@ class Devices:
         self.services.start(begun)
         self._await(begun.name)
         # What was kept for a device that had the name before does not hold.
-        Client.of_daemon(self.place.tmemd, self._tell).set(begun.name, **settings, forget=_SETTINGS - settings.keys())
+        self._client.set(begun.name, **settings, forget=_SETTINGS - settings.keys())
 
     def start(self, name: str) -> None:
         """Start it, and return when it is served."""
@@ -97,10 +108,102 @@ class Devices:
                 self._check_unused(found)
             self._take_away(definition.save(self.place, replace(found, is_unfinished=True)))
 
+    def resize(self, name: str, size: str, drain: Drain) -> None:
+        """Give it another size, as people write it; *drain* drains a pool.
+
+        Its pool is made anew, so all its pages go to its file first. One that was served is served again afterwards, or
+        with the old size, if this fails.
+        """
+        with self.place.changing():
+            found = self._finished(name)
+            wanted = replace(found, size=size)
+            if found.size_bytes is None or wanted.size_bytes is None:
+                raise PoolError(f"device {name} has the size of its source, {found.source}")
+            if found.server:
+                raise PoolError(f"device {name} has its pages at {found.server}: remove it, and create another")
+            resizing.check(found, self.place.pool(name), wanted.size_bytes)
+            with self._parked(found, drain):
+                try:
+                    self._be(wanted)
+                except BaseException:
+                    self._be(found)
+                    raise
+
+    def rename(self, name: str, to: str, drain: Drain) -> None:
+        """Give it another name, by which guests find it from then on; *drain* drains a pool.
+
+        Its pages go to its file first. Whoever is killed meanwhile can say the same again.
+        """
+        with self.place.changing():
+            found = self._finished(name)
+            wanted = files.renamed(self.place, found, to)
+            self._check_rename(found, wanted)
+            was_served = self.services.states([name]) != ["stopped"]
+            self._park(found, drain)
+            self.services.uninstall(name)
+            files.move(self.place, found, wanted)
+            accounts.rename(self.place, name, to)
+            self._client.rename(name, to)
+            self.services.install(definition.save(self.place, wanted))
+            self.place.definition(name).unlink()
+            definition.sync_directory(self.place.definitions)
+            if was_served:
+                self.services.start(wanted)
+                self._await(to)
+
+    def _check_rename(self, found: Definition, wanted: Definition) -> None:
+        status = self._status(found.name)
+        if status and (clients := _clients(status)):
+            raise PoolError(f"device {found.name} has {clients[0]}, who would look for it in vain: detach it first")
+        # What was killed has moved the files, and renamed the user, before it made the new definition.
+        is_begun = not self.place.home(found.name).exists() and not accounts.find(self.place, found.name)
+        if self.place.definition(definition.check_name(wanted.name)).exists() and not is_begun:
+            raise PoolError(f"device {wanted.name} is there already")
+        files.check_moves(self.place, found, wanted)
+        if self._status(wanted.name):
+            raise PoolError(f"there is a pool {wanted.name} already")
+
+    def _be(self, wanted: Definition) -> None:
+        account, size = accounts.find(self.place, wanted.name), wanted.size_bytes
+        if account and size:
+            resizing.resize(wanted, account, size)
+        definition.save(self.place, wanted)
+
+    @contextmanager
+    def _parked(self, found: Definition, drain: Drain) -> Iterator[None]:
+        """For the length of a with block nobody serves the device, and all its pages are in its file."""
+        was_served = self.services.states([found.name]) != ["stopped"]
+        try:
+            self._park(found, drain)
+            yield
+        finally:
+            if was_served:
+                self.services.start(definition.load(self.place, found.name))
+        if was_served:
+            self._await(found.name)
+
+    def _park(self, found: Definition, drain: Drain) -> None:
+        self._drain(found, drain)  # most of it while its guest goes on
+        self.services.stop(found)
+        self._drain(found, drain)
+        if self._status(found.name):
+            self._client.destroy(found.name, keep_settings=True)
+
+    def _drain(self, found: Definition, drain: Drain) -> None:
+        status = self._status(found.name)
+        if status and status.counters.pages_lost:
+            raise PoolError(f"device {found.name} has lost pages with the host: swapoff and blkdiscard it in its guest")
+        if status and status.has_file:
+            drain(self._client, status)
+
+    @property
+    def _client(self) -> Client:
+        return Client.of_daemon(self.place.tmemd, self._tell)
+
     def _finished(self, name: str) -> Definition:
         found = definition.load(self.place, name)
         if found.is_unfinished:
-            raise PoolError(f"device {name} was never brought to its end: remove it, or create it again")
+            raise PoolError(f"device {name} was made or removed only in part: remove it, or create it again")
         return found
 
     def _await(self, name: str) -> None:
@@ -120,7 +223,7 @@ class Devices:
     def _check_unused(self, found: Definition) -> None:
         reasons = []
         if status := self._status(found.name):
-            reasons += _clients(status) + _pages(status)
+            reasons += _clients(status) + _pages(status, found)
         elif files.holds_data(found.backing_path):
             reasons += [f"what its backing file {found.backing} holds"]
         if reasons:
@@ -141,7 +244,7 @@ class Devices:
         """And what tmemd keeps for it, also where there is no pool now."""
         is_there = self.place.pool(name).exists()
         try:
-            Client.of_daemon(self.place.tmemd).destroy(name, lose_pages=True)
+            self._client.destroy(name, lose_pages=True)
         except UnreachableError:
             if is_there:
                 Client.of_directory(self.place.pools).destroy(name, lose_pages=True)
@@ -155,7 +258,10 @@ def _clients(status: PoolStatus) -> list[str]:
     return [f"{count} clients" if count > 1 else "a client"] if count else []
 
 
-def _pages(status: PoolStatus) -> list[str]:
+def _pages(status: PoolStatus, found: Definition) -> list[str]:
     counters = status.counters
-    pages = 0 if status.kind == "ephemeral" else counters.pages_in_tmem + counters.pages_in_file + counters.pages_lost
+    pages = 0 if status.kind == "ephemeral" else counters.pages_in_tmem + counters.pages_lost
+    # A pool that is made anew has all that its file can hold.
+    if status.has_file and (found.server or files.holds_data(found.backing_path)):
+        pages += counters.pages_in_file
     return [f"{format_size(pages * PAGE)} of pages"] if pages else []

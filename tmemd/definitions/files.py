@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from tmemd.definitions.accounts import Account
 from tmemd.definitions.definition import NO_BACKING, Definition, load_all
 from tmemd.definitions.place import Place
+from tmemd.device.config import parse_place
 from tmemd.sizes import format_size
 from tmemd.store.poolfile import PoolError
 
@@ -23,11 +27,11 @@ def plan(
 ) -> Definition:
     """The definition of a device that is asked for in these words; *backing* may be a directory, for one in it."""
     if source:
-        return Definition(name, source=str(Path(source).absolute()), options=tuple(options))
+        return Definition(name, source=str(parse_place(source)), options=tuple(options))
     if backing is None or backing == NO_BACKING:
         return Definition(name, size or "", backing or str(place.home(name) / "backing"), options=tuple(options))
-    path = Path(backing).absolute()
-    if path.is_dir():
+    path = parse_place(backing)
+    if isinstance(path, Path) and path.is_dir():
         return Definition(name, size or "", str(path / name / "backing"), options=tuple(options))
     # Its user could make nothing beside it.
     bitmap = [] if any(option.startswith("bitmap=") for option in options) else [f"bitmap={place.home(name) / 'map'}"]
@@ -40,8 +44,8 @@ def check(place: Place, definition: Definition) -> None:
     home = place.home(definition.name)
     if home.exists() and any(home.iterdir()):
         raise PoolError(f"{home} holds the files of another device of that name: move them away")
-    if definition.source:
-        _check_source(Path(definition.source))
+    if source := definition.source_path:
+        _check_source(source)
     elif path := definition.backing_path:
         _check_backing(path, definition)
 
@@ -56,7 +60,7 @@ def _check_others(place: Place, definition: Definition) -> None:
 
 
 def _files(definition: Definition) -> Iterator[Path]:
-    for path in (definition.backing_path, definition.bitmap_path, definition.source and Path(definition.source)):
+    for path in (definition.backing_path, definition.bitmap_path, definition.source_path):
         if path:
             yield path.resolve()
 
@@ -99,8 +103,9 @@ def make(place: Place, definition: Definition, account: Account) -> None:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             path.chmod(0o600)
             os.chown(path, account.uid, account.gid)
-    if definition.is_written_through and Path(definition.source).is_file():
-        os.chown(definition.source, account.uid, -1)
+    source = definition.source_path
+    if source and definition.is_written_through and source.is_file():
+        os.chown(source, account.uid, -1)
 
 
 def _make_directory(path: Path, account: Account) -> None:
@@ -111,13 +116,12 @@ def _make_directory(path: Path, account: Account) -> None:
 
 def check_access(definition: Definition, account: Account) -> None:
     """Raise PoolError where its user cannot read its source."""
-    if definition.source and not Path(definition.source).is_block_device():
-        done = subprocess.run(
-            ["test", "-r", definition.source], check=False, user=account.uid, group=account.gid, extra_groups=[]
-        )
+    source = definition.source_path
+    if source and not source.is_block_device():
+        done = subprocess.run(["test", "-r", source], check=False, user=account.uid, group=account.gid, extra_groups=[])
         if done.returncode:
             raise PoolError(
-                f"{definition.source}: its user, {account.name} of the group tmemd, may not read it: chgrp tmemd and"
+                f"{source}: its user, {account.name} of the group tmemd, may not read it: chgrp tmemd and"
                 " chmod g+r it, and let the group into the directories above it (chmod g+x)"
             )
 
@@ -131,7 +135,7 @@ def remove(place: Place, definition: Definition, account: Account | None) -> Non
     if path and path.parent.name == definition.name:
         with suppress(OSError):  # there is more in it
             path.parent.rmdir()
-    for kept in (path, definition.source and Path(definition.source)):
+    for kept in (path, definition.source_path):
         if kept and account and kept.exists() and kept.stat().st_uid == account.uid:
             os.chown(kept, 0, -1)
     for directory in (place.home(definition.name), place.vhost_directory(definition.name)):
@@ -139,13 +143,52 @@ def remove(place: Place, definition: Definition, account: Account | None) -> Non
             shutil.rmtree(directory)
 
 
-def holds_data(path: Path | None) -> bool:
-    """Whether anything was ever written to a backing file: blocks that are only reserved are none."""
-    if path is None or not path.is_file():
+def renamed(place: Place, definition: Definition, name: str) -> Definition:
+    """The same device by another name, with its files where they are to be then."""
+    moved = dict(_moves(place, definition, name)) | {
+        place.vhost_directory(definition.name): place.vhost_directory(name)
+    }
+
+    def rename(text: str) -> str:
+        for old, new in moved.items():
+            text = re.sub(rf"(^|=){re.escape(str(old))}(?=/)", rf"\g<1>{new}", text)
+        return text
+
+    options = tuple(map(rename, definition.options))
+    return replace(definition, name=name, backing=rename(definition.backing), options=options)
+
+
+def check_moves(place: Place, definition: Definition, wanted: Definition) -> None:
+    """Raise PoolError where something else is where a device's directories are to be."""
+    for old, new in _moves(place, definition, wanted.name):
+        if old.exists() and new.exists():
+            raise PoolError(f"{new} is there already: move it away")
+
+
+def move(place: Place, definition: Definition, wanted: Definition) -> None:
+    """Bring a device's directories to where another name has them; those that are there stay."""
+    for old, new in _moves(place, definition, wanted.name):
+        if old.exists():
+            old.rename(new)
+    if place.vhost_directory(definition.name).exists():
+        shutil.rmtree(place.vhost_directory(definition.name))
+
+
+def _moves(place: Place, definition: Definition, name: str) -> Iterator[tuple[Path, Path]]:
+    yield place.home(definition.name), place.home(name)
+    path = definition.backing_path
+    if path and path.parent.name == definition.name and path.parent != place.home(definition.name):
+        yield path.parent, path.parent.with_name(name)
+
+
+def holds_data(path: Path | None, start: int = 0, end: int = sys.maxsize) -> bool:
+    """Whether these bytes of a backing file were ever written: those that are only reserved were not, a disk's were."""
+    if path is None or not path.exists():
         return False
+    if not path.is_file():
+        return True
     with open(path, "rb", buffering=0) as file:
         try:
-            os.lseek(file.fileno(), 0, os.SEEK_DATA)
+            return os.lseek(file.fileno(), start, os.SEEK_DATA) < end
         except OSError:
             return False
-    return True

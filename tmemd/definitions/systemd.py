@@ -16,6 +16,7 @@ from tmemd.definitions.words import why
 from tmemd.store.poolfile import PoolError
 
 _STATES: Final = {"active": "running", "activating": "starting", "reloading": "running", "inactive": "stopped"}
+_TCP: Final = ("nbd:", "nbds:")
 _LINES: Final = 20  # of the journal: a failed start says no more
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # from the unit (ProtectHome=, PrivateTmp=)
 
@@ -40,7 +41,7 @@ class Units:
 
     def check(self, definition: Definition) -> None:
         """Raise PoolError where a file of the device is one that its unit cannot see."""
-        for path in (definition.backing_path, definition.source and Path(definition.source)):
+        for path in (definition.backing_path, definition.source_path):
             if path and (hidden := next((each for each in _HIDDEN if path.is_relative_to(each)), None)):
                 raise PoolError(f"{path}: services see nothing of {hidden}: choose another place")
 
@@ -99,16 +100,17 @@ def drop_in(definition: Definition, place: Place) -> str:
             user = accounts.user_of(definition.name)
             lines += ["PrivateDevices=no", f"DeviceAllow={path} rw", f"ExecStartPre=+/bin/chown {user} {path}"]
         else:
-            shown = path if path.exists() or definition.source else path.parent
-            lines += [f"ReadWritePaths={shown}"]
-    elif definition.source and Path(definition.source).is_block_device():
-        lines += ["PrivateDevices=no", f"DeviceAllow={definition.source} r"]
+            lines += [f"ReadWritePaths={path if path.exists() else path.parent}"]
+    elif definition.source_path and definition.source_path.is_block_device():
+        lines += ["PrivateDevices=no", f"DeviceAllow={definition.source_path} r"]
+    if definition.server and definition.server.startswith(_TCP):
+        lines += ["PrivateNetwork=no", "RestrictAddressFamilies=AF_INET AF_INET6", "IPAddressDeny="]
     return "\n".join(["# Written by tmemctl create.", "[Service]", *lines, ""]) if lines else ""
 
 
 def written(definition: Definition, place: Place) -> Path | None:
     """What the device writes to, but for what is in its own directory."""
-    path = Path(definition.source) if definition.is_written_through else definition.backing_path
+    path = definition.source_path if definition.is_written_through else definition.backing_path
     return None if path is None or path.is_relative_to(place.home(definition.name)) else path
 
 
