@@ -280,9 +280,14 @@ struct store *remote_store(struct remote *remote) { return &remote->store; }
 
 int remote_connect(struct remote *remote, char *why, size_t why_size)
 {
+    uint64_t deadline = link_now() + remote->timeout_ms;
+    int error = 0;
     pthread_mutex_lock(&remote->lock);
-    int error =
-        pick(remote) ? 0 : connect_link(remote, &remote->links[0], link_now() + remote->timeout_ms);
+    /* All of them before anything is written: a later one may be to a server that has forgotten. */
+    for (struct link *missing; !error && (missing = find_missing(remote));)
+        error = connect_link(remote, missing, deadline);
+    if (pick(remote))
+        error = 0;
     snprintf(why, why_size, "%s", remote->why);
     pthread_mutex_unlock(&remote->lock);
     return error;

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: BSD-3-Clause
+"""A backing or source that an NBD server exports, and what a guest sees when that fails like a network."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import nbd
+import pytest
+
+from tests.support.content import PAGE, incompressible
+from tests.support.harness import (
+    DEADLINE,
+    MIB,
+    Control,
+    Serve,
+    Server,
+    cache_device,
+    counters,
+    device,
+    environment,
+    nbdkit_command,
+    wait_until,
+)  # fmt: skip
+from tests.support.index import Kind, kinds
+from tests.support.remotes import VOLATILE, Remote, volatile
+from tmemd.store import poolfile
+from tmemd.store.requests import Request
+
+SIZE = 64 * MIB
+PAGES = 512  # that are used: more than the pool can hold
+ROOM = MIB  # of the pool, for about 240 of them
+FIRST = 2048  # of those used: none that is written through
+TIMEOUT = 2.0
+
+
+@pytest.fixture
+def remote(tmp_path: Path) -> Iterator[Remote]:
+    server = volatile(tmp_path / "remote", SIZE)
+    try:
+        yield server.start()
+    finally:
+        server.kill()
+
+
+class Far:
+    """A swap device, full beyond its RAM, whose backing is a server's."""
+
+    def __init__(self, serve: Serve, pools: Path, remote: Remote, **keys: object) -> None:
+        self.remote, self.pool = remote, pools / "far.pool"
+        keys = {"bitmap": remote.run / "map", "timeout": TIMEOUT} | keys
+        self.server: Server = serve(device("far", pools, SIZE, remote.uri, ROOM, **keys))
+
+    def fill(self, client: nbd.NBD, version: int) -> None:
+        for page in range(FIRST, FIRST + PAGES):
+            client.pwrite(incompressible(page, version), page * PAGE)
+
+    def check(self, client: nbd.NBD, version: int) -> None:
+        for page in range(FIRST, FIRST + PAGES):
+            assert client.pread(PAGE, page * PAGE) == incompressible(page, version), page
+
+    def state(self) -> poolfile.RemoteState:
+        with open(self.pool, "rb") as file:
+            return poolfile.Snapshot().take(file.fileno(), self.pool).remote()
+
+    def has_lost_more(self, before: poolfile.RemoteState) -> bool:
+        return self.state().losses > before.losses
+
+    def in_tmem(self) -> list[int]:
+        """Pages that need no server."""
+        found = kinds(self.pool)
+        return [page for page in range(FIRST, FIRST + PAGES) if found[page] in (Kind.TMEM, Kind.ZERO)]
+
+    def drain(self) -> int:
+        with Control(self.pool) as control:
+            return control.request(Request.DRAIN)
+
+
+class Reads:
+    """Reads of pages that are under way; libnbd waits for none of them before `wait`."""
+
+    def __init__(self, client: nbd.NBD, pages: Iterable[int]) -> None:
+        self._client = client
+        self._buffers = {page: nbd.Buffer(PAGE) for page in pages}
+        self._cookies = [client.aio_pread(buffer, page * PAGE) for page, buffer in self._buffers.items()]
+
+    def wait(self) -> dict[int, bytes]:
+        """What was read. Raises nbd.Error for one that failed, when all are done."""
+        while self._client.aio_in_flight():
+            self._client.poll(-1)
+        for cookie in self._cookies:
+            self._client.aio_command_completed(cookie)
+        return {page: bytes(buffer.to_bytearray()) for page, buffer in self._buffers.items()}
+
+
+@pytest.fixture
+def far(serve: Serve, pools: Path, remote: Remote) -> Far:
+    return Far(serve, pools, remote)
+
+
+@pytest.mark.parametrize(
+    "plugin",
+    [["file", "{disk}"], ["memory", str(SIZE)], ["--filter=delay", "file", "{disk}", "rdelay=1ms", "wdelay=1ms"],
+     ["--filter=noparallel", "file", "{disk}"], ["--filter=blocksize-policy", "file", "{disk}",
+      "blocksize-minimum=4096", "blocksize-preferred=4096", "blocksize-maximum=64k", "blocksize-error-policy=error"],
+     ["python", str(VOLATILE), "file={disk}", "run={run}", "fua=no"]],
+    ids=["file", "memory", "slow", "one-request", "block-sizes", "without-fua"],
+)  # fmt: skip
+@pytest.mark.parametrize("flush", ["none", "durable"])
+def test_pages_beyond_ram_are_kept_by_any_server(
+    serve: Serve, pools: Path, tmp_path: Path, plugin: list[str], flush: str
+) -> None:
+    disk = tmp_path / "disk"
+    disk.touch()
+    with disk.open("r+b") as file:
+        file.truncate(SIZE)
+    server = Remote(tmp_path, [part.format(disk=disk, run=tmp_path) for part in plugin]).start()
+    try:
+        far = Far(serve, pools, server, flush=flush)
+        with far.server.client() as client:
+            far.fill(client, 1)
+            far.fill(client, 2)
+            client.trim(PAGE * 8, FIRST * PAGE)
+            client.flush()
+            far.server.kill()
+        far.server.start()
+        with far.server.client() as client:
+            assert client.pread(PAGE * 8, FIRST * PAGE) == bytes(PAGE * 8)
+            client.pwrite(b"".join(incompressible(page, 2) for page in range(FIRST, FIRST + 8)), FIRST * PAGE)
+            far.check(client, 2)
+            with Control(far.pool) as control:
+                assert control.request(Request.DRAIN) == 0
+            far.check(client, 2)
+            assert counters(far.pool).regions_set == 0
+    finally:
+        server.kill()
+
+
+def test_our_own_device_is_another_ones_backing(serve: Serve, pools: Path, tmp_path: Path) -> None:
+    near = serve(device("near", pools, SIZE, tmp_path / "near", 16 * MIB))
+    server = Remote(tmp_path, [])  # only its URI
+    server.uri = f"nbd+unix:///near?socket={near.socket}"
+    far = Far(serve, pools, server)
+    with far.server.client() as client:
+        far.fill(client, 1)
+        far.check(client, 1)
+        assert counters(pools / "near.pool").pages_in_tmem > PAGES / 4
+
+
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_requests_wait_for_a_server_that_comes_back(serve: Serve, pools: Path, remote: Remote, how: str) -> None:
+    far = Far(serve, pools, remote, timeout=60 if how == "killed" else TIMEOUT)
+    with far.server.client() as client:
+        far.fill(client, 1)
+        assert far.drain() == 0
+        for first in range(FIRST, FIRST + PAGES, PAGES // 4):
+            if how == "killed":
+                remote.kill()
+            else:
+                remote.tell("hang")
+            before = far.state()
+            reads = Reads(client, range(first, first + 16))
+            if how == "killed":
+                wait_until(lambda: far.state().is_away, "the loss to be noticed")
+                remote.start()
+            else:
+                wait_until(partial(far.has_lost_more, before), "the connection to be given up")
+                remote.untell("hang")
+            assert reads.wait() == {page: incompressible(page, 1) for page in range(first, first + 16)}
+        far.check(client, 1)
+    assert far.state().repeats > 0
+    assert far.state().time_outs == 0
+
+
+def test_while_it_is_away_ram_is_served_and_what_needs_it_fails_in_time(far: Far) -> None:
+    far.remote.tell("synced")
+    with far.server.client() as client:
+        far.fill(client, 1)
+        trimmed = far.in_tmem()[:8]
+        for page in trimmed:
+            client.trim(PAGE, page * PAGE)
+        far.remote.kill()
+        wait_until(lambda: far.state().is_away, "the loss to be noticed")
+        here = [page for page in far.in_tmem() if page not in trimmed]
+        gone = next(page for page in range(FIRST, FIRST + PAGES) if page not in (*here, *trimmed))
+        assert len(here) > PAGES / 4
+        reads = Reads(client, [gone])
+        for page in here:  # while that waits
+            assert client.pread(PAGE, page * PAGE) == incompressible(page, 1)
+            client.pwrite(incompressible(page, 2), page * PAGE)
+        assert far.state().time_outs == 0
+        with pytest.raises(nbd.Error, match="EIO"):
+            reads.wait()
+        wait_until(lambda: far.state().time_outs > 0, "that to be counted")
+        far.remote.start()
+        wait_until(lambda: not far.state().is_away, "the server to be back")
+        for page in range(FIRST, FIRST + PAGES):
+            if page not in (gone, *trimmed):
+                assert client.pread(PAGE, page * PAGE) == incompressible(page, 2 if page in here else 1), page
+    assert far.server.log().count("is away") == 1
+    assert far.server.log().count("is back") == 1
+
+
+def test_a_page_whose_write_had_no_answer_is_an_error_until_it_is_written(far: Far) -> None:
+    with far.server.client() as client:
+        far.fill(client, 1)
+        assert far.drain() == 0
+        with Control(far.pool) as control:
+            control.frozen(True)
+        far.remote.tell("hang")
+        with pytest.raises(nbd.Error, match="EIO"):
+            client.pwrite(incompressible(FIRST, 2), FIRST * PAGE)
+        far.remote.untell("hang")  # it may come true now
+        with pytest.raises(nbd.Error, match="EIO"):
+            client.pread(PAGE, FIRST * PAGE)
+        client.pwrite(incompressible(FIRST, 3), FIRST * PAGE)
+        assert client.pread(PAGE, FIRST * PAGE) == incompressible(FIRST, 3)
+
+
+def test_errors_of_the_server_are_errors_at_once(far: Far) -> None:
+    with far.server.client() as client:
+        far.fill(client, 1)
+        assert far.drain() == 0
+        far.remote.tell("fail")
+        with pytest.raises(nbd.Error, match="EIO"):
+            client.pread(PAGE, FIRST * PAGE)
+        far.remote.untell("fail")
+        far.check(client, 1)
+    assert far.state().losses == 0
+
+
+def test_a_server_that_is_asked_to_end_is_waited_for(far: Far) -> None:
+    with far.server.client() as client:
+        far.fill(client, 1)
+        assert far.drain() == 0
+        far.remote.ask_to_end()
+        reads = Reads(client, range(FIRST, FIRST + 16))
+        wait_until(lambda: far.state().is_away, "the loss to be noticed")
+        far.remote.start()
+        assert reads.wait() == {page: incompressible(page, 1) for page in range(FIRST, FIRST + 16)}
+
+
+@pytest.mark.parametrize("size", [SIZE - MIB, SIZE + MIB])
+def test_a_server_that_comes_back_with_another_size_is_not_used(far: Far, size: int) -> None:
+    with far.server.client() as client:
+        far.fill(client, 1)
+        assert far.drain() == 0
+        far.remote.kill()
+        far.remote.tell("size", str(size))
+        far.remote.start()
+        with pytest.raises(nbd.Error, match="EIO"):
+            client.pread(PAGE, FIRST * PAGE)
+        assert far.state().is_away
+        far.remote.kill()
+        far.remote.untell("size")
+        far.remote.start()
+        wait_until(lambda: not far.state().is_away, "the right server to be back")
+        far.check(client, 1)
+
+
+def test_what_a_server_forgets_is_written_again_or_an_error_and_never_old(far: Far) -> None:
+    with far.server.client() as client:
+        far.fill(client, 1)
+        assert far.drain() == 0  # the server has version 1 for good
+        far.fill(client, 2)
+        client.cache(32 * PAGE, FIRST * PAGE)  # copies of what is in the file are in tmem as well
+        here = far.in_tmem()
+        far.remote.kill()
+        far.remote.start()
+        assert far.drain() in (0, errno.EAGAIN)
+        assert far.drain() == 0
+        forgotten = 0
+        for page in range(FIRST, FIRST + PAGES):
+            try:
+                assert client.pread(PAGE, page * PAGE) == incompressible(page, 2), page
+            except nbd.Error:
+                assert page not in here
+                forgotten += 1
+        assert forgotten
+        assert counters(far.pool).bad_checksums == 2 * forgotten
+        far.server.kill()
+        far.pool.unlink()  # the host dies
+    far.server.start()
+    with far.server.client() as client:
+        for page in range(FIRST, FIRST + PAGES):
+            with suppress(nbd.Error):
+                assert client.pread(PAGE, page * PAGE) == incompressible(page, 2), page
+
+
+def test_what_was_flushed_survives_a_server_that_forgets_and_the_death_of_both(
+    serve: Serve, pools: Path, remote: Remote
+) -> None:
+    far = Far(serve, pools, remote, flush="durable")
+    with far.server.client() as client:
+        for version in 1, 2, 3:
+            far.fill(client, version)
+            client.flush()
+            remote.kill()
+            remote.start()
+            far.check(client, version)
+        far.server.kill()
+        far.pool.unlink()
+        remote.kill()
+    remote.start()
+    far.server.start()
+    with far.server.client() as client:
+        far.check(client, 3)
+
+
+def test_flush_fails_while_nothing_is_known_and_works_again(serve: Serve, pools: Path, remote: Remote) -> None:
+    far = Far(serve, pools, remote, flush="durable")
+    with far.server.client() as client:
+        far.fill(client, 1)
+        remote.kill()
+        with pytest.raises(nbd.Error, match="EIO"):
+            client.pwrite(incompressible(FIRST, 2), FIRST * PAGE)
+        remote.start()
+        client.pwrite(incompressible(FIRST, 3), FIRST * PAGE)
+        client.flush()
+        assert client.pread(PAGE, FIRST * PAGE) == incompressible(FIRST, 3)
+        assert not counters(far.pool).sync_failed
+
+
+def test_no_server_no_device_and_the_message_says_which(pools: Path, tmp_path: Path) -> None:
+    parameters = device("far", pools, SIZE, f"nbd+unix:///?socket={tmp_path}/none", ROOM, bitmap=tmp_path / "map")
+    command = nbdkit_command(tmp_path / "sock", parameters)
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=DEADLINE)
+    assert ended.returncode
+    assert f"nbd+unix:///?socket={tmp_path}/none: " in ended.stderr
+    assert "No such file or directory" in ended.stderr
+    assert not list(pools.iterdir())
+
+
+def test_a_golden_image_of_another_host(serve: Serve, pools: Path, remote: Remote) -> None:
+    with (remote.run / "disk").open("r+b") as image:
+        image.seek(FIRST * PAGE)
+        image.write(b"".join(incompressible(page, 1) for page in range(FIRST, FIRST + PAGES)))
+    server = serve(cache_device("golden", pools, remote.uri, 8 * MIB, timeout=TIMEOUT))
+    with server.client() as one, server.client() as two:
+        for client in one, two, one:
+            for page in range(FIRST, FIRST + PAGES):
+                assert client.pread(PAGE, page * PAGE) == incompressible(page, 1)
+        assert counters(pools / "golden.pool").gets > PAGES
+        remote.kill()
+        assert one.pread(PAGE, (FIRST + PAGES - 1) * PAGE) == incompressible(FIRST + PAGES - 1, 1)
