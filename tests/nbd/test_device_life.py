@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from tests.support.content import PAGE, content
-from tests.support.devicehost import GID, devicehost, is_written, kill_server, left, states, write
-from tests.support.harness import ROOT, connect
+from tests.support.devicehost import GID, client, devicehost, is_written, kill_server, left, states, write
+from tests.support.harness import ROOT
 from tests.support.vhost.disk import Disk
 from tmemd.cli import main
 from tmemd.definitions.place import Place
+from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
 
 Output = pytest.CaptureFixture[str]
@@ -82,10 +83,9 @@ def test_what_was_set_for_a_device_that_was_removed_does_not_hold(capsys: Output
 
 def test_a_client_keeps_its_device(host: Place, capsys: Output) -> None:
     assert ctl("create", "web", "--size=8M") == 0
-    handle = connect(host.socket("web"), "web")
-    assert ctl("remove", "web") == 1
-    assert "has a client" in capsys.readouterr().err
-    handle.shutdown()
+    with client(host, "web"):
+        assert ctl("remove", "web") == 1
+        assert "has a client" in capsys.readouterr().err
 
 
 def test_who_dies_by_himself_has_failed(host: Place) -> None:
@@ -173,6 +173,7 @@ def killed_at(step: str, moment: str, *command: str) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("step", CREATE)
 def test_killed_at_any_step_create_begins_anew_and_remove_takes_away(host: Place, step: str, moment: str) -> None:
@@ -189,6 +190,7 @@ def test_killed_at_any_step_create_begins_anew_and_remove_takes_away(host: Place
         assert left(host) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("step", REMOVE)
 def test_remove_goes_on_where_it_was_killed(host: Place, step: str, moment: str) -> None:
@@ -227,7 +229,8 @@ def test_a_device_is_resized_with_its_pages(host: Place, capsys: Output, backing
     write(host, "web", 3)
     write(host, "web", 2047)
     assert ctl("resize", "web", "80M") == 0
-    assert connect(host.socket("web"), "web").get_size() == 80 << 20
+    with client(host, "web") as handle:
+        assert handle.get_size() == 80 << 20
     assert is_written(host, "web", 3)
     assert is_written(host, "web", 2047)
     write(host, "web", 20479)
@@ -248,9 +251,8 @@ def elsewhere(host: Place, backing: str) -> list[str]:
 
 
 def trim(host: Place, name: str, page: int) -> None:
-    handle = connect(host.socket(name), name)
-    handle.trim(PAGE, page * PAGE)
-    handle.shutdown()
+    with client(host, name) as handle:
+        handle.trim(PAGE, page * PAGE)
 
 
 def test_what_has_no_file_is_resized_when_it_is_empty(host: Place, capsys: Output) -> None:
@@ -271,10 +273,9 @@ def test_a_device_is_renamed_with_its_pages(host: Place, capsys: Output, backing
     write(host, "web", 3)
     assert ctl("rename", "web", "db") == 1
     assert "device db is there already" in capsys.readouterr().err
-    handle = connect(host.socket("web"), "web")
-    assert ctl("rename", "web", "new") == 1
-    assert "has a client" in capsys.readouterr().err
-    handle.shutdown()
+    with client(host, "web"):
+        assert ctl("rename", "web", "new") == 1
+        assert "has a client" in capsys.readouterr().err
     assert ctl("rename", "web", "new") == 0
     assert states(host) == {"db": "running", "new": "running"}
     assert is_written(host, "new", 3)
@@ -295,6 +296,7 @@ RENAME = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("step", RESIZE)
 def test_resize_goes_on_where_it_was_killed(host: Place, capsys: Output, step: str, moment: str) -> None:
@@ -320,6 +322,7 @@ def test_resize_that_fails_leaves_it_served_as_before(
     assert is_written(host, "web", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("step", RENAME)
 def test_rename_goes_on_where_it_was_killed(host: Place, capsys: Output, step: str, moment: str) -> None:
@@ -395,3 +398,40 @@ def test_what_cannot_be_undone_is_said_and_taken_away_later(
     assert states(host) == {"web": "unfinished"}
     assert ctl("remove", "web") == 0
     assert states(host) == {}
+
+
+def test_who_was_started_by_hand_is_not_taken_for_ours(host: Place, capsys: Output) -> None:
+    assert ctl("create", "web", "--size=8M") == ctl("stop", "web") == 0
+    with host.pool("web").open("rb+") as by_hand:
+        assert poolfile.lock(by_hand.fileno())
+        for command in ("start", "restart"):
+            assert ctl(command, "web") == 1
+            assert "is served by a process that somebody started by hand" in capsys.readouterr().err
+    assert ctl("start", "web") == 0
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_source_stays_and_is_whose_it_was(host: Place, through: bool) -> None:
+    image = host.below("srv/image")
+    image.write_bytes(content(3, 1) * 64)
+    os.chown(image, 12345, 0)
+    options = ["-o", "write=through"] if through else []
+    for leaves_it in ("remove", "failure"):
+        failing = ["-o", "no=thing"] if leaves_it == "failure" else []
+        assert ctl("create", "golden", f"--source={image}", *options, *failing) == (1 if failing else 0)
+        if not failing:
+            assert image.stat().st_uid == (host.home("golden").stat().st_uid if through else 12345)
+            assert is_written(host, "golden", 0) is False
+            assert ctl("remove", "golden") == 0
+        assert image.read_bytes() == content(3, 1) * 64
+        assert image.stat().st_uid == 12345
+
+
+def test_a_source_in_the_devices_own_directory_stays(host: Place) -> None:
+    assert ctl("create", "golden", "--size=8M") == ctl("remove", "golden") == 0
+    host.home("golden").mkdir()
+    image = host.home("golden") / "image"
+    image.write_bytes(bytes(1 << 20))
+    host.definition("golden").write_text(f"SOURCE={image}\n")
+    assert ctl("remove", "golden") == 0
+    assert image.exists()

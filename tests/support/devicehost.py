@@ -9,11 +9,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import nbd
 import pytest
 
 from tests.support import fakes
 from tests.support.content import PAGE, content
-from tests.support.harness import connect
+from tests.support.harness import connect, doors, wait_until
 from tmemd.cli import main
 from tmemd.client import Client
 from tmemd.definitions import inventory
@@ -73,16 +74,23 @@ def kill_server(place: Place, name: str) -> None:
         os.close(process)
 
 
+@contextmanager
+def client(place: Place, name: str) -> Iterator[nbd.NBD]:
+    """A client of a device for the length of a with block, of whom the server knows that he has gone at its end."""
+    handle = connect(place.socket(name), name)
+    others = doors(place.pool(name)).nbd - 1
+    yield handle
+    handle.shutdown()
+    wait_until(lambda: doors(place.pool(name)).nbd == others, "the client to be gone")
+
+
 def write(place: Place, name: str, page: int, version: int = 1) -> None:
     """Have a client write a page of a device."""
-    handle = connect(place.socket(name), name)
-    handle.pwrite(content(page, version), page * PAGE)
-    handle.shutdown()
+    with client(place, name) as handle:
+        handle.pwrite(content(page, version), page * PAGE)
 
 
 def is_written(place: Place, name: str, page: int, version: int = 1) -> bool:
     """Whether a client finds that page."""
-    handle = connect(place.socket(name), name)
-    found = bytes(handle.pread(PAGE, page * PAGE))
-    handle.shutdown()
-    return found == content(page, version)
+    with client(place, name) as handle:
+        return bytes(handle.pread(PAGE, page * PAGE)) == content(page, version)

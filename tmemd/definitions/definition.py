@@ -56,6 +56,7 @@ class Definition:
     backing: str = ""  # a path, or 'none'; '' with a source
     source: str = ""
     options: tuple[str, ...] = ()
+    source_owner: str = ""  # the number of the user whose a source was that is the device's user's now
     is_unfinished: bool = False  # it is being made or taken away, or that was not brought to its end
     text: str = ""  # what it was read from
 
@@ -112,6 +113,7 @@ class Definition:
     def render(self) -> str:
         """The definition as a file."""
         values = {"SIZE": self.size, "BACKING": self.backing, "SOURCE": self.source, "OPTIONS": " ".join(self.options)}
+        values["SOURCE_OWNER"] = self.source_owner
         text = self.text.replace(_UNFINISHED, "")
         for key, value in values.items():
             text = _with_value(text, key, value)
@@ -133,6 +135,7 @@ def parse(name: str, text: str, place: Place) -> Definition:
         "" if source else backing or str(place.home(name) / "backing"),
         source,
         tuple(found.get("OPTIONS", "").split()),
+        found.get("SOURCE_OWNER", ""),
         text.startswith(_UNFINISHED),
         text,
     )

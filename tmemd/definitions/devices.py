@@ -43,7 +43,7 @@ class Devices:
         """Make a device, with these settings of tmemd's, and start it; or leave nothing of it."""
         with self.place.changing():
             self._check_new(wanted)
-            begun = replace(wanted, is_unfinished=True)
+            begun = replace(files.noted(wanted), is_unfinished=True)
             try:
                 self._make(begun, settings)
                 definition.save(self.place, replace(begun, is_unfinished=False))
@@ -86,7 +86,9 @@ class Devices:
     def start(self, name: str) -> None:
         """Start it, and return when it is served."""
         with self.place.changing():
-            self.services.start(self._finished(name))
+            found = self._finished(name)
+            self._check_unserved(name)
+            self.services.start(found)
             self._await(name)
 
     def stop(self, name: str) -> None:
@@ -97,7 +99,9 @@ class Devices:
     def restart(self, name: str) -> None:
         """Kill its server and start another, to which the guest's requests go that were not answered."""
         with self.place.changing():
-            self.services.restart(self._finished(name))
+            found = self._finished(name)
+            self._check_unserved(name)
+            self.services.restart(found)
             self._await(name)
 
     def remove(self, name: str, *, force: bool = False) -> None:
@@ -205,6 +209,11 @@ class Devices:
         if found.is_unfinished:
             raise PoolError(f"device {name} was made or removed only in part: remove it, or create it again")
         return found
+
+    def _check_unserved(self, name: str) -> None:
+        """What was started by hand is not ours to kill, and another would not start."""
+        if self._is_served(name) and self.services.states([name])[0] in ("failed", "stopped"):
+            raise PoolError(f"{name} is served by a process that somebody started by hand: end it first (SIGKILL)")
 
     def _await(self, name: str) -> None:
         """Return when the device is served. Making its backing file may take its time."""

@@ -92,6 +92,14 @@ def _check_backing(path: Path, definition: Definition) -> None:
         )
 
 
+def noted(definition: Definition) -> Definition:
+    """The same device, which knows whose its source was before it became its user's, for it is to write to it."""
+    source = definition.source_path
+    if source and definition.is_written_through and source.is_file():
+        return replace(definition, source_owner=str(source.stat().st_uid))
+    return definition
+
+
 def make(place: Place, definition: Definition, account: Account) -> None:
     """Make its directories and, elsewhere than in its own, its backing file; all of them its user's alone."""
     _make_directory(place.home(definition.name), account)
@@ -103,9 +111,8 @@ def make(place: Place, definition: Definition, account: Account) -> None:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             path.chmod(0o600)
             os.chown(path, account.uid, account.gid)
-    source = definition.source_path
-    if source and definition.is_written_through and source.is_file():
-        os.chown(source, account.uid, -1)
+    if definition.source_owner:
+        os.chown(definition.source, account.uid, -1)
 
 
 def _make_directory(path: Path, account: Account) -> None:
@@ -115,19 +122,21 @@ def _make_directory(path: Path, account: Account) -> None:
 
 
 def check_access(definition: Definition, account: Account) -> None:
-    """Raise PoolError where its user cannot read its source."""
+    """Raise PoolError where its user cannot do with its source what he is to."""
     source = definition.source_path
-    if source and not source.is_block_device():
-        done = subprocess.run(["test", "-r", source], check=False, user=account.uid, group=account.gid, extra_groups=[])
-        if done.returncode:
-            raise PoolError(
-                f"{source}: its user, {account.name} of the group tmemd, may not read it: chgrp tmemd and"
-                " chmod g+r it, and let the group into the directories above it (chmod g+x)"
-            )
+    if source is None or source.is_block_device():
+        return
+    flag, what = ("w", "write") if definition.is_written_through else ("r", "read")
+    command = ["test", f"-{flag}", str(source)]
+    if subprocess.run(command, check=False, user=account.uid, group=account.gid, extra_groups=[]).returncode:
+        raise PoolError(
+            f"{source}: {account.name}, of the group tmemd, may not {what} it: chgrp tmemd and chmod g+{flag} it, and"
+            " let the group into the directories above it (chmod g+x)"
+        )
 
 
 def remove(place: Place, definition: Definition, account: Account | None) -> None:
-    """Take away what `make` made and the device wrote. Disks and sources stay, and are root's again."""
+    """Take away what `make` made and the device wrote. Disks and sources stay, and are again whose they were."""
     path, bitmap = definition.backing_path, definition.bitmap_path
     for each in (path if path and not path.is_block_device() else None, bitmap, bitmap and Path(f"{bitmap}.new")):
         if each:
@@ -137,9 +146,9 @@ def remove(place: Place, definition: Definition, account: Account | None) -> Non
             path.parent.rmdir()
     for kept in (path, definition.source_path):
         if kept and account and kept.exists() and kept.stat().st_uid == account.uid:
-            os.chown(kept, 0, -1)
+            os.chown(kept, int(definition.source_owner or 0), -1)
     for directory in (place.home(definition.name), place.vhost_directory(definition.name)):
-        if directory.exists():
+        if directory.exists() and not (definition.source_path and definition.source_path.is_relative_to(directory)):
             shutil.rmtree(directory)
 
 
