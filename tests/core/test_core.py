@@ -52,6 +52,7 @@ def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress
         pytest.param("failures", ["-Wl,--wrap=bounce_get,--wrap=bounce_put"], id="what fails half-way is an error"),
         pytest.param("bits", [], id="neighbouring bits set at the same time are both set"),
         pytest.param("records", [], id="a record that cannot be is no page"),
+        pytest.param("fenced", [], id="beyond its fence a device does nothing"),
         pytest.param("buckets", [], id="latencies fall into the buckets they should"),
     ],
 )

@@ -6,6 +6,7 @@ import errno
 import http.client
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -38,7 +39,7 @@ def test_every_counter_of_a_pool_is_told() -> None:
     pool = msgspec.structs.replace(pool, counters=Counters(**numbers))
     told = set(samples(exposition(Snapshot([pool]))).values())
     not_told = {field for field, number in numbers.items() if number not in told}
-    assert not_told == {"minimum_bytes", "pid", "sync_failed"}
+    assert not_told == {"minimum_bytes", "pid", "sync_failed", "fenced_at"}
 
 
 def test_a_failed_sync_is_told() -> None:
@@ -46,6 +47,17 @@ def test_a_failed_sync_is_told() -> None:
     failed = msgspec.structs.replace(web, name="bad", counters=msgspec.structs.replace(web.counters, sync_failed=1))
     found = samples(exposition(Snapshot([web, failed])))
     assert [value(found, "tmemd_pool_sync_failed", pool=name) for name in ("web", "bad")] == [0, 1]
+
+
+def test_a_lease_that_is_over_is_told() -> None:
+    now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    ends = {"none": 0, "over": now, "held": now + 10**12}
+    pools = [
+        msgspec.structs.replace(status(name), counters=msgspec.structs.replace(status(name).counters, fenced_at=end))
+        for name, end in ends.items()
+    ]
+    found = samples(exposition(Snapshot(pools)))
+    assert [value(found, "tmemd_pool_fenced", pool=name) for name in ends] == [0, 1, 0]
 
 
 def test_the_kind_of_a_pool_is_told() -> None:

@@ -83,6 +83,7 @@ class Device:
         ephemeral: bool = False,  # the file is the device; pages in tmem are copies, and nothing needs a bitmap
         read_only: bool = False,  # nothing more is read from it once somebody has changed it
         remote: Remote | None = None,  # instead of file_fd
+        fenced_at: int = 0,  # as `fence` takes it; 0: it has no lease
         bitmap_offset: int = 0,  # where the bitmap begins, in bytes: in bitmap_fd, or where that is -1 in the remote
         cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
     ) -> None: ...
@@ -107,6 +108,9 @@ class Device:
         """Begin the next coldness generation."""
     def publish_ages(self) -> None:
         """Publish in the statistics page what lies in tmem and in the file, by age."""
+    def fence(self, at: int) -> None: ...
+    def stop(self) -> None: ...
+    def go_on(self) -> None: ...
     def count_nbd(self, more: int) -> None: ...
     def publish_remote(self, status: RemoteStatus) -> None:
         """Note in the statistics page how the device's remote is."""

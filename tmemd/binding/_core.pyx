@@ -55,6 +55,7 @@ cdef extern from "tmem.h" nogil:
         bint durable
         bint ephemeral
         bint read_only
+        uint64_t fenced_at
         const tm_cgroup *cgroups
         size_t n_cgroups
 
@@ -103,6 +104,9 @@ cdef extern from "tmem.h" nogil:
 
     int tm_save(tm_device *device, tm_saving *saving, void *buffer, size_t size, size_t *used)
     int tm_restore(tm_device *device, tm_restoring *restoring, const void *buffer, size_t size, size_t *used)
+    void tm_fence(tm_device *device, uint64_t at)
+    void tm_stop(tm_device *device)
+    void tm_go_on(tm_device *device)
     void tm_publish_pid(tm_device *device)
     uint64_t tm_free_slot_bytes(tm_device *device)
     tm_remote *tm_remote_state "tm_remote"(tm_device *device)
@@ -321,7 +325,7 @@ cdef class Device:
     def __cinit__(
         self, int pool_fd, int file_fd, int bitmap_fd, *, str name, uint64_t size, uint64_t limit, uint64_t region,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
-        bint ephemeral=False, bint read_only=False, Remote remote=None, uint64_t bitmap_offset=0,
+        bint ephemeral=False, bint read_only=False, Remote remote=None, uint64_t bitmap_offset=0, uint64_t fenced_at=0,
     ):
         cdef char error[256]
         cdef bytes encoded = name.encode()
@@ -340,7 +344,7 @@ cdef class Device:
             config = tm_config(
                 encoded, pool_fd, file_fd, bitmap_fd, size, limit, region,
                 far, bitmap_offset, file_bytes, direct, lost_zero, durable, ephemeral,
-                read_only, cgroups, n,
+                read_only, fenced_at, cgroups, n,
             )
             with nogil:
                 code = tm_open(&config, &self.device, error, sizeof(error))
@@ -418,6 +422,20 @@ cdef class Device:
         cdef tm_device *device = self.handle(0, 0)
         with nogil:
             tm_publish_ages(device)
+
+    def fence(self, uint64_t at):
+        """Of a device with a lease: have it fail from that time of CLOCK_BOOTTIME on, in nanoseconds."""
+        tm_fence(self.handle(0, 0), at)
+
+    def stop(self):
+        """Have every request fail from now on; returns when those under way are done."""
+        cdef tm_device *device = self.handle(0, 0)
+        with nogil:
+            tm_stop(device)
+
+    def go_on(self):
+        """Take requests again."""
+        tm_go_on(self.handle(0, 0))
 
     def count_nbd(self, int more):
         """Note that so many connections of NBD have come, or gone."""

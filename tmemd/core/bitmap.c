@@ -47,6 +47,8 @@ static void count_set(struct bitmap *bitmap)
 static int write_block(struct bitmap *bitmap, uint64_t block)
 {
     size_t bytes = block_bytes(bitmap, block);
+    if (fence_is_reached(bitmap->fence))
+        return EIO;
     memset(bitmap->block, 0, bytes);
     for (uint64_t i = block * BLOCK_BITS; i < block_end(bitmap, block); i++)
         bitmap->block[i % BLOCK_BITS / 8] |=
@@ -78,18 +80,19 @@ static int load(struct bitmap *bitmap)
     return error ? error : make_durable(bitmap);
 }
 
-int bitmap_init(struct bitmap *bitmap, const struct tm_config *config,
+int bitmap_init(struct bitmap *bitmap, const struct tm_config *config, const struct fence *fence,
                 const struct tm_layout *layout, struct tm_counters *counters)
 {
-    *bitmap = (struct bitmap){.region_pages = config->region / TM_PAGE, .counters = counters};
+    *bitmap = (struct bitmap){
+        .fence = fence, .region_pages = config->region / TM_PAGE, .counters = counters};
     pthread_mutex_init(&bitmap->lock, NULL);
     if (config->bitmap_fd >= 0) {
         local_init(&bitmap->local, config->bitmap_fd, false, false);
         bitmap->store = &bitmap->local.store;
     } else {
         bitmap->store = config->bitmap_offset ? config->remote : NULL;
-        bitmap->whole_blocks = true;
     }
+    bitmap->whole_blocks = config->bitmap_offset != 0;
     bitmap->offset = config->bitmap_offset;
     if (!bitmap->store)
         return 0;
@@ -97,12 +100,14 @@ int bitmap_init(struct bitmap *bitmap, const struct tm_config *config,
         return EINVAL;
     bitmap->n = (layout->pages + bitmap->region_pages - 1) / bitmap->region_pages;
     bitmap->regions = calloc(bitmap->n, sizeof *bitmap->regions);
-    return bitmap->regions ? load(bitmap) : ENOMEM;
+    bitmap->block = aligned_alloc(TM_PAGE, TM_PAGE);
+    return bitmap->regions && bitmap->block ? load(bitmap) : ENOMEM;
 }
 
 void bitmap_destroy(struct bitmap *bitmap)
 {
     free(bitmap->regions);
+    free(bitmap->block);
     pthread_mutex_destroy(&bitmap->lock);
 }
 

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "fence.h"
 #include "local.h"
 #include "tmem.h"
 
@@ -18,19 +19,20 @@ enum { BITMAP_BITS_OFFSET = TM_PAGE };
 enum region_state { BITMAP_CLEAN = 0, BITMAP_SET = 1, BITMAP_CLEANING = 2, BITMAP_SETTING = 3 };
 
 struct bitmap {
-    struct store *store; /* NULL: none */
-    struct local local;  /* the store, if it is not another's */
-    uint64_t offset;     /* where it begins in the store */
-    bool whole_blocks;   /* the store takes no less */
+    struct store *store;       /* NULL: none */
+    struct local local;        /* the store, if it is not another's */
+    const struct fence *fence; /* where that is reached no bit is written */
+    uint64_t offset;           /* where it begins in the store */
+    bool whole_blocks;         /* the store takes no less */
     uint64_t region_pages, n;
     _Atomic uint8_t *regions; /* enum region_state */
     struct tm_counters *counters;
-    pthread_mutex_t lock;   /* held over each write of bits, its sync included */
-    uint8_t block[TM_PAGE]; /* what is written; under lock */
+    pthread_mutex_t lock; /* held over each write of bits, its sync included */
+    uint8_t *block;       /* what is written, aligned; under lock */
 };
 
 /* Read the bits, and make them durable: the last process may have been killed before its sync. */
-int bitmap_init(struct bitmap *bitmap, const struct tm_config *config,
+int bitmap_init(struct bitmap *bitmap, const struct tm_config *config, const struct fence *fence,
                 const struct tm_layout *layout, struct tm_counters *counters);
 void bitmap_destroy(struct bitmap *bitmap);
 

@@ -126,7 +126,7 @@ int clean_resync(struct tm_device *device)
     return error;
 }
 
-int tm_flush(struct tm_device *device)
+static int flush_inside(struct tm_device *device)
 {
     stats_add(&device->counters->flushes, 1);
     int error = atomic_load(&device->stale) ? clean_resync(device) : 0;
@@ -135,5 +135,14 @@ int tm_flush(struct tm_device *device)
     if (!error)
         error = file_sync(&device->file);
     stats_add(&device->counters->io_errors, error != 0);
+    return error;
+}
+
+int tm_flush(struct tm_device *device)
+{
+    if (!fence_enter(&device->fence))
+        return EIO;
+    int error = flush_inside(device);
+    fence_leave(&device->fence);
     return error;
 }

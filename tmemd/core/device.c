@@ -49,12 +49,13 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
                       size_t error_size)
 {
     struct tm_counters *counters = device->counters;
+    fence_init(&device->fence, &counters->fenced_at, config->fenced_at);
     int failed = budget_init(&device->budget, config, counters, device->control);
     if (!failed)
         failed = slots_init(&device->slots, device->base + device->layout.data_offset,
                             &device->layout, &device->budget);
     if (!failed) {
-        failed = bitmap_init(&device->bitmap, config, &device->layout, counters);
+        failed = bitmap_init(&device->bitmap, config, &device->fence, &device->layout, counters);
         if (failed)
             snprintf(error, error_size,
                      "the bitmap of its backing file cannot be read or synced: %s",
@@ -62,7 +63,7 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
     }
     aging_init(device);
     if (!failed)
-        failed = file_init(&device->file, config, &counters->sync_failed);
+        failed = file_init(&device->file, config, &device->fence, &counters->sync_failed);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
     return failed;
@@ -162,6 +163,15 @@ void tm_close(struct tm_device *device)
     locks_destroy(&device->locks);
     free(device);
 }
+
+void tm_fence(struct tm_device *device, uint64_t at)
+{
+    atomic_store(&device->counters->fenced_at, at);
+}
+
+void tm_stop(struct tm_device *device) { fence_stop(&device->fence); }
+
+void tm_go_on(struct tm_device *device) { atomic_store(&device->fence.stopped, false); }
 
 void tm_publish_pid(struct tm_device *device)
 {

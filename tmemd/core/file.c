@@ -4,9 +4,10 @@
 #include <errno.h>
 #include <string.h>
 
-int file_init(struct file *file, const struct tm_config *config, _Atomic uint64_t *sync_failed)
+int file_init(struct file *file, const struct tm_config *config, const struct fence *fence,
+              _Atomic uint64_t *sync_failed)
 {
-    *file = (struct file){.bytes = config->file_bytes, .sync_failed = sync_failed};
+    *file = (struct file){.fence = fence, .bytes = config->file_bytes, .sync_failed = sync_failed};
     pthread_mutex_init(&file->lock, NULL);
     pthread_cond_init(&file->synced, NULL);
     if (config->remote)
@@ -37,6 +38,8 @@ static size_t clamp(const struct file *file, uint64_t offset, uint64_t length)
 int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer)
 {
     size_t whole = (size_t)n * TM_PAGE, length = clamp(file, page * TM_PAGE, whole);
+    if (fence_is_reached(file->fence))
+        return EIO;
     int error = length ? file->store->ops->read(file->store, page * TM_PAGE, length, buffer) : 0;
     if (!error)
         memset(buffer + length, 0, whole - length);
@@ -46,6 +49,8 @@ int file_read(struct file *file, uint64_t page, uint32_t n, uint8_t *buffer)
 int file_write(struct file *file, uint64_t page, uint32_t n, const uint8_t *buffer, bool through)
 {
     size_t length = clamp(file, page * TM_PAGE, (uint64_t)n * TM_PAGE);
+    if (fence_is_reached(file->fence))
+        return EIO;
     return length ? file->store->ops->write(file->store, page * TM_PAGE, length, buffer, through)
                   : 0;
 }
@@ -70,6 +75,8 @@ static int write_zeros(struct file *file, uint64_t page, uint64_t n, bool throug
 int file_zero(struct file *file, uint64_t page, uint64_t n, bool punch, bool through)
 {
     size_t length = clamp(file, page * TM_PAGE, n * TM_PAGE);
+    if (fence_is_reached(file->fence))
+        return EIO;
     int error =
         length ? file->store->ops->zero(file->store, page * TM_PAGE, length, punch, through) : 0;
     return error == ENOTSUP ? write_zeros(file, page, n, through) : error;
@@ -91,6 +98,8 @@ static void sync_now(struct file *file)
 
 int file_sync(struct file *file)
 {
+    if (fence_is_reached(file->fence))
+        return EIO;
     pthread_mutex_lock(&file->lock);
     uint64_t needed =
         file->syncs_begun + 1; /* one that is under way may have missed what we wrote */

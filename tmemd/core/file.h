@@ -7,12 +7,14 @@
 #include <stdint.h>
 
 #include "bounce.h"
+#include "fence.h"
 #include "local.h"
 #include "tmem.h"
 
 struct file {
-    struct store *store; /* NULL: none */
-    struct local local;  /* the store, if it is not another's */
+    struct store *store;       /* NULL: none */
+    struct local local;        /* the store, if it is not another's */
+    const struct fence *fence; /* where that is reached all fails with EIO */
     uint64_t bytes;
     _Atomic uint64_t *sync_failed; /* not 0: a sync failed, and what it covered may be lost,
                                       whatever later ones say */
@@ -23,7 +25,8 @@ struct file {
 };
 
 /* sync_failed is the caller's, in the pool: it outlives the process. */
-int file_init(struct file *file, const struct tm_config *config, _Atomic uint64_t *sync_failed);
+int file_init(struct file *file, const struct tm_config *config, const struct fence *fence,
+              _Atomic uint64_t *sync_failed);
 void file_destroy(struct file *file);
 
 /* Whole pages to or from an aligned buffer: 0 or an errno; ESTALE: what must not change has.

@@ -47,6 +47,8 @@ struct tm_counters {
     _Atomic uint64_t demotion_writes, promotions;
     _Atomic uint64_t sync_failed; /* not 0: what was written to the file before may be lost,
                                      whatever later syncs say */
+    _Atomic uint64_t fenced_at;   /* ns of CLOCK_BOOTTIME: from then on it is not served, unless the
+                                     lease is renewed (fence.h); 0: there is none */
 };
 
 /* Latencies of one kind of page operation. The bounds are two in each octave: counts[2k] is of

@@ -45,7 +45,7 @@ void promote_run(struct tm_device *device, uint64_t first, uint32_t n, const uin
             promote_page(device, first + i, content + (size_t)i * TM_PAGE, words[i]);
 }
 
-int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset)
+static int cache_inside(struct tm_device *device, uint64_t count, uint64_t offset)
 {
     uint8_t content[TM_PAGE];
     uint64_t last = (offset + count + TM_PAGE - 1) / TM_PAGE, word;
@@ -56,4 +56,13 @@ int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset)
              !promote_page(device, page, content, word)))
             break; /* a hint: what cannot be brought in stays where it is */
     return 0;
+}
+
+int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset)
+{
+    if (!fence_enter(&device->fence))
+        return EIO;
+    int error = cache_inside(device, count, offset);
+    fence_leave(&device->fence);
+    return error;
 }

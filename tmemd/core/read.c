@@ -40,7 +40,7 @@ static int read_part(struct tm_device *device, uint64_t page, uint32_t from, uin
     return error;
 }
 
-int tm_read(struct tm_device *device, void *buffer, uint32_t count, uint64_t offset)
+static int read_inside(struct tm_device *device, void *buffer, uint32_t count, uint64_t offset)
 {
     uint8_t *to = buffer;
     int error = 0;
@@ -60,5 +60,14 @@ int tm_read(struct tm_device *device, void *buffer, uint32_t count, uint64_t off
         offset += length;
         count -= length;
     }
+    return error;
+}
+
+int tm_read(struct tm_device *device, void *buffer, uint32_t count, uint64_t offset)
+{
+    if (!fence_enter(&device->fence))
+        return EIO;
+    int error = read_inside(device, buffer, count, offset);
+    fence_leave(&device->fence);
     return error;
 }

@@ -5,6 +5,7 @@
 #include "ages.h"
 #include "bitmap.h"
 #include "budget.h"
+#include "fence.h"
 #include "file.h"
 #include "locks.h"
 #include "slots.h"
@@ -51,6 +52,7 @@ struct tm_device {
     struct usage usage;
     _Atomic uint32_t versions; /* of pages that are in the file alone, if it is ephemeral */
     struct ages ages;
+    struct fence fence;
     struct budget budget;
     struct slots slots;
     struct file file;

@@ -35,6 +35,7 @@ struct tm_config {
                        moment; besides, it is durable and needs no bitmap */
     bool read_only; /* ephemeral: nobody may change the file, and nothing is read from it once
                        somebody has */
+    uint64_t fenced_at; /* ns of CLOCK_BOOTTIME, as tm_fence says; 0: it has no lease */
     const struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };
@@ -114,6 +115,12 @@ struct tm_restoring {
  * an errno; EBADMSG: the record at *used is damaged. */
 int tm_restore(struct tm_device *device, struct tm_restoring *restoring, const void *buffer,
                size_t size, size_t *used);
+/* Of a device with a lease: every request fails from that time of CLOCK_BOOTTIME on, in ns, and so
+ * does all I/O but to the pool. A later call may put it off. */
+void tm_fence(struct tm_device *device, uint64_t at);
+/* Have every request fail from now on, and wait until those under way are done; or no longer. */
+void tm_stop(struct tm_device *device);
+void tm_go_on(struct tm_device *device);
 
 /* Note that the calling process serves the device from now on. */
 void tm_publish_pid(struct tm_device *device);

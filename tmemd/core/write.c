@@ -163,8 +163,8 @@ static int write_part(struct tm_device *device, uint64_t page, const struct part
     return state_has_file(device) ? overwrite_part(device, page, part) : EIO;
 }
 
-int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset,
-             bool fua)
+static int write_inside(struct tm_device *device, const void *buffer, uint32_t count,
+                        uint64_t offset, bool fua)
 {
     const uint8_t *bytes = buffer;
     int error = 0;
@@ -185,4 +185,14 @@ int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint6
         count -= length;
     }
     return !error && fua ? tm_flush(device) : error;
+}
+
+int tm_write(struct tm_device *device, const void *buffer, uint32_t count, uint64_t offset,
+             bool fua)
+{
+    if (!fence_enter(&device->fence))
+        return EIO;
+    int error = write_inside(device, buffer, count, offset, fua);
+    fence_leave(&device->fence);
+    return error;
 }

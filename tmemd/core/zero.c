@@ -67,8 +67,13 @@ static int zero_range(struct tm_device *device, uint64_t offset, uint64_t end, b
 static int zero_and_flush(struct tm_device *device, uint64_t count, uint64_t offset, bool fua,
                           bool edges)
 {
+    if (!fence_enter(&device->fence))
+        return EIO;
     int error = count ? zero_range(device, offset, offset + count, edges) : 0;
-    return !error && fua ? tm_flush(device) : error;
+    if (!error && fua)
+        error = tm_flush(device);
+    fence_leave(&device->fence);
+    return error;
 }
 
 int tm_zero(struct tm_device *device, uint64_t count, uint64_t offset, bool fua)

@@ -83,6 +83,8 @@ POOL_GAUGES: Final[_PoolGauges] = {
     "frozen": ("Whether puts are refused because it was frozen.", lambda pool: pool.frozen),
     "sync_failed": ("Whether a sync of the backing file failed: nothing is durable until the pool is made anew.",
                     lambda pool: pool.counters.sync_failed != 0),
+    "fenced": ("Whether the lease on its backing is over, so that every request fails.",
+               lambda pool: pool.counters.is_fenced),
     "served": ("Whether a plugin serves the device.", lambda pool: pool.served),
     "never_trims": ("Whether the guest swaps and never says which pages are dead, so that they fill tmem.",
                     lambda pool: pool.never_trims),

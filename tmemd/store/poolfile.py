@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,6 +174,12 @@ class Counters(msgspec.Struct, frozen=True, gc=False):
     demotion_writes: int = 0  # pages that demotion wrote to the file; one that was there already is not written
     promotions: int = 0  # pages put again when they were read from the file
     sync_failed: int = 0  # not 0: a sync of the file failed, and what was written there before may be lost
+    fenced_at: int = 0  # nanoseconds since boot: from then on it is not served unless its lease is renewed; 0: no lease
+
+    @property
+    def is_fenced(self) -> bool:
+        """Whether its lease is over, so that every request fails."""
+        return 0 < self.fenced_at <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     @property
     def compression(self) -> float | None:

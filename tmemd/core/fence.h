@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Until when a device whose backing other hosts can reach may be served: its owner's lease is kept
+ * elsewhere (tmemd.device.lease), and here is only what makes it bind. From that time on each
+ * request fails, and each look at the backing, whoever is asleep or was stopped meanwhile. */
+#pragma once
+
+#include <stdbool.h>
+
+#include "layout.h"
+
+struct fence {
+    _Atomic uint64_t *at; /* ns of CLOCK_BOOTTIME, in the pool: it outlives the process; NULL: there
+                             is no lease, and no fence */
+    _Atomic bool stopped; /* no request is let in */
+    _Atomic uint64_t inside; /* requests */
+};
+
+/* at: 0 for none. */
+void fence_init(struct fence *fence, _Atomic uint64_t *word, uint64_t at);
+
+/* Whether it is reached. The clock goes on while the host sleeps, and costs what any does. */
+bool fence_is_reached(const struct fence *fence);
+
+/* Before and after each request; one that is not let in fails. */
+bool fence_enter(struct fence *fence);
+void fence_leave(struct fence *fence);
+
+/* Let no request in any more, and wait until those inside are done. */
+void fence_stop(struct fence *fence);
