@@ -23,8 +23,11 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   pools=DIR         directory on a tmpfs for the pool, DIR/NAME.pool (default: /dev/shm/tmem-UID)
   tmemd=SOCKET      get the pool from the tmemd that listens there, and let it set the target; with pools= as well, a
                     pool that is there already is found without it
-  bitmap=FILE       the write-intent bitmap, which says after the host died what of the backing file can be trusted
-                    (default: the backing file's name with .map; a block device has no default)
+  bitmap=FILE|inside  the write-intent bitmap, which says after the host died what of the backing file can be trusted
+                    (default: the backing file's name with .map); inside: in a tail at its end, with a lease that lets
+                    one host at a time have the device (the default for what is no file)
+  lease=SECONDS     how long other hosts see nothing of this one before they take the device (default: 20, and with a
+                    server that may be away longer, twice that time and 10); half of it after a renewal this host stops
   lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
   flush=none|durable  durable: writes reach the file before they are acknowledged, and FLUSH and FUA sync it;
                     none (default): FLUSH and FUA are acknowledged at once, for swap needs no more
@@ -70,7 +73,7 @@ try:
     from tmemd.binding._core import cache, extents, flush, pread, pwrite, trim, zero  # noqa: F401 - callbacks
     from tmemd.device import watermark
     from tmemd.device.clients import EVERYBODY, InUseError
-    from tmemd.device.config import POLL_US, DeviceConfig, Uri, parse_place
+    from tmemd.device.config import INSIDE, POLL_US, DeviceConfig, Uri, parse_place
     from tmemd.device.serve import ServedDevice, check_together, open_devices
     from tmemd.device.source import size_of
     from tmemd.sizes import parse_size
@@ -85,7 +88,7 @@ API_VERSION = 2
 
 KEYS = (
     "size", "backing", "source", "write", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve",
-    "watermark", "vhost", "poll", "timeout", "connections",
+    "watermark", "vhost", "poll", "timeout", "connections", "lease",
 )  # fmt: skip
 OLD_KEYS = {"map": "bitmap", "headroom": "watermark"}
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
@@ -229,7 +232,9 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         limit=_size(device, "limit"),
         pools=_path(device, "pools"),
         tmemd=_path(device, "tmemd"),
-        bitmap=_path(device, "bitmap"),
+        bitmap=None if device.get("bitmap") == INSIDE else _path(device, "bitmap"),
+        inside=device.get("bitmap") == INSIDE,
+        lease=_seconds(device, "lease", 0) or None,
         lost_zero=_choice(device, "lost", "error", "zero"),
         durable=_choice(device, "flush", "none", "durable"),
         shared=_choice(device, "clients", "one", "any") or (only_read and "clients" not in device),
@@ -273,6 +278,7 @@ def get_ready() -> None:
     try:
         for served in open_devices(_configs, debug=nbdkit.debug):
             _served[served.config.name] = served
+            served.before_fork()
     except PoolError as error:
         _stop(error)
 

@@ -142,6 +142,7 @@ def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
         doors=now.doors() if now else None,
         remote=_remote(now) if now else None,
         durable=identity is not None and identity.is_durable,
+        epoch=identity.epoch if identity else None,
     )
 
 

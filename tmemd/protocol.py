@@ -228,6 +228,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     doors: Doors | None = None
     remote: RemoteState | None = None  # where its file, or source, is an NBD server's export
     durable: bool = False  # a write reaches the file before it is acknowledged
+    epoch: int | None = None  # how often the pool was made anew; None: not known
     answer: int | None = None  # errno of the request asked about, 0 for success; None: it is still to be done
 
     @property
@@ -283,7 +284,8 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
         settings = self.settings
         own |= {"weight": settings.weight, "cap_bytes": settings.cap, "minimum_bytes": settings.minimum}
         own |= {"pinned_target_bytes": settings.target, "compression_enabled": settings.compression}
-        own["never_trims"] = self.never_trims
+        own |= {"never_trims": self.never_trims, "fenced": self.counters.is_fenced}
+        own["lease_seconds"] = self.counters.lease_seconds
         own["least_bytes"] = self.counters.minimum_bytes
         own |= {key: value for key, value in msgspec.structs.asdict(self.counters).items() if key not in own}
         return own | {old: own[new] for old, new in OLD_NAMES.items()}

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import nbd
 
@@ -27,7 +28,8 @@ from tests.support.content import PAGE
 from tests.support.harness import MIB, Control
 from tests.support.vhost.disk import SECTOR, Disk
 from tmemd.binding import _core
-from tmemd.device.config import DeviceConfig
+from tmemd.device.config import MAX_LEASE, DeviceConfig
+from tmemd.device.lease import Clock, Keeper
 from tmemd.device.serve import ServedDevice, open_device
 from tmemd.device.vhost import VhostDoor
 from tmemd.store.poolfile import PoolError
@@ -37,17 +39,28 @@ FUA = 2  # nbdkit's flag
 
 
 def open_life(
-    files: Path, pools: Path, boot: uuid.UUID, *, durable: bool = False, lost_zero: bool = False
+    files: Path, pools: Path, boot: uuid.UUID, *, durable: bool = False, lost_zero: bool = False, inside: bool = False
 ) -> ServedDevice:
-    """The device whose backing file and map are in *files*, on the host of that boot id."""
+    """The device whose backing file and map are in *files*, on the host of that boot id.
+
+    *inside*: the map is in the file's tail. Its lease is as long as any life, and waits for nobody.
+    """
     root = pools / "root"
     identity = root / "proc/sys/kernel/random/boot_id"
     identity.parent.mkdir(parents=True, exist_ok=True)
     identity.write_text(f"{boot}\n")
     config = DeviceConfig(
-        "life", SIZE, files / "backing", 8 * MIB, pools, durable=durable, lost_zero=lost_zero, reserve=False
-    )
-    return open_device(config, root=root)
+        "life", SIZE, files / "backing", 8 * MIB, pools, durable=durable, lost_zero=lost_zero, reserve=False,
+        inside=inside, lease=MAX_LEASE,
+    )  # fmt: skip
+    with patch.object(Clock, "sleep", _skip), patch.object(Keeper, "start", lambda *_: None):
+        return open_device(config, root=root)
+
+
+def _skip(clock: Clock, seconds: float) -> None:
+    """As if the time had passed."""
+    before = clock.now()
+    clock.now = lambda: before + seconds  # type: ignore[method-assign]
 
 
 def read_page(core: _core.Device, page: int) -> bytes | None:
@@ -203,12 +216,21 @@ def main() -> None:
     parser.add_argument("boot", type=uuid.UUID)
     parser.add_argument("--durable", action="store_true")
     parser.add_argument("--lost-zero", action="store_true")
+    parser.add_argument("--inside", action="store_true", help="have the map in the file's tail")
     parser.add_argument("--vhost", action="store_true", help="let requests come by the virtio door")
     parser.add_argument("--look", action="store_true", help="read all pages first")
     args = parser.parse_args()
     steps: list[Step] = pickle.load(sys.stdin.buffer)
     try:
-        open_it = partial(open_life, args.files, args.pools, args.boot, durable=args.durable, lost_zero=args.lost_zero)
+        open_it = partial(
+            open_life,
+            args.files,
+            args.pools,
+            args.boot,
+            durable=args.durable,
+            lost_zero=args.lost_zero,
+            inside=args.inside,
+        )
         life = Life(open_it, vhost=args.pools / "vhost.sock" if args.vhost else None)
         for page in PAGES if args.look else []:
             life.look(page)

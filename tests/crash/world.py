@@ -37,15 +37,16 @@ class World:
         lost_zero: bool = False,
         samples: int = 1,
         vhost: bool = False,
+        inside: bool = False,
     ) -> None:
-        """With *vhost* requests come by the virtio door."""
+        """With *vhost* requests come by the virtio door; *inside*: the map is in the file's tail."""
         self.rng = random.Random(seed)
         self.truth = Truth(durable=durable, lost_zero=lost_zero)
         self.found: Counter[Kind] = Counter()  # pages after the host's death
         self._samples = samples
-        options = {"--durable": durable, "--lost-zero": lost_zero, "--vhost": vhost}
+        options = {"--durable": durable, "--lost-zero": lost_zero, "--vhost": vhost, "--inside": inside}
         self._options = [option for option, given in options.items() if given]
-        self._durable, self._lost_zero = durable, lost_zero
+        self._device = {"durable": durable, "lost_zero": lost_zero, "inside": inside}
         self._base, self._files, self._pools = base, base / "files", base / "pools"
         self._afterlife = base / "afterlife"
         for path in (self._files, self._pools):
@@ -125,9 +126,7 @@ class World:
         self._afterlife.mkdir()
         for path, file in self._disk.after_death().items():
             file.write_to(self._afterlife / path.name)
-        served = open_life(
-            self._afterlife, self._afterlife, uuid.uuid4(), durable=self._durable, lost_zero=self._lost_zero
-        )
+        served = open_life(self._afterlife, self._afterlife, uuid.uuid4(), **self._device)
         try:
             pages = {page: read_page(served.core, page) for page in PAGES}
         finally:

@@ -22,7 +22,7 @@ SECTOR = 512
 ids = st.uuids()
 numbers = st.integers(0, 2**64 - 1)
 names = st.text("abc0._-", min_size=1, max_size=63)
-identities = st.builds(Identity, numbers, numbers, st.integers(0, 2**32 - 1), ids, names, st.booleans())
+identities = st.builds(Identity, numbers, numbers, st.integers(0, 2**32 - 1), ids, names, st.booleans(), st.booleans())
 claims = st.builds(Claim, numbers, ids, numbers, numbers, names)
 renewals = st.builds(
     Renewal, numbers, ids, numbers, st.sampled_from(State), st.none() | ids.filter(lambda one: one.int != 0)
@@ -134,7 +134,7 @@ def test_a_torn_claim_leaves_the_one_before(torn_at: int) -> None:
 
 @pytest.mark.parametrize("torn_at", range(0, BLOCK + 1, SECTOR))
 def test_a_torn_name_is_the_old_or_the_new(torn_at: int) -> None:
-    for store in writes_of(lambda one: one.rename("other"), torn_at, new_tail):
+    for store in writes_of(lambda one: one.change(name="other"), torn_at, new_tail):
         found = tail.find(store, "here")
         assert found
         assert found.identity.name in ("device", "other")

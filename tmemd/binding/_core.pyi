@@ -59,6 +59,12 @@ class Remote:
     def status(self) -> RemoteStatus:
         """How it is now."""
 
+class Fence:
+    """When a device stops being served, for its lease is over: at first, always."""
+
+    def set(self, at: int) -> None:
+        """Have it fail from that time of CLOCK_BOOTTIME on, in nanoseconds."""
+
 class Device:
     """One device: its pool, its backing file and its write-intent bitmap. Every method may be called from any thread.
 
@@ -83,7 +89,7 @@ class Device:
         ephemeral: bool = False,  # the file is the device; pages in tmem are copies, and nothing needs a bitmap
         read_only: bool = False,  # nothing more is read from it once somebody has changed it
         remote: Remote | None = None,  # instead of file_fd
-        fenced_at: int = 0,  # as `fence` takes it; 0: it has no lease
+        fence: Fence | None = None,  # beyond which it is not served; None: it has no lease
         bitmap_offset: int = 0,  # where the bitmap begins, in bytes: in bitmap_fd, or where that is -1 in the remote
         cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
     ) -> None: ...
@@ -108,9 +114,12 @@ class Device:
         """Begin the next coldness generation."""
     def publish_ages(self) -> None:
         """Publish in the statistics page what lies in tmem and in the file, by age."""
-    def fence(self, at: int) -> None: ...
-    def stop(self) -> None: ...
-    def go_on(self) -> None: ...
+    def put_off(self, at: int) -> None:
+        """Set its fence, as `Fence.set` does, and say so in the pool."""
+    def stop(self) -> None:
+        """Have every request fail from now on; returns when those under way are done."""
+    def go_on(self) -> None:
+        """Take requests again."""
     def count_nbd(self, more: int) -> None: ...
     def publish_remote(self, status: RemoteStatus) -> None:
         """Note in the statistics page how the device's remote is."""

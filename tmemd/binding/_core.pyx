@@ -22,6 +22,14 @@ cdef extern from "layout.h" nogil:
         uint64_t repeats
         uint64_t away_ms
 
+cdef extern from *:
+    """
+    typedef _Atomic uint64_t atomic_word;
+    static void store_word(atomic_word *word, uint64_t value) { atomic_store(word, value); }
+    """
+    ctypedef uint64_t atomic_word
+    void store_word(atomic_word *word, uint64_t value)
+
 cdef extern from "tmem.h" nogil:
     struct tm_device:
         pass
@@ -55,7 +63,7 @@ cdef extern from "tmem.h" nogil:
         bint durable
         bint ephemeral
         bint read_only
-        uint64_t fenced_at
+        atomic_word *fence
         const tm_cgroup *cgroups
         size_t n_cgroups
 
@@ -314,6 +322,19 @@ cdef class Remote:
         )
 
 
+cdef class Fence:
+    """When a device stops being served, for its lease is over: at first, always."""
+
+    cdef atomic_word at
+
+    def __cinit__(self):
+        store_word(&self.at, 0)
+
+    def set(self, uint64_t at):
+        """Have it fail from that time of CLOCK_BOOTTIME on, in nanoseconds."""
+        store_word(&self.at, at)
+
+
 cdef class Device:
     """One device: its pool, its backing file and its write-intent bitmap. Every method may be called from any thread."""
 
@@ -321,11 +342,12 @@ cdef class Device:
     cdef readonly uint64_t size
     cdef readonly str name
     cdef Remote remote  # lives as long
+    cdef Fence word  # likewise
 
     def __cinit__(
         self, int pool_fd, int file_fd, int bitmap_fd, *, str name, uint64_t size, uint64_t limit, uint64_t region,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
-        bint ephemeral=False, bint read_only=False, Remote remote=None, uint64_t bitmap_offset=0, uint64_t fenced_at=0,
+        bint ephemeral=False, bint read_only=False, Remote remote=None, uint64_t bitmap_offset=0, Fence fence=None,
     ):
         cdef char error[256]
         cdef bytes encoded = name.encode()
@@ -334,17 +356,20 @@ cdef class Device:
         cdef tm_cgroup *cgroups = <tm_cgroup *>calloc(n + 1, sizeof(tm_cgroup))
         cdef tm_config config
         cdef store *far = NULL
+        cdef atomic_word *word = NULL
         if cgroups == NULL:
             raise MemoryError
         if remote is not None:
             far = remote_store(remote.remote)
+        if fence is not None:
+            word = &fence.at
         try:
             for i, (limit_fd, usage_fd) in enumerate(cgroup):
                 cgroups[i] = tm_cgroup(limit_fd, usage_fd)
             config = tm_config(
                 encoded, pool_fd, file_fd, bitmap_fd, size, limit, region,
                 far, bitmap_offset, file_bytes, direct, lost_zero, durable, ephemeral,
-                read_only, fenced_at, cgroups, n,
+                read_only, word, cgroups, n,
             )
             with nogil:
                 code = tm_open(&config, &self.device, error, sizeof(error))
@@ -357,6 +382,7 @@ cdef class Device:
         self.size = size
         self.name = name
         self.remote = remote
+        self.word = fence
 
     def __dealloc__(self):
         if self.device != NULL:
@@ -423,8 +449,8 @@ cdef class Device:
         with nogil:
             tm_publish_ages(device)
 
-    def fence(self, uint64_t at):
-        """Of a device with a lease: have it fail from that time of CLOCK_BOOTTIME on, in nanoseconds."""
+    def put_off(self, uint64_t at):
+        """Of a device with a fence: set it, and say so in the pool."""
         tm_fence(self.handle(0, 0), at)
 
     def stop(self):

@@ -108,6 +108,8 @@ def warnings(status: PoolStatus) -> list[str]:
         return ["unfinished"]
     counters = status.counters
     found = [words for field, words in _GRAVE.items() if getattr(counters, field)]
+    if status.served and counters.is_fenced:
+        found.append("fenced")
     if status.is_away:
         found.append("file is away")
     if status.overtakes:

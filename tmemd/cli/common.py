@@ -146,6 +146,11 @@ def warn_of(status: PoolStatus) -> None:
             f" {status.remote.away_ms // 1000} s: pages in RAM are served, what needs it waits, and fails in the end;"
             " its server's log and nbdinfo tell more"
         )
+    if status.served and status.counters.is_fenced:
+        warn(
+            f"{status.name}: its lease on {printable(status.backing)} is over, so every request fails: another host"
+            " has taken the device, or this one cannot reach it; its server's log tells which"
+        )
     if status.counters.pages_lost:
         warn(
             f"{status.name}: {status.counters.pages_lost} pages were lost with the host, and read as I/O errors until"

@@ -46,12 +46,12 @@ def _plain(field: str, value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if field in _OWN_WORDS:
+        return _OWN_WORDS[field](value)
     if field.endswith("_bytes"):
         return f"{value} ({format_size(value)})" if value else "0"
     if field.endswith("_seconds"):
         return f"median {format_seconds(value['median'])}, 99 % {format_seconds(value['p99'])}"
-    if field in _OWN_WORDS:
-        return _OWN_WORDS[field](value)
     return f"{value:.3f}" if isinstance(value, float) else common.printable(str(value))
 
 
@@ -71,6 +71,10 @@ def _remote(remote: dict[str, Any] | None) -> str:
     return f"{how} ({remote['losses']} lost, {remote['repeats']} requests repeated, {remote['time_outs']} timed out)"
 
 
+def _lease(seconds: float) -> str:
+    return f"ends in {seconds:.1f} s, unless it is renewed" if seconds else "over, so that every request fails"
+
+
 def _ages(ages: list[dict[str, Any]]) -> str:
     return ", ".join(map(_age, ages)) or "-"
 
@@ -83,6 +87,7 @@ def _age(age: dict[str, Any]) -> str:
 _OWN_WORDS: Final[dict[str, Callable[[Any], str]]] = {
     "stored_by_age": _ages,
     "doors": _doors,
+    "lease_seconds": _lease,
     "remote": _remote,
     "connections": lambda found: ", ".join(f"{count} {door}" for door, count in found.items()),
     "warnings": lambda found: ", ".join(found) or "-",

@@ -49,7 +49,8 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
                       size_t error_size)
 {
     struct tm_counters *counters = device->counters;
-    fence_init(&device->fence, &counters->fenced_at, config->fenced_at);
+    device->fence = (struct fence){.at = config->fence};
+    atomic_store(&counters->fenced_at, config->fence ? atomic_load(config->fence) : 0);
     int failed = budget_init(&device->budget, config, counters, device->control);
     if (!failed)
         failed = slots_init(&device->slots, device->base + device->layout.data_offset,
@@ -166,6 +167,7 @@ void tm_close(struct tm_device *device)
 
 void tm_fence(struct tm_device *device, uint64_t at)
 {
+    atomic_store(device->fence.at, at);
     atomic_store(&device->counters->fenced_at, at);
 }
 

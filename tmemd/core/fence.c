@@ -7,12 +7,6 @@
 
 static const struct timespec MOMENT = {.tv_nsec = 1000000};
 
-void fence_init(struct fence *fence, _Atomic uint64_t *word, uint64_t at)
-{
-    *fence = (struct fence){.at = at ? word : NULL};
-    atomic_store(word, at);
-}
-
 bool fence_is_reached(const struct fence *fence)
 {
     struct timespec now;

@@ -9,14 +9,10 @@
 #include "layout.h"
 
 struct fence {
-    _Atomic uint64_t *at; /* ns of CLOCK_BOOTTIME, in the pool: it outlives the process; NULL: there
-                             is no lease, and no fence */
-    _Atomic bool stopped; /* no request is let in */
+    _Atomic uint64_t *at;    /* ns of CLOCK_BOOTTIME, the caller's; NULL: there is no lease */
+    _Atomic bool stopped;    /* no request is let in */
     _Atomic uint64_t inside; /* requests */
 };
-
-/* at: 0 for none. */
-void fence_init(struct fence *fence, _Atomic uint64_t *word, uint64_t at);
 
 /* Whether it is reached. The clock goes on while the host sleeps, and costs what any does. */
 bool fence_is_reached(const struct fence *fence);

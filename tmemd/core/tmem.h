@@ -35,7 +35,8 @@ struct tm_config {
                        moment; besides, it is durable and needs no bitmap */
     bool read_only; /* ephemeral: nobody may change the file, and nothing is read from it once
                        somebody has */
-    uint64_t fenced_at; /* ns of CLOCK_BOOTTIME, as tm_fence says; 0: it has no lease */
+    _Atomic uint64_t *fence; /* as tm_fence says; it may be put off from the moment of opening on.
+                                NULL: it has no lease */
     const struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The backing file or block device of a device, and its write-intent bitmap: found, checked and opened, or created."""
+"""The backing of a device, and its write-intent bitmap or tail: found, checked and opened, or created."""
 
 from __future__ import annotations
 
@@ -7,28 +7,36 @@ import errno
 import os
 import stat
 import uuid
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from tmemd.binding import _core
 from tmemd.device import files, remote
 from tmemd.device.config import DeviceConfig, Uri
-from tmemd.store import bitmapfile
+from tmemd.device.files import LocalStore
+from tmemd.device.lease import Keeper, Lease
+from tmemd.device.remote import RemoteStore
+from tmemd.store import bitmapfile, tail
 from tmemd.store.bitmapfile import BitmapHeader
 from tmemd.store.poolfile import PAGE, PoolError
+from tmemd.store.tail import Store, Tail
 from tmemd.system import locks
 
 _PROBE: Final = 8 << 20  # how much of a block device's start and end must be zeros for it to count as empty
 
 
+Claims: TypeAlias = Callable[[Tail], Lease]  # on behalf of a pool
+
+
 @dataclass
 class Backing:
-    """An open and locked backing file with its bitmap. `header` is None until `create` for one that is new."""
+    """An open and locked backing with its bitmap. `header` is None for one that is new, until its epoch begins."""
 
     path: Path | Uri
-    bitmap_path: Path
+    bitmap_path: Path | None  # None: the bitmap is in its tail
     size: int  # of the device, in bytes
     is_disk: bool  # a block device or an NBD server's export: as long as it is, whatever it held before
     fd: int = -1
@@ -36,6 +44,19 @@ class Backing:
     header: BitmapHeader | None = None
     direct: bool = False
     remote: _core.Remote | None = None  # instead of fd
+    tail: Tail | None = None
+    lease: Lease | None = None  # on the tail, once we have it
+    keeper: Keeper | None = None
+
+    @property
+    def store(self) -> Store:
+        """Where its tail is."""
+        return RemoteStore(self.remote) if self.remote else LocalStore(self.bitmap_fd)
+
+    @property
+    def bitmap_offset(self) -> int:
+        """Where a bitmap would begin that has its bits where the tail has them."""
+        return self.tail.map_offset - bitmapfile.BITS_OFFSET if self.tail else 0
 
     @property
     def length(self) -> int:
@@ -48,8 +69,17 @@ class Backing:
         whole = -(-self.size // PAGE) * PAGE
         return min(whole, self.length) if self.is_disk else whole
 
+    def bits(self) -> list[bool]:
+        """For each region, whether its bit is set: the file is not to be trusted there."""
+        assert self.header
+        return self.tail.read_bits() if self.tail else bitmapfile.read_bits(self.bitmap_fd, self.header)
+
     def close(self) -> None:
-        """Let go of both, which unlocks them."""
+        """Let go of it all, which unlocks it."""
+        if self.lease:
+            with suppress(OSError):  # then others wait for as long as we could have had it
+                self.lease.release()
+            self.lease = None
         for fd in (self.fd, self.bitmap_fd):
             if fd >= 0:
                 os.close(fd)
@@ -65,11 +95,8 @@ def find(config: DeviceConfig) -> Backing:
     path = config.backing
     assert path is not None
     is_disk = isinstance(path, Uri) or path.is_block_device()
-    if is_disk and config.bitmap is None:
-        raise PoolError(
-            f"{path} is no plain file: say with bitmap=FILE where its write-intent bitmap goes, on a file system"
-        )
-    backing = Backing(path, config.bitmap or Path(f"{path}.map"), config.size, is_disk)
+    has_tail = config.inside or (is_disk and config.bitmap is None)
+    backing = Backing(path, None if has_tail else config.bitmap or Path(f"{path}.map"), config.size, is_disk)
     with ExitStack() as on_error:
         on_error.callback(backing.close)
         _check_directories(backing)
@@ -78,15 +105,24 @@ def find(config: DeviceConfig) -> Backing:
             _check_length(backing)
         elif path.exists():
             _open(backing, path)
-        if backing.bitmap_path.exists():
-            _open_bitmap(backing)
-        elif (backing.fd >= 0 or backing.remote) and not _is_empty(backing):
-            raise PoolError(
-                f"{path} is not empty and has no bitmap ({backing.bitmap_path}): its content is not tmem's; "
-                f"{'wipe it' if is_disk else 'move it away'} if it is not needed"
-            )
+        is_there = backing.fd >= 0 or backing.remote is not None
+        if backing.bitmap_path is None:
+            if is_there:
+                _find_tail(backing, config.name)
+        elif backing.bitmap_path.exists():
+            _open_bitmap(backing, backing.bitmap_path)
+        elif is_there:
+            _check_empty(backing, f"bitmap ({backing.bitmap_path})", backing.length)
         on_error.pop_all()
     return backing
+
+
+def _check_empty(backing: Backing, lacking: str, end: int) -> None:
+    if not _is_empty(backing, end):
+        raise PoolError(
+            f"{backing.path} is not empty and has no {lacking}: its content is not tmem's; "
+            f"{'wipe it' if backing.is_disk else 'move it away'} if it is not needed"
+        )
 
 
 def _check_directories(backing: Backing) -> None:
@@ -98,20 +134,98 @@ def _check_directories(backing: Backing) -> None:
 def _check_length(backing: Backing) -> None:
     if backing.length < backing.size:
         raise PoolError(f"{backing.path} has {backing.length} bytes, less than size={backing.size}")
+    room = backing.length - tail.tail_bytes(backing.length)
+    if backing.bitmap_path is None and room < backing.size:
+        raise PoolError(f"{backing.path} has room for {room} bytes beside its tail, less than size={backing.size}")
 
 
-def create(backing: Backing, undo: ExitStack, *, reserve: bool) -> BitmapHeader:
-    """Create what `find` did not find: file, its blocks (unless *reserve* is false), and bitmap. *undo* takes it back.
+def begin_epoch(
+    backing: Backing, boot_id: uuid.UUID, config: DeviceConfig, claims: Claims, undo: ExitStack, *, restoring: bool
+) -> bool:
+    """Note that no pool of an earlier epoch counts any more, and create what `find` did not find; *undo* removes that.
 
-    Returns the new bitmap's header. Raises PoolError.
+    *restoring*: nor does this one, until `end_restore`. Returns whether it is new. Raises PoolError; HeldError where
+    another host has the device.
     """
+    is_new = backing.header is None
     try:
-        if not backing.is_disk:
+        if is_new and not backing.is_disk:
             _create_file(backing, Path(backing.path), undo)
-            _extend(backing, reserve=reserve)
-        return _create_bitmap(backing, undo)
+            _extend(backing, reserve=config.reserve)
+        if backing.bitmap_path is None:
+            _claim_tail(backing, config.name, claims, undo, restoring=restoring)
+        else:
+            header = backing.header or _create_bitmap(backing, backing.bitmap_path, undo)
+            backing.header = replace(header, boot_id=boot_id, epoch=header.epoch + 1, restoring=restoring)
+            bitmapfile.write_header(backing.bitmap_fd, backing.header)
     except OSError as error:
-        raise PoolError(_explain(backing, error, reserve=reserve)) from None
+        raise PoolError(_explain(backing, error, reserve=config.reserve)) from None
+    return is_new
+
+
+def goes_on(backing: Backing, epoch: int, claims: Claims, fenced_at: int) -> bool:
+    """Whether the pool of that epoch is the one that was in use with it last; then it is ours again.
+
+    *fenced_at* is the time, in nanoseconds since boot, until which its last process might serve it. Raises PoolError.
+    """
+    assert backing.header
+    if not backing.tail:
+        return backing.header.epoch == epoch
+    lease = claims(backing.tail)
+    try:
+        if not lease.resume(epoch, fenced_at / 1e9):
+            return False
+    except OSError as error:
+        raise PoolError(f"{backing.path}: {error.strerror}") from None
+    backing.lease, backing.keeper = lease, Keeper(lease)
+    return True
+
+
+def end_restore(backing: Backing) -> None:
+    """All that was to be restored is there."""
+    assert backing.header
+    backing.header = replace(backing.header, restoring=False)
+    if backing.tail:
+        backing.tail.change(restoring=False)
+    else:
+        bitmapfile.write_header(backing.bitmap_fd, backing.header)
+
+
+def _claim_tail(backing: Backing, name: str, claims: Claims, undo: ExitStack, *, restoring: bool) -> None:
+    is_new = backing.tail is None
+    if backing.tail is None:
+        if not backing.remote and backing.bitmap_fd < 0:
+            backing.bitmap_fd = _open_again(backing)
+        identity = tail.Identity(backing.size, backing.length, bitmapfile.REGION, uuid.uuid4(), name)
+        backing.tail = Tail(backing.store, identity)
+    backing.lease = claims(backing.tail)
+    if is_new:
+        # Only the ends of a disk were looked at: what lies between is no zeros to rely on.
+        backing.lease.create(trusted=not backing.is_disk)
+        if backing.is_disk:
+            undo.callback(_erase, backing.path, backing.tail)
+    else:
+        backing.lease.take()
+    backing.keeper = Keeper(backing.lease)
+    backing.tail.change(restoring=restoring)
+    backing.header = _header_of(backing.tail, backing.lease.epoch)
+
+
+def _erase(path: Path | Uri, made: Tail) -> None:
+    """Have the disk as it was; it was closed meanwhile."""
+    with ExitStack() as opened:
+        store = made.store
+        if isinstance(path, Path):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            store = LocalStore(fd)
+        Tail(store, made.identity).erase()
+
+
+def _header_of(found: Tail, epoch: int) -> BitmapHeader:
+    identity = found.identity
+    unknown = uuid.UUID(int=0)
+    return BitmapHeader(identity.size, identity.region, identity.uuid, unknown, epoch, identity.restoring)
 
 
 def _create_file(backing: Backing, path: Path, undo: ExitStack) -> None:
@@ -133,16 +247,17 @@ def _explain(backing: Backing, error: OSError, *, reserve: bool) -> str:
 
 
 def _extend(backing: Backing, *, reserve: bool) -> None:
+    length = backing.file_bytes if backing.bitmap_path else tail.length_for(backing.size)
     if reserve:
-        os.posix_fallocate(backing.fd, 0, backing.file_bytes)
+        os.posix_fallocate(backing.fd, 0, length)
     else:
-        os.ftruncate(backing.fd, backing.file_bytes)
+        os.ftruncate(backing.fd, length)
     os.fsync(backing.fd)
 
 
-def _create_bitmap(backing: Backing, undo: ExitStack) -> BitmapHeader:
+def _create_bitmap(backing: Backing, bitmap_path: Path, undo: ExitStack) -> BitmapHeader:
     """It has its name only when it is whole: what a process that is killed here leaves behind is overwritten."""
-    new = Path(f"{backing.bitmap_path}.new")
+    new = Path(f"{bitmap_path}.new")
     new.unlink(missing_ok=True)
     backing.bitmap_fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     undo.callback(new.unlink, missing_ok=True)
@@ -150,9 +265,9 @@ def _create_bitmap(backing: Backing, undo: ExitStack) -> BitmapHeader:
     # Only the ends of a disk were looked at: what lies between is no zeros to rely on.
     bitmapfile.create_bits(backing.bitmap_fd, header, trusted=not backing.is_disk)
     bitmapfile.write_header(backing.bitmap_fd, header)
-    new.rename(backing.bitmap_path)
-    undo.callback(backing.bitmap_path.unlink)
-    for directory in {path.parent for path in (backing.bitmap_path, backing.path) if isinstance(path, Path)}:
+    new.rename(bitmap_path)
+    undo.callback(bitmap_path.unlink)
+    for directory in {path.parent for path in (bitmap_path, backing.path) if isinstance(path, Path)}:
         _sync_directory(directory)
     return header
 
@@ -180,8 +295,38 @@ def _open(backing: Backing, path: Path) -> None:
         _check_length(backing)
 
 
-def _open_bitmap(backing: Backing) -> None:
-    path, bitmap_path = backing.path, backing.bitmap_path
+def _open_again(backing: Backing) -> int:
+    """The file once more, for its tail: a sync that fails is told to each who has it open."""
+    fd = os.open(f"/proc/self/fd/{backing.fd}", os.O_RDWR | os.O_CLOEXEC)
+    if backing.direct:
+        files.use_direct(fd, Path(backing.path))
+    return fd
+
+
+def _find_tail(backing: Backing, name: str) -> None:
+    """Its tail, if it has one, and that it may have one otherwise."""
+    path = backing.path
+    if not backing.remote:
+        backing.bitmap_fd = _open_again(backing)
+    try:
+        found = tail.find(backing.store, str(path))
+        data_end = backing.length
+        if not found and tail.is_unfinished(backing.store):
+            data_end -= tail.tail_bytes(backing.length)
+    except OSError as error:
+        raise PoolError(f"{path}: {error.strerror}") from None
+    if not found:
+        _check_empty(backing, "tail at its end", data_end)
+        return
+    if found.identity.name != name:
+        raise PoolError(f"{path} belongs to device {found.identity.name}, says its tail")
+    if found.identity.size != backing.size:
+        raise PoolError(f"{path}: its tail is of a device of {found.identity.size} bytes, not of size={backing.size}")
+    backing.tail, backing.header = found, _header_of(found, 0)
+
+
+def _open_bitmap(backing: Backing, bitmap_path: Path) -> None:
+    path = backing.path
     with files.named_errors(bitmap_path):
         backing.bitmap_fd = os.open(bitmap_path, os.O_RDWR | os.O_CLOEXEC)
     _check_private(backing.bitmap_fd, bitmap_path)
@@ -198,21 +343,19 @@ def _open_bitmap(backing: Backing) -> None:
     backing.header = header
 
 
-def _is_empty(backing: Backing) -> bool:
-    """Whether nothing was ever written: a file without data, or a disk with zeros where signatures are.
+def _is_empty(backing: Backing, end: int) -> bool:
+    """Whether nothing was ever written up to *end*: a file without data, or a disk with zeros where signatures are.
 
     Those are at its start, at its end, and at the end of what we use of it: there the file is read after the host died
     even if the page was never written.
     """
-    length = backing.length
     if not backing.is_disk:
         try:
-            os.lseek(backing.fd, 0, os.SEEK_DATA)
+            return os.lseek(backing.fd, 0, os.SEEK_DATA) >= end
         except OSError as error:
             return error.errno == errno.ENXIO
-        return length == 0
-    starts = 0, max(backing.size - _PROBE, 0), length - min(length, _PROBE)
-    return not any(_read(backing, start, min(_PROBE, length - start)).strip(b"\0") for start in starts)
+    starts = 0, max(backing.size - _PROBE, 0), end - min(end, _PROBE)
+    return not any(_read(backing, start, min(_PROBE, end - start)).strip(b"\0") for start in starts)
 
 
 def _read(backing: Backing, offset: int, length: int) -> bytes:

@@ -21,6 +21,10 @@ POLL_US: Final = 50  # what was measured with others stands in docs/decisions/00
 MAX_POLL_US: Final = 10_000
 MAX_CONNECTIONS: Final = 16
 MAX_TIMEOUT: Final = 3600.0
+INSIDE: Final = "inside"  # where the bitmap is that is in the backing's tail
+LEASE: Final = 20.0  # seconds
+MIN_LEASE: Final = 1.0
+MAX_LEASE: Final = 3600.0
 Debug: TypeAlias = Callable[[str], None]  # where lines for who looks for a fault go
 
 
@@ -45,7 +49,9 @@ class DeviceConfig:
     limit: int | None = None  # None: whatever tmemd's target says
     pools: Path | None = None
     tmemd: Path | None = None  # its socket; None: work alone
-    bitmap: Path | None = None  # None: beside the backing file
+    bitmap: Path | None = None  # None: beside the backing file, or in the tail of what is no file
+    inside: bool = False  # in the tail of a file, too
+    lease: float | None = None  # seconds that others leave it to a host that is not seen; None: as is fit
     lost_zero: bool = False
     durable: bool = False
     reserve: bool = True
@@ -62,6 +68,12 @@ class DeviceConfig:
     def file(self) -> Path | Uri | None:
         """Where pages are that are not in tmem."""
         return self.backing or self.source
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long others leave it to us where they see nothing of us: a server may be away for its time-out."""
+        least = 2 * (self.timeout + 5) if isinstance(self.backing, Uri) else 0
+        return self.lease or max(LEASE, least)
 
     @property
     def is_read_only(self) -> bool:
@@ -99,12 +111,16 @@ class DeviceConfig:
         return layout
 
     def _check_files(self) -> None:
+        if self.lease is not None and not MIN_LEASE <= self.lease <= MAX_LEASE:
+            raise PoolError(f"{self.name}: lease={self.lease:g} is not {MIN_LEASE:g} to {MAX_LEASE:g} seconds")
         if self.source and (self.backing or self.bitmap or self.durable or self.lost_zero):
             raise PoolError(f"{self.name}: backing=, bitmap=, flush=durable and lost= are not for devices with source=")
         if self.write_through and not self.source:
             raise PoolError(f"{self.name}: write= is for devices with source=; others can always be written")
         if not self.backing and (self.bitmap or self.durable):
             raise PoolError(f"{self.name}: bitmap= and flush=durable need a backing file")
+        if self.inside and (self.bitmap or not self.backing):
+            raise PoolError(f"{self.name}: bitmap=inside is for devices with a backing file")
         if self.bitmap and self.bitmap == self.backing:
             raise PoolError(f"{self.name}: bitmap= and backing= name the same file")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -37,6 +38,38 @@ def use_direct(fd: int, path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+class LocalStore:
+    """An open file or block device as the tail's store; where *fd* is O_DIRECT nothing comes from the page cache."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return length(self._fd)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Whole blocks, as O_DIRECT has it."""
+        with mmap.mmap(-1, length) as aligned:
+            if os.preadv(self._fd, [aligned], offset) != length:
+                raise OSError(errno.EIO, "it is shorter than it was")
+            return aligned[:]
+
+    def write(self, offset: int, data: bytes, *, durable: bool) -> None:
+        """Likewise."""
+        with mmap.mmap(-1, len(data)) as aligned:
+            aligned[:] = data
+            if os.pwrite(self._fd, aligned, offset) != len(data):
+                raise OSError(errno.EIO, "a part of it was not written")
+        if durable:
+            self.flush()
+
+    def flush(self) -> None:
+        """Make all that was written durable."""
+        os.fdatasync(self._fd)
 
 
 @contextmanager

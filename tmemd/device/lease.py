@@ -17,29 +17,29 @@ What no lease can do is to stop a write that left in time and arrives too late: 
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
 from uuid import UUID
 
+from tmemd.binding import _core
 from tmemd.store.poolfile import PoolError
 from tmemd.store.tail import Claim, Ownership, Renewal, State, Tail
-
-LEASE: Final = 20.0  # seconds
 
 
 @dataclass(frozen=True)
 class Times:
     """The periods of a lease, in seconds. That of the claim holds for all who look at it."""
 
-    lease: float = LEASE  # this long others see nothing change before they take the device
+    lease: float = 20.0  # this long others see nothing change before they take the device
 
     @property
     def renewal(self) -> float:
         """Between two renewals."""
-        return self.lease / 10
+        return min(self.lease / 10, 2.0)
 
     @property
     def fence(self) -> float:
@@ -49,7 +49,7 @@ class Times:
     @property
     def settle(self) -> float:
         """From a claim until it is read back; whoever took half as long from reading to writing begins anew."""
-        return self.lease * 3 / 20
+        return min(self.lease * 3 / 20, 3.0)
 
 
 class Clock:
@@ -95,15 +95,21 @@ class Lease:
         self._until = 0.0
         self.claim: Claim | None = None  # ours
 
+    @property
+    def epoch(self) -> int:
+        """Of our claim."""
+        assert self.claim
+        return self.claim.epoch
+
     def create(self, *, trusted: bool) -> None:
         """Make the tail, and have the device; *trusted*: the backing holds zeros.
 
         Raises HeldError where another makes one at the same time; OSError, PoolError.
         """
         start = self._clock.now()
-        self.claim = self._next_claim(0)
-        self._tail.create(self.claim, trusted=trusted)
-        self._settle(start, self.times.settle)
+        claim = self._next_claim(0)
+        self._tail.create(claim, trusted=trusted)
+        self._settle(claim, start, self.times.settle)
         self._tail.check()
 
     def take(self) -> None:
@@ -111,12 +117,12 @@ class Lease:
 
         Raises HeldError where he is alive, or another was faster; OSError, PoolError.
         """
-        while True:
+        claim = None
+        while claim is None:
             found, start = self._wait_until_free()
             settle = max(self._times_of(found).settle, self.times.settle)
-            if self._write_claim(found, start, settle):
-                break
-        self._settle(start, settle)
+            claim = self._write_claim(found, start, settle)
+        self._settle(claim, start, settle)
 
     def _wait_until_free(self) -> tuple[Ownership, float]:
         """What was read last, and when that began."""
@@ -146,41 +152,43 @@ class Lease:
         start = self._clock.now()
         found = self._tail.ownership()
         settle = self._times_of(found).settle
-        if found.heir != self._owner or start - looked > settle or not self._write_claim(found, start, settle):
+        if found.heir != self._owner or start - looked > settle:
             return False
-        self._fence_at(start + self.times.fence)
-        return True
+        self.claim = self._write_claim(found, start, settle)
+        if self.claim:
+            self._fence_at(start + self.times.fence)
+        return self.claim is not None
 
-    def _write_claim(self, found: Ownership, start: float, settle: float) -> bool:
-        """False: it took so long that it may have overwritten the claim of somebody who serves by now."""
-        self.claim = self._next_claim(found.claim.epoch)
-        self._tail.write_claim(self.claim)
-        return self._clock.now() - start < settle / 2
+    def _write_claim(self, found: Ownership, start: float, settle: float) -> Claim | None:
+        """None: it took so long that it may have overwritten the claim of somebody who serves by now."""
+        claim = self._next_claim(found.claim.epoch)
+        self._tail.write_claim(claim)
+        return claim if self._clock.now() - start < settle / 2 else None
 
     def _next_claim(self, epoch: int) -> Claim:
         return Claim(epoch + 1, self._owner, round(self.times.lease * 1000), int(time.time()), self._host)
 
-    def _settle(self, start: float, seconds: float) -> None:
+    def _settle(self, claim: Claim, start: float, seconds: float) -> None:
         """Of what we wrote from *start* on: wait until nobody can overwrite it any more, and look whose claim it is."""
         self._clock.sleep(seconds)
-        self._check()
+        self._check(claim)
+        self.claim = claim
         self._fence_at(start + self.times.fence)
 
-    def _check(self) -> None:
-        claim = self._tail.ownership().claim
-        if claim != self.claim:
+    def _check(self, claim: Claim) -> None:
+        found = self._tail.ownership().claim
+        if found != claim:
             self.claim = None
             self._fence_at(0)
-            raise HeldError(claim)
+            raise HeldError(found)
 
     def _fence_at(self, until: float) -> None:
         self._until = until
         self._set_fence(until)
 
-    def _write(self, state: State, heir: UUID | None = None) -> None:
-        assert self.claim
+    def _write(self, claim: Claim, state: State, heir: UUID | None = None) -> None:
         at_ms = round(self._clock.now() * 1000)
-        self._tail.write_renewal(Renewal(self.claim.epoch, self._owner, at_ms, state, heir))
+        self._tail.write_renewal(Renewal(claim.epoch, self._owner, at_ms, state, heir))
 
     def resume(self, epoch: int, until: float) -> bool:
         """Go on with our claim of *epoch*, where a process before us was fenced from *until* on.
@@ -201,16 +209,90 @@ class Lease:
 
         Raises HeldError where another has the device; PoolError, OSError: the fence comes nearer.
         """
+        assert self.claim
         start = self._clock.now()
-        self._write(State.HELD)
-        self._check()
+        self._write(self.claim, State.HELD)
+        self._check(self.claim)
         if self._clock.now() < self._until:
             self._fence_at(start + self.times.fence)
         else:  # somebody who saw nothing of us until now may be about to claim it
-            self._settle(start, self.times.settle)
+            self._settle(self.claim, start, self.times.settle)
 
     def release(self, heir: UUID | None = None) -> None:
-        """Let go of it: to *heir* alone as long as a lease lasts, or to anybody. Raises OSError."""
+        """Let go of it, if it is ours: to *heir* alone as long as a lease lasts, or to anybody. Raises OSError."""
         self._fence_at(0)
-        self._write(State.RELEASED, heir)
-        self.claim = None
+        if self.claim:
+            self._write(self.claim, State.RELEASED, heir)
+            self.claim = None
+
+
+class Fence:
+    """Passes the lease's fence on to the core, which looks at it also while the device is being opened."""
+
+    def __init__(self) -> None:
+        self.word: _core.Fence | None = None  # None: there is no lease
+        self._at = 0  # nanoseconds since boot
+        self._core: _core.Device | None = None
+
+    def set(self, until: float) -> None:
+        """Have all requests fail from then on, in seconds since boot."""
+        self._at = max(int(until * 1e9), 1)
+        self.word = self.word or _core.Fence()
+        self.word.set(self._at)
+        if self._core:
+            self._core.put_off(self._at)
+
+    @contextmanager
+    def of(self, core: _core.Device) -> Iterator[None]:
+        """It is said in this device's pool, too, until the device is closed."""
+        if self.word:
+            self._core = core
+            core.put_off(self._at)
+        try:
+            yield
+        finally:
+            self._core = None
+
+
+class Keeper:
+    """Renews a lease, in a thread of its own: a backing that hangs must hang nothing else."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._log: Callable[[str], None] = lambda _: None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failure = ""
+
+    def start(self, log: Callable[[str], None]) -> None:
+        """Begin, in a thread of this process. *log* is told once of each change."""
+        self._log = log
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="tmem-lease", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Renew it no more."""
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while self._lease.claim and not self._stop.wait(self._lease.times.renewal):
+            self._tick()
+
+    def _tick(self) -> None:
+        failure = ""
+        try:
+            self._lease.renew()
+        except HeldError as error:
+            self._log(f"{error}: nothing is served here any more")
+            return
+        except (OSError, PoolError) as error:
+            failure = f"the lease cannot be renewed ({error}); without that nothing is served"
+        if failure and not self._failure:
+            self._log(failure)
+        elif self._failure and not failure:
+            self._log("the lease is renewed again")
+        self._failure = failure

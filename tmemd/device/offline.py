@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemd import version
-from tmemd.device.config import DeviceConfig, parse_place
+from tmemd.device.config import INSIDE, DeviceConfig, parse_place
 from tmemd.device.parts import Parts, cgroup_files, find_parts
 from tmemd.device.serve import open_device
 from tmemd.store import poolfile, savefile
@@ -34,10 +34,12 @@ def _config(pool_path: Path, identity: Identity, counters: Counters) -> DeviceCo
     backing = parse_place(identity.backing) if identity.has_file else None
     if isinstance(backing, Path) and not backing.exists():
         raise PoolError(f"{pool_path}: its backing file {identity.backing} is not there")
+    inside = identity.bitmap == INSIDE
     return DeviceConfig(
         identity.name, identity.size, backing,
         counters.limit_bytes or identity.file_bytes, pool_path.parent,
-        bitmap=Path(identity.bitmap) if identity.bitmap else None, durable=identity.is_durable,
+        bitmap=Path(identity.bitmap) if identity.bitmap and not inside else None, inside=inside,
+        durable=identity.is_durable,
     )  # fmt: skip
 
 
@@ -102,6 +104,7 @@ def restore(pool_path: Path, reader: Reader, *, force: bool, progress: Progress)
         _check_fits(parts, header, force=force)
         parts.make_pool(undo, State.ZERO if header.whole and identity.has_file else State.INDEX)
         undo.pop_all()
+        parts.keep_lease(owned)
         core = parts.open_core(cgroup_files(_ROOT, owned))
         with closing(core):
             counts = reader.run(core, progress)

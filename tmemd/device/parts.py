@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import uuid
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -15,12 +15,14 @@ from tmemd.binding import _core
 from tmemd.device import backing as backings
 from tmemd.device import source as sources
 from tmemd.device.backing import Backing
-from tmemd.device.config import Debug, DeviceConfig, default_pools
+from tmemd.device.config import INSIDE, Debug, DeviceConfig, default_pools
+from tmemd.device.lease import Fence, Lease, Times
 from tmemd.device.source import Source
 from tmemd.store import bitmapfile, poolfile
 from tmemd.store.bitmapfile import BitmapHeader
 from tmemd.store.poolfile import Identity, PoolError
 from tmemd.store.poolindex import BLOCK_BYTES, State, block_count
+from tmemd.store.tail import Tail
 from tmemd.system import cgroup
 from tmemd.system.tmpfs import is_tmpfs
 
@@ -41,6 +43,7 @@ class Parts:
     pool_path: Path
     pool_fd: int
     debug: Debug
+    fence: Fence = field(default_factory=Fence)
 
     def adopt_pool(self) -> bool:
         """Whether the pool holds this device's pages. False when there is none, or it is from before the host died.
@@ -56,8 +59,10 @@ class Parts:
         self.check_identity(identity)
         if self.source:
             return self._adopt_copies(self.source, identity)
-        header = self.backing.header if self.backing else None
-        if identity.boot_id != self.boot_id or (header and header.epoch != identity.epoch):
+        fenced_at = poolfile.read_counters(self.pool_fd, self.pool_path).fenced_at
+        if identity.boot_id != self.boot_id or (
+            self.backing and not backings.goes_on(self.backing, identity.epoch, self.claims, fenced_at)
+        ):
             self.debug(f"{self.pool_path}: a pool of epoch {identity.epoch} that no longer counts")
             return False
         now = replace(identity, backing=self._backing_name, bitmap=self._bitmap_name, is_durable=self.config.durable)
@@ -131,7 +136,13 @@ class Parts:
 
     @property
     def _bitmap_name(self) -> str:
-        return str(self.backing.bitmap_path) if self.backing else ""
+        return str(self.backing.bitmap_path or INSIDE) if self.backing else ""
+
+    def claims(self, tail: Tail) -> Lease:
+        """What this pool, which is one file as long as the host is up, claims the device with."""
+        status = os.fstat(self.pool_fd)
+        owner = uuid.uuid5(self.boot_id, f"{status.st_dev}:{status.st_ino}")
+        return Lease(tail, owner, os.uname().nodename, self.fence.set, times=Times(self.config.lease_seconds))
 
     def make_pool(self, undo: ExitStack, restore: State | None = None) -> None:
         """Make a new pool in the open file, and note in the bitmap first that no older one counts any more.
@@ -141,16 +152,15 @@ class Parts:
         header = BitmapHeader(self.config.size, bitmapfile.REGION, uuid.uuid4(), self.boot_id, 1)
         states = bytes([State.INDEX]) * block_count(header.size)
         if self.backing:
-            is_new = self.backing.header is None
-            found = self.backing.header or backings.create(self.backing, undo, reserve=self.config.reserve)
             restoring = restore is not None
-            header = replace(found, boot_id=self.boot_id, epoch=found.epoch + 1, restoring=restoring)
+            is_new = backings.begin_epoch(
+                self.backing, self.boot_id, self.config, self.claims, undo, restoring=restoring
+            )
+            header = self.backing.header or header
             if not is_new:
                 states = _states_by_bitmap(self.backing, header)
             elif self.backing.is_disk:
                 states = bytes([State.ZERO]) * len(states)
-            bitmapfile.write_header(self.backing.bitmap_fd, header)
-            self.backing.header = header
         if self.source:
             states = bytes([State.FILE]) * len(states)
         if restore is not None:
@@ -174,12 +184,17 @@ class Parts:
 
     def end_restore(self) -> None:
         """All pages are there: what was half restored is a device from now on."""
-        if self.backing and self.backing.header:
-            self.backing.header = replace(self.backing.header, restoring=False)
-            bitmapfile.write_header(self.backing.bitmap_fd, self.backing.header)
+        if self.backing:
+            backings.end_restore(self.backing)
         identity = poolfile.read_identity(self.pool_fd, self.pool_path)
         assert identity
         os.pwrite(self.pool_fd, replace(identity, is_restoring=False).pack(), 0)
+
+    def keep_lease(self, owned: ExitStack) -> None:
+        """Renew it from now on, for opening may take longer than it lasts; *owned* ends that."""
+        if self.backing and self.backing.keeper:
+            owned.callback(self.backing.keeper.stop)
+            self.backing.keeper.start(self.debug)
 
     def open_core(self, cgroups: list[tuple[int, int]]) -> _core.Device:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
@@ -193,6 +208,7 @@ class Parts:
                 file_bytes=file.file_bytes if file else 0, direct=bool(file and file.direct),
                 lost_zero=config.lost_zero, durable=config.durable, ephemeral=self.source is not None,
                 read_only=config.is_read_only, remote=file.remote if file else None, cgroup=cgroups,
+                bitmap_offset=backing.bitmap_offset if backing else 0, fence=self.fence.word,
             )  # fmt: skip
         except (ValueError, OSError) as error:
             raise PoolError(f"{self.pool_path}: {error} ('tmemctl check' tells more)") from None
@@ -216,8 +232,10 @@ def open_parts(
         undo.push(made.pop_all())
         if not adopted:
             parts.make_pool(undo)
+        parts.keep_lease(owned)
         core = parts.open_core(cgroup_files(root, owned))
         owned.callback(core.close)
+        owned.enter_context(parts.fence.of(core))
         if parts.source and not parts.source.is_as_opened():
             raise PoolError(f"{parts.source.path}: somebody changed it while it was opened")
         return parts, core, owned.pop_all()
@@ -332,7 +350,8 @@ def _format(fd: int, identity: Identity, states: bytes) -> None:
 
 
 def _half_restored(name: str, backing: Backing | None) -> str:
-    files = f" and remove {backing.path} and {backing.bitmap_path}" if backing else ""
+    paths = [str(path) for path in (backing.path, backing.bitmap_path) if path] if backing else []
+    files = f" and remove {' and '.join(paths)}" if paths else ""
     return (
         f"{name}: a restore of it was begun, and has not ended: run 'tmemctl restore {name} FILE' again (to give its"
         f" pages up, destroy the pool{files})"
@@ -341,7 +360,7 @@ def _half_restored(name: str, backing: Backing | None) -> str:
 
 def _states_by_bitmap(backing: Backing, header: BitmapHeader) -> bytes:
     """Without the pool that was in use with it, what the bitmap says: in the file, or lost."""
-    bits = bitmapfile.read_bits(backing.bitmap_fd, header)
+    bits = backing.bits()
     states = bytearray()
     for start in range(0, header.size, BLOCK_BYTES):
         last = min(start + BLOCK_BYTES, header.size) - 1

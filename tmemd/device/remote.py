@@ -43,6 +43,29 @@ def size_of(uri: Uri) -> int:
     return probe.status.size
 
 
+class RemoteStore:
+    """What a server exports as the tail's store."""
+
+    def __init__(self, remote: _core.Remote) -> None:
+        self._remote = remote
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return self._remote.status.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """From the server; nothing of it is kept here."""
+        return self._remote.read(offset, length)
+
+    def write(self, offset: int, data: bytes, *, durable: bool) -> None:  # noqa: ARG002 - it always is
+        """Write to the server."""
+        self._remote.write(offset, data)
+
+    def flush(self) -> None:
+        """Nothing is left to be done."""
+
+
 class Watch:
     """Sees to it that a served device's server is connected again, and says once that it went and that it is back."""
 

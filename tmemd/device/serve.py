@@ -30,6 +30,7 @@ class ServedDevice:
         self._watch: Watch | None = None
         if parts.file and parts.file.remote and isinstance(parts.file.path, Uri):
             self._watch = Watch(core, parts.file.remote, parts.file.path, self.config.timeout)
+        self._keeper = parts.backing.keeper if parts.backing else None
         self._owned = owned.pop_all()
 
     def start(self, log: Callable[[str], None] = lambda _: None) -> None:
@@ -38,16 +39,25 @@ class ServedDevice:
         *log* is told of clients that are refused, or break the rules.
         """
         self.core.publish_pid()
+        if self._keeper:
+            self._keeper.stop()
+            self._keeper.start(lambda message: log(f"{self.config.name}: {message}"))
         self.maintenance.start()
         if self._watch:
             self._watch.start(log)
         if self._vhost:
             self._vhost.start(log)
 
+    def before_fork(self) -> None:
+        """End all threads: `start` begins them again. A lease lasts meanwhile."""
+        if self._keeper:
+            self._keeper.stop()
+
     def close(self) -> None:
         """End the maintenance, unmap, unlock and close everything. The pool stays, for whoever attaches next."""
         if self._vhost:
             self._vhost.close()
+        self.before_fork()
         self.maintenance.stop()
         if self._watch:
             self._watch.stop()

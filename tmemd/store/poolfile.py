@@ -177,9 +177,15 @@ class Counters(msgspec.Struct, frozen=True, gc=False):
     fenced_at: int = 0  # nanoseconds since boot: from then on it is not served unless its lease is renewed; 0: no lease
 
     @property
+    def lease_seconds(self) -> float | None:
+        """How long it may still be served unless its lease is renewed; 0: no more. None: it has no lease."""
+        left = self.fenced_at - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return max(left, 0) / 1e9 if self.fenced_at else None
+
+    @property
     def is_fenced(self) -> bool:
         """Whether its lease is over, so that every request fails."""
-        return 0 < self.fenced_at <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return self.lease_seconds == 0
 
     @property
     def compression(self) -> float | None:

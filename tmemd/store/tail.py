@@ -74,8 +74,9 @@ class Identity:
     uuid: UUID
     name: str
     is_whole: bool = True  # False: somebody was killed while he made it, and nobody has used it yet
+    restoring: bool = False  # somebody began to restore the device, and has not ended
 
-    _STRUCT = struct.Struct("<QQQI4x16s64s")
+    _STRUCT = struct.Struct("<QQQII16s64s")
 
     @property
     def map_bytes(self) -> int:
@@ -90,7 +91,7 @@ class Identity:
     def pack(self) -> bytes:
         """Its block."""
         body = self._STRUCT.pack(
-            self.size, self.length, self.region, self.is_whole, self.uuid.bytes, self.name.encode()
+            self.size, self.length, self.region, self.is_whole, self.restoring, self.uuid.bytes, self.name.encode(),
         )  # fmt: skip
         return _pack(_Kind.IDENTITY, body)
 
@@ -100,8 +101,8 @@ class Identity:
         body = _unpack(_Kind.IDENTITY, block, cls._STRUCT)
         if not body:
             return None
-        size, length, region, is_whole, uid, name = body
-        return cls(size, length, region, UUID(bytes=uid), _text(name), bool(is_whole))
+        size, length, region, is_whole, restoring, uid, name = body
+        return cls(size, length, region, UUID(bytes=uid), _text(name), bool(is_whole), bool(restoring))
 
 
 @dataclass(frozen=True)
@@ -277,14 +278,23 @@ class Tail:
         self._write(_IDENTITY, self.identity.pack(), durable=True)
         self._write(last, self.identity.pack(), durable=True)
 
+    def erase(self) -> None:
+        """Have none again. Raises OSError."""
+        self.store.write(self._at, bytes(self.blocks * BLOCK), durable=True)
+
     def check(self) -> None:
         """Raise PoolError where it is not the one that we have made. Raises OSError."""
         if _find_identity(self.store, self.identity.name) != self.identity:
             raise PoolError(f"{self.identity.name}: another host is making its tail at the same time")
 
-    def rename(self, name: str) -> None:
-        """Have it belong to the device of that name."""
-        self.identity = replace(self.identity, name=name)
+    def change(self, *, name: str | None = None, restoring: bool | None = None) -> None:
+        """Have the device called otherwise, or being restored, or no more. Raises OSError."""
+        before = self.identity
+        self.identity = replace(
+            before, name=name or before.name, restoring=before.restoring if restoring is None else restoring
+        )
+        if self.identity == before:
+            return
         for block in (_IDENTITY, self.blocks - 1):
             self._write(block, self.identity.pack(), durable=True)
 
