@@ -21,6 +21,8 @@ _REQUESTS: Final[dict[protocol.Work, requests.Request]] = {
     "demote": requests.Request.DEMOTE,
     "compact": requests.Request.COMPACT,
     "flush": requests.Request.FLUSH,
+    "handover": requests.Request.HANDOVER,
+    "handback": requests.Request.HANDBACK,
     "settle": requests.Request.COMPACT,
 }
 _ONLY_TMEMD: Final[dict[type[protocol.Request], str]] = {
@@ -141,7 +143,8 @@ def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
         ages=now.ages() if now and long else None,
         doors=now.doors() if now else None,
         remote=_remote(now) if now else None,
-        durable=identity is not None and identity.is_durable,
+        durable=identity is not None and (identity.is_durable or identity.is_handed_over),
+        handed_over=identity is not None and identity.is_handed_over,
         epoch=identity.epoch if identity else None,
     )
 

@@ -43,7 +43,9 @@ EventKind: TypeAlias = Literal[
     "appeared", "gone", "served", "unserved", "clients", "target", "refused", "problem", "mended",
 ]  # fmt: skip
 PoolState: TypeAlias = Literal["served", "idle", "unfinished", "half restored", "damaged"]
-Work: TypeAlias = Literal["drain", "demote", "compact", "flush", "settle"]  # settle: what compact was called in 0.1
+Work: TypeAlias = Literal[
+    "drain", "demote", "compact", "flush", "handover", "handback", "settle"
+]  # settle: what compact was called in 0.1
 
 
 # 64 MiB put without a single trim: a guest that trims does so as soon as a process that was swapped out ends.
@@ -228,6 +230,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     doors: Doors | None = None
     remote: RemoteState | None = None  # where its file, or source, is an NBD server's export
     durable: bool = False  # a write reaches the file before it is acknowledged
+    handed_over: bool = False  # which it does because of a handover
     epoch: int | None = None  # how often the pool was made anew; None: not known
     answer: int | None = None  # errno of the request asked about, 0 for success; None: it is still to be done
 

@@ -2,7 +2,7 @@
 /* Many threads on overlapping pages, while others demote, compact, drain, age and change the
  * target.
  *
- * usage: stress OPERATIONS SEED file|durable|ram|cache
+ * usage: stress OPERATIONS SEED file|durable|handover|ram|cache
  *
  * The device has three regions. Pages of the first are written by one thread each, so that every
  * read, by whichever thread, must find a version between the last one acknowledged before it began
@@ -28,7 +28,8 @@ enum { THREADS = 4, SPAN = 640, PAGES = 3 * SPAN, RUN = 8, REGION = 1 << 20 };
 static struct tm_device *device;
 static struct tm_control *control;
 static uint64_t operations, minimum, limit;
-static bool has_file;
+static bool has_file, hands_over;
+static int file_fd = -1, bitmap_fd = -1;
 static _Atomic uint32_t begun[SPAN], acknowledged[SPAN];
 static _Atomic int working = THREADS;
 
@@ -234,13 +235,54 @@ static struct tm_filter any_choice(uint64_t *seed)
         .min_age = rnd(seed) % 3, .raw_only = rnd(seed) % 4 == 0, .bounded = rnd(seed) % 2};
 }
 
+static bool is_in_file(uint32_t number, uint32_t low)
+{
+    uint8_t page[TM_PAGE];
+    CHECK(pread(file_fd, page, TM_PAGE, (off_t)number * TM_PAGE) == TM_PAGE, "%s", strerror(errno));
+    for (uint32_t version = atomic_load(&begun[number]); version + 1 > low; version--)
+        if (is_version(page, number, version))
+            return true;
+    return false;
+}
+
+/* What FLUSH acknowledges is in the file, and no bit says otherwise, while others write. A page
+ * that is being written just now may be a mixture. */
+static void check_file(void)
+{
+    static uint32_t low[SPAN];
+    uint8_t bits[TM_PAGE];
+    for (uint32_t number = 0; number < SPAN; number++)
+        low[number] = atomic_load(&acknowledged[number]);
+    CHECK(tm_flush(device) == 0, "flush");
+    CHECK(pread(bitmap_fd, bits, TM_PAGE, TM_PAGE) == TM_PAGE, "%s", strerror(errno));
+    for (size_t i = 0; i < TM_PAGE; i++)
+        CHECK(!bits[i], "a bit is set");
+    for (uint32_t number = 0; number < SPAN; number++) {
+        int tries = 1000;
+        while (!is_in_file(number, low[number]))
+            CHECK(--tries, "the file lacks page %u, version %u", number, low[number]);
+    }
+}
+
+static void hand_over(uint64_t *seed)
+{
+    bool on = rnd(seed) % 2;
+    int error = tm_write_through(device, on);
+    CHECK(error == 0, "handover: %s", strerror(error));
+    if (on)
+        check_file();
+}
+
 static void *keeper(void *argument)
 {
+    bool is_first = ((uintptr_t)argument & 0xff) == THREADS;
     uint64_t seed = (uintptr_t)argument | 1, freed;
     int error = 0;
 
     while (atomic_load(&working)) {
         uint64_t some = rnd(&seed) % (2 << 20);
+        if (hands_over && is_first)
+            hand_over(&seed);
         switch (rnd(&seed) % 9) {
         case 8:
             set(&control->demotion_writes, rnd(&seed) % 100000);
@@ -353,11 +395,12 @@ static void reopen(const struct tm_config *config)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 4, "usage: stress OPERATIONS SEED file|durable|ram|cache");
+    CHECK(argc == 4, "usage: stress OPERATIONS SEED file|durable|handover|ram|cache");
     operations = strtoull(argv[1], NULL, 10);
     uint64_t seed = strtoull(argv[2], NULL, 10), size = (uint64_t)PAGES * TM_PAGE;
     bool is_cache = strcmp(argv[3], "cache") == 0;
     has_file = strcmp(argv[3], "ram") != 0;
+    hands_over = strcmp(argv[3], "handover") == 0;
 
     struct tm_layout layout;
     CHECK(tm_layout_for(size, &layout) == 0, "layout");
@@ -370,11 +413,13 @@ int main(int argc, char **argv)
     control = mmap(NULL, TM_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, pool_fd, TM_CONTROL_OFFSET);
     CHECK(control != MAP_FAILED, "mmap: %s", strerror(errno));
     set(&control->target, limit);
+    file_fd = has_file ? memory_file("file", size) : -1;
+    bitmap_fd = has_file && !is_cache ? memory_file("map", 2 * TM_PAGE) : -1;
     struct tm_config config = {
         .name = "stress",
         .pool_fd = pool_fd,
-        .file_fd = has_file ? memory_file("file", size) : -1,
-        .bitmap_fd = has_file && !is_cache ? memory_file("map", 2 * TM_PAGE) : -1,
+        .file_fd = file_fd,
+        .bitmap_fd = bitmap_fd,
         .size = size,
         .limit = limit,
         .region = REGION,
@@ -387,6 +432,7 @@ int main(int argc, char **argv)
         lose_pool(pool_fd, layout.blocks);
     open_device(&config);
     run_threads(seed);
+    CHECK(!hands_over || tm_write_through(device, false) == 0, "not handed back");
     CHECK(!has_file || atomic_load(&tm_counters(device)->promotions), "no page was promoted");
     set(&control->frozen, 0);
     verify(pool_fd);

@@ -74,6 +74,7 @@ ROWS = {
     "demote": Row(f"{AT} web 1M", "name used_bytes", f"{AT} web", 2, "which pages?", f"{AT} web 1M"),
     "compact": Row(f"{AT} web", "name used_bytes", f"{AT} idle", 1, "nobody serves", f"{AT} web"),
     "flush": Row(f"{AT} golden", "name used_bytes", f"{AT} web", 1, "is persistent"),
+    "handover": Row(f"{AT} web", "name durable handed_over", f"{AT} idle", 1, "nobody serves", f"{AT} web"),
     "save": Row("--pools={saved} web {new}", "name file bytes pages whole", f"{AT} web {{new}}", 1, "is served"),
     "restore": Row("--pools={saved} web {saved}.save", "name state", f"{AT} web {{recording}}", 1, "is served"),
     "destroy": Row(f"{AT} idle", "destroyed", f"{AT} web", 1, "is served"),

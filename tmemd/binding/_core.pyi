@@ -108,6 +108,11 @@ class Device:
         """
     def drain(self) -> None:
         """Demote everything, make the file durable and the bitmap clean. Puts are refused meanwhile. Raises OSError."""
+    def write_through(self, on: bool) -> None:
+        """Be durable from now on, with everything in the file when this returns; or (not *on*) write back again.
+
+        Raises OSError, with ENODATA where pages were lost; the device is as it was then.
+        """
     def compact(self, moves: int) -> int:
         """Compact for density and punch out free memory, moving at most *moves* records; returns bytes given back."""
     def begin_generation(self) -> None:

@@ -87,9 +87,11 @@ cdef extern from "tmem.h" nogil:
         bint raw_only
         bint bounded
         int use
+        bint keep
 
     int tm_demote(tm_device *device, uint64_t nbytes, tm_filter filter, uint64_t *freed)
     int tm_drain(tm_device *device)
+    int tm_write_through(tm_device *device, bint on)
     uint64_t tm_compact(tm_device *device, uint64_t moves)
     void tm_begin_generation(tm_device *device)
     void tm_publish_ages(tm_device *device)
@@ -411,7 +413,7 @@ cdef class Device:
     def demote(self, uint64_t nbytes, *, unsigned min_age=0, bint raw_only=False, bint bounded=False):
         """Move the coldest of the pages chosen to the file until *nbytes* of records are gone; returns how many were."""
         cdef tm_device *device = self.handle(0, 0)
-        cdef tm_filter chosen = tm_filter(min_age, raw_only, bounded, 0)
+        cdef tm_filter chosen = tm_filter(min_age, raw_only, bounded, 0, False)
         cdef uint64_t freed
         cdef int code
         with nogil:
@@ -426,6 +428,15 @@ cdef class Device:
         cdef int code
         with nogil:
             code = tm_drain(device)
+        if code:
+            fail(code)
+
+    def write_through(self, bint on):
+        """Be durable from now on, with everything in the file when this returns; or (not *on*) write back again."""
+        cdef tm_device *device = self.handle(0, 0)
+        cdef int code
+        with nogil:
+            code = tm_write_through(device, on)
         if code:
             fail(code)
 

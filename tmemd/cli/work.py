@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -22,6 +23,13 @@ from tmemd.sizes import format_size
 from tmemd.store.poolfile import PoolError
 from tmemd.store.requests import ANY_PAGE, Choice
 
+_FAILURES: Final = {
+    (
+        "handover",
+        errno.ENODATA,
+    ): "pages were lost with the host, or are damaged, which nobody but this pool could keep in"
+    " mind: they must be written or trimmed first, as swapon --discard does",
+}
 _INTERVAL: Final = 0.1  # seconds
 _PATIENCE: Final = 30.0  # seconds that tmemd or the plugin may be away: what was asked for stays asked for
 
@@ -54,7 +62,7 @@ def do(
                 raise PoolError(f"the plugin that served {name} went away before it could {work} it: the next one will")
             time.sleep(_INTERVAL)
     if status.answer:
-        raise PoolError(f"{work} of {name} failed: {os.strerror(status.answer)}")
+        raise PoolError(f"{work} of {name} failed: {_FAILURES.get((work, status.answer), os.strerror(status.answer))}")
     return status
 
 

@@ -127,7 +127,7 @@ static int mark(struct bitmap *bitmap, uint64_t region)
 {
     int error = 0;
     pthread_mutex_lock(&bitmap->lock);
-    if (atomic_load(&bitmap->regions[region]) == BITMAP_CLEAN)
+    if (atomic_load(&bitmap->regions[region]) == BITMAP_CLEAN && !bitmap->rests)
         error = set_bit(bitmap, region);
     pthread_mutex_unlock(&bitmap->lock);
     return error;
@@ -193,4 +193,25 @@ int bitmap_finish_cleaning(struct bitmap *bitmap)
     count_set(bitmap);
     pthread_mutex_unlock(&bitmap->lock);
     return error;
+}
+
+int bitmap_rest(struct bitmap *bitmap)
+{
+    pthread_mutex_lock(&bitmap->lock);
+    for (uint64_t i = 0; i < bitmap->n; i++)
+        atomic_store(&bitmap->regions[i], BITMAP_CLEAN);
+    int error = bitmap->n ? make_durable(bitmap) : 0;
+    for (uint64_t i = 0; error && i < bitmap->n; i++)
+        atomic_store(&bitmap->regions[i], BITMAP_SET); /* whatever the disk has of them now */
+    bitmap->rests = !error;
+    count_set(bitmap);
+    pthread_mutex_unlock(&bitmap->lock);
+    return error;
+}
+
+void bitmap_wake(struct bitmap *bitmap)
+{
+    pthread_mutex_lock(&bitmap->lock);
+    bitmap->rests = false;
+    pthread_mutex_unlock(&bitmap->lock);
 }

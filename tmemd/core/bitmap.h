@@ -29,6 +29,7 @@ struct bitmap {
     struct tm_counters *counters;
     pthread_mutex_t lock; /* held over each write of bits, its sync included */
     uint8_t *block;       /* what is written, aligned; under lock */
+    bool rests;           /* no bit is set, whoever wants to; under lock */
 };
 
 /* Read the bits, and make them durable: the last process may have been killed before its sync. */
@@ -48,6 +49,9 @@ bool bitmap_is_set(struct bitmap *bitmap, uint64_t first, uint32_t n);
 void bitmap_begin_cleaning(struct bitmap *bitmap);
 void bitmap_keep(struct bitmap *bitmap, uint64_t region);
 int bitmap_finish_cleaning(struct bitmap *bitmap);
+/* The file has everything, durably, and will: clear all bits, and set none until it wakes. */
+int bitmap_rest(struct bitmap *bitmap);
+void bitmap_wake(struct bitmap *bitmap);
 static inline bool bitmap_region_is_set(struct bitmap *bitmap, uint64_t region)
 {
     return atomic_load(&bitmap->regions[region]) != BITMAP_CLEAN;

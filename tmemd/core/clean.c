@@ -130,7 +130,7 @@ static int flush_inside(struct tm_device *device)
 {
     stats_add(&device->counters->flushes, 1);
     int error = atomic_load(&device->stale) ? clean_resync(device) : 0;
-    if (!device->durable)
+    if (!state_is_durable(device))
         return 0;
     if (!error)
         error = file_sync(&device->file);

@@ -59,7 +59,7 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
     if (demotion->choice.use && demotion->choice.use != use)
         return false;
     if (state_is_clean(device, word))
-        return true;
+        return !demotion->choice.keep;
     return !device->ephemeral && atomic_load_explicit(&device->counters->demotion_writes,
                                                       memory_order_relaxed) < bound_of(demotion);
 }
@@ -123,7 +123,8 @@ static void finish(struct demotion *demotion, struct batch *batch, uint32_t star
         uint64_t page = batch->first + i, word = index_word(device, page);
         if (!word_is_writing(word))
             continue;
-        if (written && ages_of(state_generation(device), word) >= demotion->age)
+        bool leaves = ages_of(state_generation(device), word) >= demotion->age;
+        if (written && leaves && !demotion->choice.keep)
             leave(demotion, page, crc32c(0, batch->content + (size_t)i * TM_PAGE, TM_PAGE));
         else
             index_update(device, page, (word & ~TM_WORD_WRITING) | (written ? TM_WORD_CLEAN : 0));
@@ -136,9 +137,10 @@ static int move_to_file(struct demotion *demotion, struct batch *batch, uint32_t
     struct tm_device *device = demotion->device;
     uint64_t first = batch->first + start;
     uint32_t granted = count_writes(demotion, n);
-    int error = granted ? file_write(&device->file, first, granted,
-                                     batch->content + (size_t)start * TM_PAGE, device->durable)
-                        : 0;
+    int error = granted
+                    ? file_write(&device->file, first, granted,
+                                 batch->content + (size_t)start * TM_PAGE, state_is_durable(device))
+                    : 0;
     bool locked = !error && overwrite_lock_pages(device, first, n) == 0;
     if (!locked) {
         stats_sub(&device->counters->demotion_writes, granted);

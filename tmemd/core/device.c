@@ -119,8 +119,8 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
         failed = attach_index(device, error, error_size);
     if (failed || !state_has_file(device) || device->ephemeral)
         return failed;
-    return device->durable ? begin_without_bitmap(device, error, error_size)
-                           : begin_with_bitmap(device);
+    return state_is_durable(device) ? begin_without_bitmap(device, error, error_size)
+                                    : begin_with_bitmap(device);
 }
 
 int tm_open(const struct tm_config *config, struct tm_device **opened, char *error,
@@ -134,7 +134,8 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
     device->size = config->size;
     device->pool_fd = config->pool_fd;
     device->lost_zero = config->lost_zero;
-    device->durable = config->durable || config->ephemeral;
+    bool durable = config->durable || config->ephemeral;
+    atomic_init(&device->mode, durable ? STATE_DURABLE : STATE_WRITE_BACK);
     device->ephemeral = config->ephemeral;
     locks_init(&device->locks);
     staging_init(&device->staging);

@@ -38,8 +38,8 @@ bool tm_may_wait(struct tm_device *device, enum tm_op op, uint64_t count, uint64
     if (!state_has_file(device))
         return false;
     if (op == TM_FLUSH)
-        return device->durable || atomic_load(&device->stale);
-    if (op != TM_READ && (device->durable || count > LONG))
+        return state_is_durable(device) || atomic_load(&device->stale);
+    if (op != TM_READ && (state_mode(device) != STATE_WRITE_BACK || count > LONG))
         return true;
     uint64_t first = offset / TM_PAGE, last = (offset + count - 1) / TM_PAGE;
     bool is_partial = offset % TM_PAGE || count % TM_PAGE;

@@ -10,15 +10,16 @@
 
 int overwrite_lock_pages(struct tm_device *device, uint64_t first, uint32_t n)
 {
-    bool needs_mark = !state_is_written_through(device, first);
+    bool by_blkid = state_all_by_blkid(device, first, n);
     for (;;) {
+        bool needs_mark = !by_blkid && !state_is_durable(device);
         int error = needs_mark ? bitmap_set(&device->bitmap, first, n) : 0;
         if (error)
             return error;
         lock_pages(&device->locks, first, n);
-        if (!needs_mark || bitmap_is_set(&device->bitmap, first, n))
+        if (by_blkid || state_is_durable(device) || bitmap_is_set(&device->bitmap, first, n))
             return 0;
-        unlock_pages(&device->locks, first, n); /* it was cleaned in between */
+        unlock_pages(&device->locks, first, n); /* it was cleaned in between, or is kept again */
     }
 }
 
@@ -53,9 +54,10 @@ static int mark(struct tm_device *device, struct overwrite *run, uint64_t *befor
 static int write_run(struct tm_device *device, const struct overwrite *run)
 {
     bool through = state_is_written_through(device, run->first);
+    bool synced = !state_is_durable(device) && state_any_by_blkid(device, run->first, run->n);
     int error = run->content ? file_write(&device->file, run->first, run->n, run->content, through)
                              : file_zero(&device->file, run->first, run->n, run->punch, through);
-    if (!error && through && !device->durable)
+    if (!error && synced)
         error = file_sync_through(&device->file);
     stats_add(&device->counters->io_errors, error != 0);
     return error;

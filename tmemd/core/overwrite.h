@@ -15,7 +15,7 @@
 
 struct overwrite {
     uint64_t first;
-    uint32_t n;             /* at most TM_RUN_MAX, all written through or none */
+    uint32_t n;             /* at most TM_RUN_MAX */
     const uint8_t *content; /* aligned; NULL: zeros */
     bool put;               /* put them, besides */
     bool punch;             /* zeros: let go of the file's blocks */
@@ -32,6 +32,6 @@ struct overwrite {
 int overwrite_run(struct tm_device *device, struct overwrite *run);
 int overwrite_locked(struct tm_device *device, struct overwrite *run);
 
-/* Set the bits of the bitmap, unless the run is written through, then take the page locks. On an
- * error none is taken. The caller holds no page lock. */
+/* Set the bits of the bitmap, where it is kept, then take the page locks. On an error none is
+ * taken. The caller holds no page lock. */
 int overwrite_lock_pages(struct tm_device *device, uint64_t first, uint32_t n);

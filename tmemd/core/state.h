@@ -28,11 +28,16 @@ struct turns {
     _Atomic uint8_t age[TM_GENERATIONS];   /* of each generation, in ticks, up to TM_ANCIENT */
 };
 
+/* Where a write goes first. While it changes pages go to the file first, but it may lack others,
+ * and the bitmap is kept. */
+enum state_mode { STATE_WRITE_BACK, STATE_CHANGING, STATE_DURABLE };
+
 struct tm_device {
     char name[64];
     uint64_t size;
     struct tm_layout layout;
-    bool lost_zero, durable, ephemeral;
+    bool lost_zero, ephemeral;
+    _Atomic uint8_t mode; /* enum state_mode; changes under demote_lock (handover.c) */
     int pool_fd;
     uint8_t *base; /* the mapped pool file, of `mapped` bytes */
     uint64_t mapped;
@@ -103,11 +108,39 @@ static inline bool state_is_read_by_blkid(const struct tm_device *device, uint64
            pages - page == 386;
 }
 
-/* Whether each write of the page reaches the file before it is acknowledged. Where the device is
- * not durable it is also synced before that. */
+static inline enum state_mode state_mode(const struct tm_device *device)
+{
+    return (enum state_mode)atomic_load(&device->mode);
+}
+
+/* Whether a FLUSH syncs the file, and the bitmap is not kept. */
+static inline bool state_is_durable(const struct tm_device *device)
+{
+    return state_mode(device) == STATE_DURABLE;
+}
+
+/* Whether each write of the page reaches the file before it is acknowledged. Unless it is under a
+ * page lock this may be another thing a moment later. */
 static inline bool state_is_written_through(const struct tm_device *device, uint64_t page)
 {
-    return state_has_file(device) && (device->durable || state_is_read_by_blkid(device, page));
+    return state_has_file(device) &&
+           (state_mode(device) != STATE_WRITE_BACK || state_is_read_by_blkid(device, page));
+}
+
+/* Whether blkid reads any of n pages, and whether it reads all. */
+static inline bool state_any_by_blkid(const struct tm_device *device, uint64_t first, uint32_t n)
+{
+    for (uint64_t page = first; page < first + n; page++)
+        if (state_is_read_by_blkid(device, page))
+            return true;
+    return false;
+}
+static inline bool state_all_by_blkid(const struct tm_device *device, uint64_t first, uint32_t n)
+{
+    for (uint64_t page = first; page < first + n; page++)
+        if (!state_is_read_by_blkid(device, page))
+            return false;
+    return true;
 }
 
 /* How many of n neighbours, at most TM_RUN_MAX, are written through, or not, as `page` is. */

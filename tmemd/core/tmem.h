@@ -72,6 +72,7 @@ struct tm_filter {
     bool bounded; /* the control page's bound on demotion's writes holds; what the file has already
                      costs none */
     enum tm_use use;
+    bool keep; /* they stay in tmem, clean */
 };
 /* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from
  * tmem; *freed tells how many. Pages of an ephemeral pool just go. It takes tm_compact to give
@@ -79,6 +80,11 @@ struct tm_filter {
 int tm_demote(struct tm_device *device, uint64_t bytes, struct tm_filter choice, uint64_t *freed);
 /* Demote everything, make the file durable and the bitmap clean; puts are refused meanwhile. */
 int tm_drain(struct tm_device *device);
+/* From now on each write reaches the file before it is acknowledged, and FLUSH syncs it, as if the
+ * device were durable; and the file has everything when this returns, with a clean bitmap. Pages
+ * stay in tmem. Or (off) it is written back again. ENODATA: pages were lost, which nothing but the
+ * bitmap could keep in mind. On an error it is as it was. */
+int tm_write_through(struct tm_device *device, bool on);
 /* Compact, trying to move at most `moves` records; returns the bytes given back. */
 uint64_t tm_compact(struct tm_device *device, uint64_t moves);
 /* GENERATION_SECONDS have passed: begin the next coldness generation. Those of an ephemeral pool

@@ -63,6 +63,10 @@ static int write_pages(struct tm_device *device, uint64_t first, uint32_t n, con
     int error = overwrite_lock_pages(device, first, n);
     if (error)
         return error;
+    if (state_is_written_through(device, first)) { /* now it is */
+        unlock_pages(&device->locks, first, n);
+        return write_to_file(device, first, n, content, true);
+    }
     for (uint32_t i = 0; i < n; i++)
         stored[i] = page_put(device, first + i, content + (size_t)i * TM_PAGE, false);
     unlock_pages(&device->locks, first, n);
@@ -97,7 +101,8 @@ static int put_part(struct tm_device *device, uint64_t page, const struct part *
     int error = overwrite_lock_pages(device, page, 1);
     if (error)
         return error;
-    error = page_get(device, page, content, &word);
+    error =
+        state_is_written_through(device, page) ? EAGAIN : page_get(device, page, content, &word);
     if (error != EAGAIN)
         error = merge(device, page, part, content, error);
     if (!error && !page_put(device, page, content, false))

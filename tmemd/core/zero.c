@@ -14,12 +14,16 @@ static bool needs_zeroing(const struct tm_device *device, uint64_t page)
                : word != TM_NOWHERE && word_kind(word) != TM_ZERO;
 }
 
-/* Pages that are not written through become zeros. */
+/* Pages that are not written through become zeros; EAGAIN: now they are. */
 static int zero_in_index(struct tm_device *device, uint64_t first, uint32_t n)
 {
     int error = overwrite_lock_pages(device, first, n);
     if (error)
         return error;
+    if (state_is_written_through(device, first)) {
+        unlock_pages(&device->locks, first, n);
+        return EAGAIN;
+    }
     for (uint64_t page = first; page < first + n; page++)
         if (needs_zeroing(device, page))
             index_replace(device, page, state_has_file(device) ? TM_ZERO : TM_NOWHERE);
@@ -34,8 +38,10 @@ static int zero_pages(struct tm_device *device, uint64_t page, uint64_t end, boo
         struct overwrite run = {.first = page, .n = 1, .punch = punch, .is_wanted = needs_zeroing};
         if (needs_zeroing(device, page)) {
             run.n = state_alike_run(device, page, end - page);
-            error = state_is_written_through(device, page) ? overwrite_run(device, &run)
+            error = state_is_written_through(device, page) ? EAGAIN
                                                            : zero_in_index(device, page, run.n);
+            if (error == EAGAIN)
+                error = overwrite_run(device, &run);
         }
         page += run.n;
     }

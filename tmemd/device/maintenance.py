@@ -167,11 +167,21 @@ class Maintenance:
                 case Request.COMPACT:
                     while self._compact() and not self._stop.is_set():
                         pass
+                case Request.HANDOVER | Request.HANDBACK:
+                    self._hand_over(request.op == Request.HANDOVER)
                 case _:
                     return errno.EINVAL
         except OSError as error:
             return error.errno or errno.EIO
         return 0
+
+    def _hand_over(self, on: bool) -> None:
+        """Be durable, and stay so for who serves the pool next; or be as configured again."""
+        if not on:
+            self._parts.note_handover(False)
+        self._core.write_through(on or self._config.durable)
+        if on:
+            self._parts.note_handover(True)
 
     def _take_snapshot(self) -> Snapshot:
         return self._snapshot.take(self._pool_fd, self._pool_path)

@@ -95,6 +95,16 @@ class Parts:
             os.pwrite(self.pool_fd, replace(identity, uuid=found).pack(), 0)
             self.source.noted = found
 
+    def note_handover(self, on: bool) -> None:
+        """Say in the pool that the device is durable, whatever its configuration says, or that it is not any more."""
+        identity = poolfile.read_identity(self.pool_fd, self.pool_path)
+        if identity and identity.is_handed_over != on:
+            os.pwrite(self.pool_fd, replace(identity, is_handed_over=on).pack(), 0)
+
+    def _is_handed_over(self) -> bool:
+        identity = poolfile.read_identity(self.pool_fd, self.pool_path)
+        return identity is not None and identity.is_handed_over
+
     def is_half_restored(self, identity: Identity | None) -> bool:
         """Whether a restore was begun, and has not ended."""
         by_file = self.backing is not None and self.backing.header is not None and self.backing.header.restoring
@@ -201,12 +211,13 @@ class Parts:
         config, backing, file = self.config, self.backing, self.file
         header = backing.header if backing else None
         limit = config.limit or self.layout.data_offset + self.layout.data_bytes
+        durable = config.durable or self._is_handed_over()
         try:
             return _core.Device(
                 self.pool_fd, file.fd if file else -1, backing.bitmap_fd if backing else -1, name=config.name,
                 size=config.size, limit=limit, region=header.region if header else bitmapfile.REGION,
                 file_bytes=file.file_bytes if file else 0, direct=bool(file and file.direct),
-                lost_zero=config.lost_zero, durable=config.durable, ephemeral=self.source is not None,
+                lost_zero=config.lost_zero, durable=durable, ephemeral=self.source is not None,
                 read_only=config.is_read_only, remote=file.remote if file else None, cgroup=cgroups,
                 bitmap_offset=backing.bitmap_offset if backing else 0, fence=self.fence.word,
             )  # fmt: skip

@@ -149,6 +149,8 @@ class Pool:
             raise PoolError(
                 f"pool {self.name} is ephemeral, and its source holds all it has: 'tmemctl flush' empties it"
             )
+        if identity.is_ephemeral and request in (Request.HANDOVER, Request.HANDBACK):
+            raise PoolError(f"pool {self.name} is ephemeral, and needs no handover: its source holds all it has")
         if request is Request.FLUSH:
             if not identity.is_ephemeral:
                 raise PoolError(f"pool {self.name} is persistent, and what it has is nowhere else: drain it instead")

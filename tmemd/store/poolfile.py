@@ -86,6 +86,7 @@ class Identity:
     bitmap: str = ""
     is_ephemeral: bool = False  # the file is a source, and pages are copies of what it holds
     is_durable: bool = False  # a persistent pool's file has each write before it is acknowledged
+    is_handed_over: bool = False  # it is durable until it is handed back
     is_restoring: bool = False  # a restore was begun, and has not ended: what is there is nobody's
 
     @property
@@ -106,6 +107,7 @@ class Identity:
     def pack(self) -> bytes:
         """The identity page, 4096 bytes, checksum included."""
         flags = self.has_file | self.is_ephemeral << 1 | self.is_durable << 2 | self.is_restoring << 3
+        flags |= self.is_handed_over << 4
         body = _IDENTITY.pack(
             MAGIC, VERSION, flags, self.size, self.pages, STATES_OFFSET,
             self.index_offset, self.data_offset, self.data_bytes, self.uuid.bytes, self.boot_id.bytes, self.epoch,
@@ -134,7 +136,7 @@ class Identity:
         identity = cls(
             name, size, index, data, data_bytes, UUID(bytes=uid),
             UUID(bytes=boot), epoch, bool(flags & 1), backing, bitmap, bool(flags & 2), bool(flags & 4),
-            bool(flags & 8),
+            bool(flags & 16), bool(flags & 8),
         )  # fmt: skip
         if identity.pages != pages or states != STATES_OFFSET or not states < index < data:
             raise PoolError(f"{where}: the pool's identity page contradicts itself")

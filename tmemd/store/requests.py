@@ -30,6 +30,8 @@ class Request(enum.IntEnum):
     DEMOTE = 2
     COMPACT = 3
     FLUSH = 4  # of an ephemeral pool: let go of all pages
+    HANDOVER = 5  # of a device that is written back: be durable from now on, for another host is to serve the file
+    HANDBACK = 6  # and be written back again
 
 
 @dataclass(frozen=True)
