@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import fakes
 from tests.support.content import PAGE, content
 from tests.support.devicehost import GID, client, devicehost, is_written, kill_server, left, states, write
 from tests.support.harness import ROOT
@@ -25,6 +26,7 @@ from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
 
 Output = pytest.CaptureFixture[str]
+FAULT = PoolError("the fault")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="devices are made by root")
 
 
@@ -136,7 +138,7 @@ def test_a_fault_at_any_step_leaves_nothing(
     assert left(host) == before
 
 
-def fail_at(patch: pytest.MonkeyPatch, step: str, moment: str) -> None:
+def fail_at(patch: pytest.MonkeyPatch, step: str, moment: str, error: BaseException = FAULT) -> None:
     """Have the first call of a function fail, before or after it has done its work."""
     where, name = step.rsplit(".", 1)
     owner = pkgutil.resolve_name(f"tmemd.definitions.{where}")
@@ -146,7 +148,7 @@ def fail_at(patch: pytest.MonkeyPatch, step: str, moment: str) -> None:
         patch.undo()
         if moment == "after":
             original(*arguments, **options)
-        raise PoolError("the fault")
+        raise error
 
     patch.setattr(owner, name, call)
 
@@ -435,3 +437,85 @@ def test_a_source_in_the_devices_own_directory_stays(host: Place) -> None:
     host.definition("golden").write_text(f"SOURCE={image}\n")
     assert ctl("remove", "golden") == 0
     assert image.exists()
+
+
+def test_resize_mends_a_size_that_was_edited(host: Place, capsys: Output) -> None:
+    assert ctl("create", "web", "--size=8M") == 0
+    write(host, "web", 2047)
+    path = host.definition("web")
+    path.write_text(path.read_text().replace("SIZE=8M", "SIZE=4M"))
+    assert ctl("restart", "web") == 1
+    assert "the bitmap is of a device of 8388608 bytes" in capsys.readouterr().err
+    assert ctl("resize", "web", "4M") == 1
+    assert "holds pages beyond 4.00M" in capsys.readouterr().err
+    assert ctl("resize", "web", "16M") == 0
+    assert is_written(host, "web", 2047)
+
+
+REFUSED = (
+    (["Web", "--size=8M"], "'Web' is no name for a device"),
+    (["a" * 26, "--size=8M"], "is no name for a device"),
+    (["web", "--size=8M", "-o", "size=4M"], "size= is not for further options"),
+    (["web", "--size=8M", "-o", "lost=$(x)"], "is no KEY=VALUE"),
+    (["web", "--size=8M", "-o", "no=thing"], "web does not start: unknown key no="),
+    (["web", "--size=100"], "web does not start: web: size=100 is not a positive multiple of 512"),
+    (["web", "--size=15T"], "has no room for 15.0T"),
+    (["web", "--size=8M", "--backing={root}/nowhere/file"], "/nowhere: no such directory"),
+    (["web", "--size=8M", "--backing={root}/srv/full"], "/srv/full holds something"),
+    (["web", "--size=8M", "--backing=/dev/null"], "/dev/null is neither a file, a directory nor a disk"),
+    (["web", "--size=8M", "--backing={root}/var/lib/tmemd-devices/db/backing"], "is already device db's"),
+    (["web", "--source={root}/var/lib/tmemd-devices/db/backing"], "is already device db's"),
+    (["web", "--source={root}/srv/none"], "/srv/none: No such file or directory"),
+    (["web", "--source={root}/srv"], "/srv is neither an image nor a disk"),
+    (["web", "--source={root}/srv/secret"], "tmemd-web, of the group tmemd, may not read it: chgrp tmemd"),
+    (["web", "--source={root}/srv/full", "-o", "lost=zero"], "web does not start: web: backing="),
+    (["web", "--size=8M", "--cap=1"], "a cap of 1 bytes (1) is below its least"),
+    (["web", "--size=8M", "--minimum=1T"], "a minimum of"),
+    (["stray", "--size=8M"], "there is a pool stray, of no device that is defined"),
+    (["left", "--size=8M"], "holds the files of another device of that name"),
+    (["db", "--size=8M"], "device db is there already"),
+)
+
+
+def test_what_cannot_be_is_refused_and_leaves_nothing(host: Place, capsys: Output) -> None:
+    assert ctl("create", "db", "--size=8M") == 0
+    for name, mode in (("full", 0o644), ("secret", 0o600)):
+        host.below(f"srv/{name}").write_bytes(bytes(4096))
+        host.below(f"srv/{name}").chmod(mode)
+    with fakes.pool(host.pools, "stray"):
+        pass
+    host.home("left").mkdir()
+    (host.home("left") / "backing").touch()
+    before = left(host)
+    for command, error in REFUSED:
+        capsys.readouterr()
+        assert ctl("create", *(word.format(root=host.root) for word in command)) == 1
+        assert error in capsys.readouterr().err
+        assert left(host) == before
+    assert states(host) == {"db": "running"}
+
+
+@pytest.mark.usefixtures("host")
+def test_devices_are_made_at_the_same_time() -> None:
+    names = ("one", "two", "three")
+    command = [sys.executable, "-m", "tmemd.cli", "create", "--size=8M"]
+    processes = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.DEVNULL) for name in names]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+
+
+def test_ctrl_c_leaves_nothing(host: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = left(host)
+    with monkeypatch.context() as patch:
+        fail_at(patch, "devices.Devices._await", "after", KeyboardInterrupt())
+        assert ctl("create", "web", "--size=8M") == 130
+    assert left(host) == before
+
+
+@pytest.mark.usefixtures("host")
+def test_others_than_root_are_told() -> None:
+    command = [sys.executable, "-P", "-m", "tmemd.cli", "stop", "web"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[], cwd="/"
+    )
+    assert done.returncode == 1
+    assert done.stderr == "tmemctl: devices are made and looked after by root: run this as root\n"

@@ -28,7 +28,7 @@ _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 def check(found: Definition, pool: Path, size: int) -> None:
     """Raise PoolError where the device could not have that many bytes: for want of room, or for what it holds."""
-    path, now = found.backing_path, found.size_bytes or 0
+    path, now = found.backing_path, _size_now(found)
     if size < now and not _is_empty_from(pool, path, size):
         raise PoolError(
             f"device {found.name} holds pages beyond {format_size(size)}: swapoff and blkdiscard it in its guest first"
@@ -42,6 +42,15 @@ def check(found: Definition, pool: Path, size: int) -> None:
             raise PoolError(f"{path} has {format_size(there)}: enlarge it first")
     elif size - now > (free := shutil.disk_usage(path).free) and found.option("reserve") != "no":
         raise PoolError(f"{path.parent} has no room for {format_size(size - now)} more, {format_size(free)} is free")
+
+
+def _size_now(found: Definition) -> int:
+    """What its file is for, whatever somebody has written into its definition since."""
+    bitmap = found.bitmap_path
+    if bitmap is None or not bitmap.exists():
+        return found.size_bytes or 0
+    with open(bitmap, "rb", buffering=0) as file:
+        return bitmapfile.read_header(file.fileno(), bitmap).size
 
 
 def _is_empty_from(pool: Path, backing: Path | None, size: int) -> bool:
