@@ -261,6 +261,7 @@ def test_what_has_no_file_is_resized_when_it_is_empty(host: Place, capsys: Outpu
     assert ctl("create", "web", "--size=8M", "--backing=none") == 0
     write(host, "web", 3)
     assert ctl("resize", "web", "16M") == 1
+    assert "has no file for its pages" in capsys.readouterr().err
     assert is_written(host, "web", 3)
     trim(host, "web", 3)
     assert ctl("resize", "web", "16M") == 0
@@ -472,6 +473,8 @@ REFUSED = (
     (["web", "--size=8M", "--cap=1"], "a cap of 1 bytes (1) is below its least"),
     (["web", "--size=8M", "--minimum=1T"], "a minimum of"),
     (["stray", "--size=8M"], "there is a pool stray, of no device that is defined"),
+    (["web", "--size=8M", "-o", "bitmap={root}/srv/full"], "/srv/full is there already"),
+    (["web", "--size=8M", "--backing={root}/srv/used"], "/srv/used/web holds the files of another device"),
     (["left", "--size=8M"], "holds the files of another device of that name"),
     (["db", "--size=8M"], "device db is there already"),
 )
@@ -484,6 +487,8 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(host: Place, capsys: Outpu
         host.below(f"srv/{name}").chmod(mode)
     with fakes.pool(host.pools, "stray"):
         pass
+    host.below("srv/used/web").mkdir(parents=True)
+    host.below("srv/used/web/file").touch()
     host.home("left").mkdir()
     (host.home("left") / "backing").touch()
     before = left(host)

@@ -103,11 +103,16 @@ def test_where_pages_go(tmp_path: Path) -> None:
 def test_what_its_unit_needs_besides(tmp_path: Path) -> None:
     place, file = Place(tmp_path), tmp_path / "file"
     file.touch()
+    odd = tmp_path / 'o"d %d'
+    odd.touch()
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/backing").touch()
     disk = next((path for path in Path("/dev").iterdir() if path.is_block_device()), None)
     lines: dict[tuple[Any, ...], str] = {
         (): "",
         (str(tmp_path),): f"ReadWritePaths={tmp_path}/web",
         (str(file),): f"ReadWritePaths={file}",
+        (str(odd),): f'ReadWritePaths="{tmp_path}/o\\"d %%d"',
         ("none",): "",
         (None, str(file)): "",
         (None, str(file), "write=through"): f"ReadWritePaths={file}",

@@ -21,6 +21,7 @@ from tmemd.suggestions import suggestion
 
 NAME_RULE: Final = "a device's name is 1 to 25 lower-case letters, digits, '_' and '-', the first a letter or digit"
 NO_BACKING: Final = "none"
+BACKING: Final = "backing"  # the name of a backing file
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,24}")
 _OPTION: Final = re.compile(r"([a-z]+)=([\w./:,+@%=-]+)", re.ASCII)  # what /bin/sh leaves as it is
 _OWN_KEYS: Final = {"name", "size", "backing", "source", "tmemd", "pools"}  # which the unit says
@@ -72,6 +73,12 @@ class Definition:
     def backing_path(self) -> Path | None:
         """Its backing file or block device, where that is of this host."""
         return None if self.backing == NO_BACKING else _path(self.backing)
+
+    @property
+    def own_directory(self) -> Path | None:
+        """Where its backing file is, if that directory was made for it, elsewhere than with the others'."""
+        path = self.backing_path
+        return path.parent if path and path.name == BACKING and path.parent.name == self.name else None
 
     @property
     def source_path(self) -> Path | None:
@@ -132,7 +139,7 @@ def parse(name: str, text: str, place: Place) -> Definition:
     return Definition(
         name,
         "" if source else found.get("SIZE", ""),
-        "" if source else backing or str(place.home(name) / "backing"),
+        "" if source else backing or str(place.home(name) / BACKING),
         source,
         tuple(found.get("OPTIONS", "").split()),
         found.get("SOURCE_OWNER", ""),
@@ -156,8 +163,8 @@ def load(place: Place, name: str) -> Definition:
 def load_all(place: Place) -> Iterator[Definition]:
     """All definitions, by name; what is no device's is left out."""
     for path in sorted(place.definitions.glob("*.conf")):
-        if _NAME.fullmatch(path.stem):
-            yield load(place, path.stem)
+        if _NAME.fullmatch(path.stem) and ((found := load(place, path.stem)).size or found.source):
+            yield found
 
 
 def save(place: Place, definition: Definition) -> Definition:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
@@ -126,7 +126,7 @@ class Devices:
             if found.server:
                 raise PoolError(f"device {name} has its pages at {found.server}: remove it, and create another")
             resizing.check(found, self.place.pool(name), wanted.size_bytes)
-            with self._parked(found, drain):
+            with self._replaced(found, wanted, drain):
                 try:
                     self._be(wanted)
                 except BaseException:
@@ -142,18 +142,14 @@ class Devices:
             found = self._finished(name)
             wanted = files.renamed(self.place, found, to)
             self._check_rename(found, wanted)
-            was_served = self.services.states([name]) != ["stopped"]
-            self._park(found, drain)
-            self.services.uninstall(name)
-            files.move(self.place, found, wanted)
-            accounts.rename(self.place, name, to)
-            self._client.rename(name, to)
-            self.services.install(definition.save(self.place, wanted))
-            self.place.definition(name).unlink()
-            definition.sync_directory(self.place.definitions)
-            if was_served:
-                self.services.start(wanted)
-                self._await(to)
+            with self._replaced(found, wanted, drain):
+                self.services.uninstall(name)
+                files.move(self.place, found, wanted)
+                accounts.rename(self.place, name, to)
+                self._client.rename(name, to)
+                self.services.install(definition.save(self.place, wanted))
+                self.place.definition(name).unlink()
+                definition.sync_directory(self.place.definitions)
 
     def _check_rename(self, found: Definition, wanted: Definition) -> None:
         status = self._status(found.name)
@@ -174,17 +170,23 @@ class Devices:
         definition.save(self.place, wanted)
 
     @contextmanager
-    def _parked(self, found: Definition, drain: Drain) -> Iterator[None]:
-        """For the length of a with block nobody serves the device, and all its pages are in its file."""
+    def _replaced(self, found: Definition, wanted: Definition, drain: Drain) -> Iterator[None]:
+        """For the length of a with block nobody serves the device, and all its pages are in its file.
+
+        Then it is served as it is *wanted*, if it was before.
+        """
         was_served = self.services.states([found.name]) != ["stopped"]
         try:
             self._park(found, drain)
             yield
-        finally:
-            if was_served:
-                self.services.start(definition.load(self.place, found.name))
+        except BaseException:
+            with suppress(PoolError):
+                if was_served:
+                    self.services.start(found)
+            raise
         if was_served:
-            self._await(found.name)
+            self.services.start(wanted)
+            self._await(wanted.name)
 
     def _park(self, found: Definition, drain: Drain) -> None:
         self._drain(found, drain)  # most of it while its guest goes on
@@ -199,6 +201,8 @@ class Devices:
             raise PoolError(f"device {found.name} has lost pages with the host: swapoff and blkdiscard it in its guest")
         if status and status.has_file:
             drain(self._client, status)
+        elif status and status.counters.pages_in_tmem:
+            raise PoolError(f"device {found.name} has no file for its pages: swapoff and blkdiscard it in its guest")
 
     @property
     def _client(self) -> Client:

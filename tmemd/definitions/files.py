@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tmemd.definitions.accounts import Account
-from tmemd.definitions.definition import NO_BACKING, Definition, load_all
+from tmemd.definitions.definition import BACKING, NO_BACKING, Definition, load_all
 from tmemd.definitions.place import Place
 from tmemd.device.config import parse_place
 from tmemd.sizes import format_size
@@ -29,10 +29,10 @@ def plan(
     if source:
         return Definition(name, source=str(parse_place(source)), options=tuple(options))
     if backing is None or backing == NO_BACKING:
-        return Definition(name, size or "", backing or str(place.home(name) / "backing"), options=tuple(options))
+        return Definition(name, size or "", backing or str(place.home(name) / BACKING), options=tuple(options))
     path = parse_place(backing)
     if isinstance(path, Path) and path.is_dir():
-        return Definition(name, size or "", str(path / name / "backing"), options=tuple(options))
+        return Definition(name, size or "", str(path / name / BACKING), options=tuple(options))
     # Its user could make nothing beside it.
     bitmap = [] if any(option.startswith("bitmap=") for option in options) else [f"bitmap={place.home(name) / 'map'}"]
     return Definition(name, size or "", str(path), options=(*options, *bitmap))
@@ -41,9 +41,11 @@ def plan(
 def check(place: Place, definition: Definition) -> None:
     """Raise PoolError where a new device could not have its files, as far as that can be told before they are made."""
     _check_others(place, definition)
-    home = place.home(definition.name)
-    if home.exists() and any(home.iterdir()):
-        raise PoolError(f"{home} holds the files of another device of that name: move them away")
+    for directory in (place.home(definition.name), definition.own_directory):
+        if directory and directory.exists() and any(directory.iterdir()):
+            raise PoolError(f"{directory} holds the files of another device of that name: move them away")
+    if definition.bitmap_path and definition.bitmap_path.exists():
+        raise PoolError(f"{definition.bitmap_path} is there already: the bitmap must be a new file")
     if source := definition.source_path:
         _check_source(source)
     elif path := definition.backing_path:
@@ -82,7 +84,7 @@ def _check_backing(path: Path, definition: Definition) -> None:
     if path.exists() and path.stat().st_size:
         raise PoolError(f"{path} holds something: say where a new file can be made, or move it away")
     directory = next(each for each in path.parents if each.exists())
-    if path.parent.name != definition.name and directory != path.parent:
+    if definition.own_directory is None and directory != path.parent:
         raise PoolError(f"{path.parent}: no such directory")
     size, there = definition.size_bytes or 0, shutil.disk_usage(directory).free
     if size > there and definition.option("reserve") != "no":
@@ -105,8 +107,8 @@ def make(place: Place, definition: Definition, account: Account) -> None:
     _make_directory(place.home(definition.name), account)
     path = definition.backing_path
     if path and not path.is_block_device() and not path.is_relative_to(place.home(definition.name)):
-        if path.parent.name == definition.name:
-            _make_directory(path.parent, account)
+        if definition.own_directory:
+            _make_directory(definition.own_directory, account)
         else:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             path.chmod(0o600)
@@ -141,9 +143,9 @@ def remove(place: Place, definition: Definition, account: Account | None) -> Non
     for each in (path if path and not path.is_block_device() else None, bitmap, bitmap and Path(f"{bitmap}.new")):
         if each:
             each.unlink(missing_ok=True)
-    if path and path.parent.name == definition.name:
+    if definition.own_directory:
         with suppress(OSError):  # there is more in it
-            path.parent.rmdir()
+            definition.own_directory.rmdir()
     for kept in (path, definition.source_path):
         if kept and account and kept.exists() and kept.stat().st_uid == account.uid:
             os.chown(kept, int(definition.source_owner or 0), -1)
@@ -185,9 +187,9 @@ def move(place: Place, definition: Definition, wanted: Definition) -> None:
 
 def _moves(place: Place, definition: Definition, name: str) -> Iterator[tuple[Path, Path]]:
     yield place.home(definition.name), place.home(name)
-    path = definition.backing_path
-    if path and path.parent.name == definition.name and path.parent != place.home(definition.name):
-        yield path.parent, path.parent.with_name(name)
+    own = definition.own_directory
+    if own and own != place.home(definition.name):
+        yield own, own.with_name(name)
 
 
 def holds_data(path: Path | None, start: int = 0, end: int = sys.maxsize) -> bool:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import msgspec
 
 from tmemd.definitions import services
-from tmemd.definitions.definition import load_all
+from tmemd.definitions.definition import Definition, load_all
 from tmemd.definitions.place import Place
+from tmemd.store.poolfile import PoolError
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,10 +37,18 @@ def devices(place: Place | None = None) -> list[Device]:
             doors=["nbd", "vhost"] if each.vhost else ["nbd"],
             socket=str(place.socket(each.name)),
             vhost=str(each.vhost) if each.vhost else None,
-            size=each.size_bytes,
+            size=_size(each),
             backing=each.backing,
             source=each.source,
             options=list(each.options),
         )
         for each, state in zip(defined, states, strict=True)
     ]
+
+
+def _size(device: Definition) -> int | None:
+    """None, too, where somebody has written what is no size."""
+    try:
+        return device.size_bytes
+    except PoolError:
+        return None

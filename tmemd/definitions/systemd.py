@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
@@ -98,11 +99,12 @@ def drop_in(definition: Definition, place: Place) -> str:
     if path := written(definition, place):
         if path.is_block_device():
             user = accounts.user_of(definition.name)
-            lines += ["PrivateDevices=no", f"DeviceAllow={path} rw", f"ExecStartPre=+/bin/chown {user} {path}"]
+            disk = _escaped(path)
+            lines += ["PrivateDevices=no", f"DeviceAllow={disk} rw", f"ExecStartPre=+/bin/chown {user} {disk}"]
         else:
-            lines += [f"ReadWritePaths={path if path.exists() else path.parent}"]
+            lines += [f"ReadWritePaths={_escaped(definition.own_directory or path)}"]
     elif definition.source_path and definition.source_path.is_block_device():
-        lines += ["PrivateDevices=no", f"DeviceAllow={definition.source_path} r"]
+        lines += ["PrivateDevices=no", f"DeviceAllow={_escaped(definition.source_path)} r"]
     if definition.server and definition.server.startswith(_TCP):
         lines += ["PrivateNetwork=no", "RestrictAddressFamilies=AF_INET AF_INET6", "IPAddressDeny="]
     return "\n".join(["# Written by tmemctl create.", "[Service]", *lines, ""]) if lines else ""
@@ -112,6 +114,12 @@ def written(definition: Definition, place: Place) -> Path | None:
     """What the device writes to, but for what is in its own directory."""
     path = definition.source_path if definition.is_written_through else definition.backing_path
     return None if path is None or path.is_relative_to(place.home(definition.name)) else path
+
+
+def _escaped(path: Path) -> str:
+    """A path as a unit has it (systemd.syntax(7))."""
+    text = str(path).replace("%", "%%")
+    return text if re.fullmatch(r"[^\s\"'\\]+", text) else '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def _remove(path: Path) -> None:
