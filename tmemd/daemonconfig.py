@@ -17,13 +17,16 @@ from tmemd.policy import DEFAULT, by_name
 from tmemd.settings import MAX_WEIGHT
 from tmemd.sizes import format_size, parse_size
 from tmemd.store.poolfile import NAME_RULE, PoolError, is_name
+from tmemd.suggestions import suggestion
 
+DEFAULT_TMPFS: Final = "50%"
 DEFAULT_PATH: Final = Path("/etc/tmemd/tmemd.toml")
 _PERCENT: Final = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)%", re.ASCII)
 _ADDRESS: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:\s]*):(\d{1,5})", re.ASCII)
 _MAX_USER_POOLS: Final = 1 << 20
 
 Weight = Annotated[int, msgspec.Meta(ge=1, le=MAX_WEIGHT)]
+Account = str | Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
 Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
 
 
@@ -96,6 +99,20 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pass
 
 
+class AccessConfig(_Table, frozen=True):
+    """Who may connect, and whose plugins may attach, by name or number. UNSET: the group tmemd, if there is one."""
+
+    group: Account | msgspec.UnsetType = msgspec.UNSET
+    allow_users: tuple[Account, ...] = ()
+    allow_groups: tuple[Account, ...] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TmpfsConfig(_Table, frozen=True):
+    """Where pools lie."""
+
+    size: Amount | None = None  # None: tmemd mounts none, and tmemd --prepare one of DEFAULT_TMPFS
+
+
 class BudgetConfig(_Table, frozen=True):
     """What all pools together may take of the host's RAM."""
 
@@ -131,6 +148,8 @@ class DaemonConfig(_Table, frozen=True):
 
     policy: str = DEFAULT  # by name; tmemd.policy knows which there are
     pools_per_user: Annotated[int, msgspec.Meta(ge=0, le=_MAX_USER_POOLS)] = 64  # of each who is no administrator
+    access: AccessConfig = AccessConfig()
+    tmpfs: TmpfsConfig = TmpfsConfig()
     budget: BudgetConfig = BudgetConfig()
     demotion: DemotionConfig = DemotionConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -184,6 +203,8 @@ def parse_config(text: str) -> DaemonConfig:
     for key, kind in _SECTIONS.items():
         tables[key] = _convert(tables.get(key, {}), kind, key)
     config: DaemonConfig = _convert(tables, DaemonConfig, "")
+    if config.tmpfs.size is not None and config.tmpfs.size.of(100) == 0:
+        raise ValueError("tmpfs.size: a size of 0 would let the tmpfs take all RAM")
     try:
         by_name(config.policy)
     except ValueError as error:
@@ -191,7 +212,13 @@ def parse_config(text: str) -> DaemonConfig:
     return msgspec.structs.replace(config, pools=named)
 
 
-_SECTIONS: Final = {"budget": BudgetConfig, "demotion": DemotionConfig, "metrics": MetricsConfig}
+_SECTIONS: Final = {
+    "access": AccessConfig,
+    "tmpfs": TmpfsConfig,
+    "budget": BudgetConfig,
+    "demotion": DemotionConfig,
+    "metrics": MetricsConfig,
+}
 
 
 def _name(name: str) -> str:
@@ -212,7 +239,9 @@ def _convert(table: object, kind: type[Any], where: str) -> Any:
     dot = "." if where else ""
     for key in table if isinstance(table, dict) else ():
         if key not in known:
-            raise ValueError(f"{where}{dot}{key}: there is no such key; known are {', '.join(known)}")
+            raise ValueError(
+                f"{where}{dot}{key}: there is no such key; known are {', '.join(known)}{suggestion(key, known)}"
+            )
     try:
         made = msgspec.convert(table, kind, dec_hook=lambda wanted, value: wanted.parse(value))
     except msgspec.ValidationError as error:

@@ -129,7 +129,7 @@ class SettingsStore:
             if self._lock is None:
                 self._lock = _lock(self.path)
             if kept is None:
-                kept = _read(self.path)
+                kept = read_kept(self.path)
                 waiting = {name: _over(kept.get(name, Overrides()), new) for name, new in waiting.items()}
             pools = _without_empty({**kept, **waiting})
             if pools != kept:
@@ -169,7 +169,8 @@ def _encoded(pools: Mapping[str, Overrides]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(_State(2, dict(sorted(pools.items())))), indent=2) + b"\n"
 
 
-def _read(path: Path) -> Mapping[str, Overrides]:
+def read_kept(path: Path) -> Mapping[str, Overrides]:
+    """What a state file says was set, whoever uses it now; nothing where there is none. Raises PoolError, OSError."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=_State).pools
     except FileNotFoundError:

@@ -374,7 +374,9 @@ def test_who_may_not_ask_is_told_who_may(directory: Path) -> None:
             command, capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[], cwd="/"
         )
     assert done.returncode == 1
-    assert done.stderr.endswith("Permission denied: only root, tmemd's own user and its --group may ask it\n")
+    assert done.stderr.endswith(
+        "Permission denied: only root, tmemd's own user and its group (access.group) may ask it\n"
+    )
 
 
 @pytest.mark.parametrize("loaded", ["argparse", "msgspec", "rich"])

@@ -30,7 +30,8 @@ def test_the_example_shows_every_key() -> None:
     )
     assert found.demotion.writes_per_hour == 20 * GIB
     assert found.metrics.listen == "127.0.0.1:9632"
-    for table in (found, found.budget, found.demotion, found.metrics, pool):
+    assert (found.access.group, found.access.allow_groups, found.tmpfs.size) == ("tmemd", ("tmemd",), "50%")
+    for table in (found, found.access, found.tmpfs, found.budget, found.demotion, found.metrics, pool):
         for key in table.__struct_fields__:
             assert f"{key} =" in everything or f"[{key}" in everything, f"{key} is not in the example"
 
@@ -39,13 +40,18 @@ def test_the_example_shows_every_key() -> None:
     ("text", "error"),
     [
         ("x =", "Invalid value"),
-        ('polcy = "fair"', "polcy: there is no such key; known are policy, pools_per_user, budget"),
+        ('polcy = "fair"', "polcy: there is no such key; known are policy, .*; did you mean 'policy'\\?"),
         ("policy = 3", "policy: Expected `str`, got `int`"),
         ('policy = "best"', "policy: 'best' is no policy: there are fair, "),
         ("pools_per_user = -1", "pools_per_user: Expected `int` >= 0"),
         ("budget = 3", "budget: Expected a table, got `int`"),
         ("pools = 3", r"pools: expected tables, \[pools.NAME\]"),
-        ("[budget]\nmaximun = 1", "budget.maximun: there is no such key; known are minimum, maximum"),
+        ("[budget]\nmaximun = 1", "budget.maximun: there is no such key; known are minimum, maximum, .*'maximum'"),
+        ('[acces]\ngroup = "x"', "acces: there is no such key; known are .*; did you mean 'access'"),
+        ("[access]\ngroup = true", "access.group: Expected `int | str`, got `bool`"),
+        ("[access]\nallow_users = [-1]", r"access.allow_users\[0\]: Expected `int` >= 0"),
+        ('[tmpfs]\nsize = "0"', "tmpfs.size: a size of 0 would let the tmpfs take all RAM"),
+        ('[tmpfs]\nsize = "much"', "tmpfs.size: 'much' is not a size"),
         ('[budget]\nmaximum = "101%"', "budget.maximum: '101%' is not 0% to 100%"),
         ('[budget]\nmaximum = "9q"', "budget.maximum: '9q' is not a size: .* or a share of the host's RAM"),
         ("[budget]\nreserve = true", "budget.reserve: expected a size"),

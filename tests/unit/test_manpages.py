@@ -15,9 +15,17 @@ from scripts.manpages import PAGES
 from tests.support.harness import ROOT
 from tmemd.cli import commands
 from tmemd.daemon import start
-from tmemd.daemonconfig import BudgetConfig, DaemonConfig, DemotionConfig, MetricsConfig, PoolConfig
+from tmemd.daemonconfig import (
+    AccessConfig,
+    BudgetConfig,
+    DaemonConfig,
+    DemotionConfig,
+    MetricsConfig,
+    PoolConfig,
+    TmpfsConfig,
+)
 
-TABLES = (DaemonConfig, BudgetConfig, DemotionConfig, MetricsConfig, PoolConfig)
+TABLES = (DaemonConfig, AccessConfig, TmpfsConfig, BudgetConfig, DemotionConfig, MetricsConfig, PoolConfig)
 COMMON = {"--socket", "--pools", "--json"}
 
 

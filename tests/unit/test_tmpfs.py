@@ -12,6 +12,7 @@ from tests.support.harness import wait_until
 from tests.support.mounts import mountable
 from tmemd.client import attach_pool
 from tmemd.daemon.start import main
+from tmemd.governor.host import total_memory
 from tmemd.store.poolfile import PoolError
 from tmemd.system import tmpfs
 
@@ -70,7 +71,6 @@ def test_a_tmpfs_below_the_one_that_is_unmounted_is_no_place_for_pools(base: Pat
 
 def test_what_others_mount_is_waited_for(base: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The directory is on a tmpfs, but on another one."""
-    assert main(["--prepare", f"--pools={base}"]) == 0
     assert main(["--prepare", f"--pools={base}", "--mounted"]) == 1
     assert "nothing is mounted there" in caplog.text
     with mountable(base / "pools") as path:
@@ -84,6 +84,29 @@ def test_prepare_mounts_and_ends(tmp_path: Path) -> None:
         assert capacity(path) == 8 << 20
         assert main(["--prepare", f"--pools={path}", "--tmpfs-size=9M"]) == 0
         assert capacity(path) == 9 << 20
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "size"),
+    [
+        ("", [], total_memory() // 2),
+        ('[tmpfs]\nsize = "8M"', [], 8 << 20),
+        ('[tmpfs]\nsize = "8M"', ["--tmpfs-size=9M"], 9 << 20),
+        ("polcy = 3", [], total_memory() // 2),
+    ],
+)
+def test_what_is_configured_gives_way_to_what_is_said_and_goes_before_half_of_ram(
+    tmp_path: Path, config: str, options: list[str], size: int
+) -> None:
+    (tmp_path / "config").write_text(config)
+    with mountable(tmp_path / "pools") as path:
+        assert main(["--prepare", f"--pools={path}", f"--config={tmp_path}/config", *options]) == 0
+        assert capacity(path) == pytest.approx(size, rel=0.01)
+
+
+def test_a_tmpfs_that_is_configured_is_mounted_by_tmemd_too(tmp_path: Path) -> None:
+    with mountable(tmp_path / "pools") as path, fakes.tmemd(tmp_path, config='[tmpfs]\nsize = "8M"'):
+        assert capacity(path) == 8 << 20
 
 
 @pytest.mark.parametrize("kept_out", [True, False])

@@ -101,7 +101,7 @@ def _renamed(command: str) -> str:
 
 def _hint(error: UnreachableError) -> str:
     if isinstance(error.reason, PermissionError):
-        return "only root, tmemd's own user and its --group may ask it"
+        return "only root, tmemd's own user and its group (access.group) may ask it"
     return "is it running? (--pools DIR works without)"
 
 

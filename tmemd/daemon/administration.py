@@ -141,7 +141,7 @@ class Administration:
         with suppress(PoolError):
             if (capacity := self.pools.capacity()) < maximum * _NEARLY:
                 _log.info(
-                    "pools get at most %s, which is what %s holds (--tmpfs-size), and not budget.maximum, %s",
+                    "pools get at most %s, which is what %s holds (tmpfs.size), and not budget.maximum, %s",
                     format_size(capacity), self.pools.directory, format_size(maximum),
                 )  # fmt: skip
 

@@ -25,7 +25,7 @@ def prepare_directory(path: Path, size: str | None, *, mounted: bool = False) ->
         if size is not None:
             _mount(path, size)
         if not tmpfs.is_tmpfs(path):
-            raise PoolError(f"{path} is not on tmpfs: mount one there, or say --tmpfs-size")
+            raise PoolError(f"{path} is not on tmpfs: mount one there, or say tmpfs.size in tmemd.toml (--tmpfs-size)")
         if mounted and not path.is_mount():
             raise PoolError(
                 f"{path}: nothing is mounted there (--mounted); tmemd-pools.service does, where that is used"

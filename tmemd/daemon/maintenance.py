@@ -14,7 +14,7 @@ from tmemd.daemon import metricserver
 from tmemd.daemon.administration import Administration
 from tmemd.daemon.metrics import Snapshot, TickTimes
 from tmemd.daemon.metricserver import MetricsServer
-from tmemd.daemonconfig import Address, read_config
+from tmemd.daemonconfig import Address, DaemonConfig, read_config
 from tmemd.events import Watcher
 from tmemd.governor.governor import TICK, Governor
 from tmemd.governor.host import total_memory
@@ -36,10 +36,12 @@ class Maintenance:
         config: Path | None = None,
         metrics: Address | None = None,
         prepare: Callable[[], None] = lambda: None,
+        configured: Callable[[DaemonConfig], None] = lambda _: None,
     ) -> None:
         """*config* is the file to read again when that is asked for; *metrics* goes before what is configured.
 
         *prepare* makes the pools' directory fit for pools again, if its tmpfs was unmounted say, or raises PoolError.
+        *configured* is told of each configuration that was read again.
         """
         self._administration = administration
         self._governor = governor
@@ -47,6 +49,7 @@ class Maintenance:
         self._config = config
         self._metrics = metrics
         self._prepare = prepare
+        self._configured = configured
         self._look_now = asyncio.Event()
         self._reload = False
         self._publishing: tuple[Address, asyncio.Task[None]] | None = None
@@ -127,6 +130,8 @@ class Maintenance:
         The memory of a removed pool is only free once we close its file.
         """
         self._read_configuration()
+        if self._problems.of("access"):  # an account that was not there may be by now
+            self._configured(self._administration.config)
         self._check_directory()
         self._adopt()
         await self._publish(group)
@@ -144,6 +149,7 @@ class Maintenance:
             return
         self._administration.configure(config)
         self._governor.configure(config)
+        self._configured(config)
         self._problems.note("configuration", None)
         self._adopt()
         _log.info("configuration read again")

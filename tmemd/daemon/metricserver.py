@@ -29,19 +29,24 @@ _REST: Final = 4  # an answer is used again for this many times as long as it to
 _TEXT: Final = "text/plain; charset=utf-8"
 
 
-def listen(address: Address) -> socket.socket:
-    """A listening socket there, for a MetricsServer. It may have to wait for a name server. Raises PoolError."""
+def bind(address: Address) -> socket.socket:
+    """A listening socket there. It may have to wait for a name server. Raises PoolError."""
     try:
         family, _, _, _, where = socket.getaddrinfo(
             address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.create_server(where, family=family, backlog=_BACKLOG)
+        return socket.create_server(where, family=family, backlog=_BACKLOG)
     except OSError as error:
         reason = str(error.strerror or error).partition(" (while")[0]
         raise PoolError(f"cannot serve metrics on {address}: {reason}") from None
+
+
+def listen(address: Address) -> socket.socket:
+    """The same for a MetricsServer, and a line in the log. Raises PoolError."""
+    listener = bind(address)
     listener.setblocking(False)
     _log.info("metrics on http://%s/metrics", address)
-    if not ipaddress.ip_address(where[0]).is_loopback:
+    if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
         _log.warning("metrics on %s: whoever reaches it can read the names and figures of all pools", address)
     return listener
 

@@ -53,11 +53,15 @@ def listen(path: Path, group: int | None, resources: ExitStack) -> socket.socket
     # Between bind and chmod nobody can connect: connect() is refused until listen().
     listener.bind(str(path))
     resources.callback(path.unlink, missing_ok=True)
-    if group is not None:
-        os.chown(path, -1, group)
-    path.chmod(0o660)
+    give_socket(path, group)
     listener.listen(_BACKLOG)
     return listener
+
+
+def give_socket(path: Path, group: int | None) -> None:
+    """Let *group* connect there, our own where there is none, and our own user. Raises OSError."""
+    os.chown(path, -1, os.getegid() if group is None else group)
+    path.chmod(0o660)
 
 
 class Server:
@@ -69,7 +73,7 @@ class Server:
         """*timeout*: seconds in which a request must arrive, and an answer be taken."""
         self._administration = administration
         self._governor = governor
-        self._access = access
+        self.access = access  # may be replaced at any time
         self._timeout = timeout
         self._connections: Counter[int] = Counter()
         # A list of 256 pools takes 16 ms. With 60 connections that asked for it again and again, others waited for 0.6
@@ -130,7 +134,7 @@ class Server:
         """What is left to be sent: nothing for an Attach, whose answer goes with its file."""
         try:
             request = protocol.decode_request(line)
-            self._access.check(request, peer)
+            self.access.check(request, peer)
             if isinstance(request, protocol.Attach):
                 async with self._administration.changing:
                     self._attach(sock, peer, request)
@@ -159,7 +163,7 @@ class Server:
             await asyncio.sleep(0)  # everybody else's
             answer = await self._administration.perform(request)
         assert isinstance(answer, protocol.Listed)
-        visible = [status for status in answer.pools if self._access.may_see(status.uid, uid)]
+        visible = [status for status in answer.pools if self.access.may_see(status.uid, uid)]
         if isinstance(request, protocol.Show) and not visible:
             raise PoolError(f"pool {request.name} belongs to another user")
         return protocol.Listed(visible, problems.all())
@@ -169,11 +173,11 @@ class Server:
         number = journal.last if request.number is None else request.number
         await journal.wait(number, request.wait)
         events, missed = journal.since(number)
-        visible = [event for event in events if self._access.may_see(event.uid, uid)]
+        visible = [event for event in events if self.access.may_see(event.uid, uid)]
         return protocol.Happened(visible, journal.last, missed)
 
     def _attach(self, sock: socket.socket, peer: Credentials, request: protocol.Attach) -> None:
-        bounded = not self._access.is_admin(peer.uid)
+        bounded = not self.access.is_admin(peer.uid)
         governor = self._governor
         with self._administration.attach(
             request, peer.uid, peer.gid, bounded=bounded, allow=governor.first_target, admit=governor.admit

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import grp
 import logging
-import pwd
 import resource
 import signal
 import socket
@@ -23,14 +21,23 @@ from pathlib import Path
 from typing import Final
 
 from tmemd import protocol, version
-from tmemd.daemon.access import Access
+from tmemd.daemon import checkconfig
+from tmemd.daemon.access import Flags, gid_of, grants, uid_of
 from tmemd.daemon.administration import Administration
 from tmemd.daemon.directory import prepare_directory
 from tmemd.daemon.maintenance import Maintenance
 from tmemd.daemon.sdnotify import notify
-from tmemd.daemon.server import Server, listen
+from tmemd.daemon.server import Server, give_socket, listen
 from tmemd.daemonconfig import DEFAULT_PATH as DEFAULT_CONFIG
-from tmemd.daemonconfig import Address, ConfigFileError, DaemonConfig, load_config, read_config
+from tmemd.daemonconfig import (
+    DEFAULT_TMPFS,
+    Account,
+    Address,
+    ConfigFileError,
+    DaemonConfig,
+    load_config,
+    read_config,
+)
 from tmemd.governor.governor import Governor
 from tmemd.governor.host import total_memory
 from tmemd.settings import DEFAULT_STATE, SettingsStore
@@ -67,34 +74,72 @@ async def _run_until_told(server: Server, maintenance: Maintenance, listener: so
     notify("STOPPING=1")
 
 
-def _start(arguments: argparse.Namespace) -> None:
-    def prepare() -> None:
-        prepare_directory(arguments.pools, arguments.tmpfs_size, mounted=arguments.mounted)
-
-    if arguments.prepare:
-        prepare()
-        return
+def _start(arguments: argparse.Namespace) -> int:
     total = total_memory()
     if arguments.check_config:
-        read_config(arguments.config, total)
-        return
+        return _check(arguments, total)
     config, problem = _usable_config(arguments.config, total)
-    with ExitStack() as resources:
+    prepare = partial(_prepare, arguments, config)
+    if arguments.prepare:
+        if problem:
+            _log.error("%s", problem)
         prepare()
-        listener = listen(arguments.socket, arguments.group, resources)
+        return 0
+    prepare()
+    _serve(arguments, config, problem, prepare)
+    return 0
+
+
+def _check(arguments: argparse.Namespace, total: int) -> int:
+    found = list(checkconfig.problems(
+        arguments.config, total, flags=_flags(arguments), state=arguments.state, metrics=arguments.metrics
+    ))  # fmt: skip
+    for words in found:
+        _log.error("%s", words)
+    return 1 if found else 0
+
+
+def _prepare(arguments: argparse.Namespace, config: DaemonConfig) -> None:
+    """Make the directory fit for pools; with --mounted others mount its tmpfs. Raises PoolError."""
+    size = arguments.tmpfs_size
+    if size is None and not arguments.mounted:
+        configured = config.tmpfs.size
+        size = str(configured.of(total_memory())) if configured else DEFAULT_TMPFS if arguments.prepare else None
+    prepare_directory(arguments.pools, size, mounted=arguments.mounted)
+
+
+def _flags(arguments: argparse.Namespace) -> Flags:
+    return Flags(arguments.group, tuple(arguments.allow_user), tuple(arguments.allow_group))
+
+
+def _serve(
+    arguments: argparse.Namespace, config: DaemonConfig, problem: str | None, prepare: Callable[[], None]
+) -> None:
+    """Until told to end. *problem*: what is wrong with the configuration."""
+    granted = grants(_flags(arguments), config.access)
+    with ExitStack() as resources:
+        listener = listen(arguments.socket, granted.group, resources)
         pools = Pools(arguments.pools.resolve(), keep=True)
         resources.callback(pools.close)
         store = resources.enter_context(closing(SettingsStore(arguments.state)))
-        administration = Administration(pools, store, config, total)
+        administration = Administration(pools, store, config, total_memory())
         administration.problems.note("configuration", problem)
         administration.name_owners()
         administration.adopt()
         governor = Governor(pools, administration.granted, config)
-        access = Access(frozenset(arguments.allow_user), frozenset(arguments.allow_group))
-        server = Server(administration, governor, access, arguments.timeout)
+        server = Server(administration, governor, granted.access, arguments.timeout)
+
+        def configured(now: DaemonConfig) -> None:
+            found = grants(_flags(arguments), now.access)
+            server.access = found.access
+            give_socket(arguments.socket, found.group)
+            administration.problems.note("access", "; ".join(found.wrong) or None)
+
+        configured(config)
         maintenance = Maintenance(
-            administration, governor, config=arguments.config, metrics=arguments.metrics, prepare=prepare
-        )
+            administration, governor, config=arguments.config, metrics=arguments.metrics, prepare=prepare,
+            configured=configured,
+        )  # fmt: skip
         asyncio.run(_run_until_told(server, maintenance, listener))
 
 
@@ -113,16 +158,14 @@ def _usable_config(path: Path | None, total: int) -> tuple[DaemonConfig, str | N
         return DaemonConfig(), f"{problem}; the defaults hold until it is mended"
 
 
-def _number(text: str, kind: str, find: Callable[[str], int]) -> int:
-    """Of a user or group, given by number or name."""
-    try:
-        return int(text) if text.isascii() and text.isdigit() else find(text)
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"there is no {kind} {text!r}") from None
+def _account(find: Callable[[Account], int]) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            return find(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-
-_uid = partial(_number, kind="user", find=lambda name: pwd.getpwnam(name).pw_uid)
-_gid = partial(_number, kind="group", find=lambda name: grp.getgrnam(name).gr_gid)
+    return parse
 
 
 def _address(text: str) -> Address:
@@ -146,18 +189,26 @@ def _tmpfs_size(text: str) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line of tmemd."""
-    parser = argparse.ArgumentParser(prog="tmemd", description="Give swap devices their share of this host's RAM.")
+    parser = argparse.ArgumentParser(
+        prog="tmemd", description="Give swap devices their share of this host's RAM.",
+        epilog="What stands in brackets is the key of tmemd.toml that an option goes before.",
+    )  # fmt: skip
     add = parser.add_argument
     add("--socket", type=Path, default=protocol.DEFAULT_SOCKET, metavar="PATH", help="where to listen (%(default)s)")
     add("--pools", type=Path, default=protocol.DEFAULT_POOLS, metavar="DIR", help="where pools are (%(default)s)")
-    add("--tmpfs-size", type=_tmpfs_size, metavar="SIZE", help="mount a tmpfs of this size, or of N%% of RAM, on DIR")
+    add("--tmpfs-size", type=_tmpfs_size, metavar="SIZE",
+        help="mount a tmpfs of this size, or of N%% of RAM, on DIR (tmpfs.size)")  # fmt: skip
     add("--mounted", action="store_true", help="refuse DIR while nothing is mounted on it")
-    add("--group", type=_gid, help="who may connect, besides tmemd's own user")
-    add("--allow-user", type=_uid, action="append", default=[], metavar="USER",
-        help="whose plugins to trust, besides root's and those of tmemd's own user; may be repeated")  # fmt: skip
-    add("--allow-group", type=_gid, action="append", default=[], metavar="GROUP",
-        help="trust every plugin that runs in this group, whoever's it is; may be repeated")  # fmt: skip
-    add("--prepare", action="store_true", help="only make DIR ready for pools, mount its tmpfs, and end")
+    add("--group", type=_account(gid_of), help="who may connect, besides tmemd's own user (access.group)")
+    add("--allow-user", type=_account(uid_of), action="append", default=[], metavar="USER",
+        help="whose plugins to trust, besides root's and ours; again for more (access.allow_users)")  # fmt: skip
+    add("--allow-group", type=_account(gid_of), action="append", default=[], metavar="GROUP",
+        help="trust all plugins in this group, whoever's they are; again for more (access.allow_groups)")  # fmt: skip
+    add(
+        "--prepare",
+        action="store_true",
+        help="only make DIR ready for pools, mount its tmpfs (of 50%% of RAM, if not configured), and end",
+    )
     add("--config", type=Path, metavar="FILE", help=f"configuration ({DEFAULT_CONFIG}, if it is there)")
     add("--check-config", action="store_true", help="only say what is wrong with the configuration, if anything is")
     add("--state", type=Path, default=DEFAULT_STATE, metavar="FILE", help="where to keep settings (%(default)s)")
@@ -176,14 +227,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))
     try:
-        _start(arguments)
+        return _start(arguments)
     except PoolError as error:
         _log.error("%s", error)
         return 1
     except OSError as error:
         _log.error("%s: %s", error.filename or arguments.socket, error.strerror or error)
         return 1
-    return 0
 
 
 if __name__ == "__main__":
