@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import Any, Final, Protocol, Self
 from uuid import UUID
 
-import google_crc32c
+from crc32c import crc32c
 
 from tmemd.store.bitmapfile import REGION
 from tmemd.store.poolfile import PoolError
@@ -192,14 +192,14 @@ def _text(data: bytes) -> str:
 def _pack(kind: _Kind, body: bytes) -> bytes:
     """All of it lies in the first sector, which a disk writes whole or not at all."""
     record = _HEAD.pack(MAGIC, VERSION, kind) + body
-    return (record + _CRC.pack(google_crc32c.value(record))).ljust(BLOCK, b"\0")
+    return (record + _CRC.pack(crc32c(record))).ljust(BLOCK, b"\0")
 
 
 def _unpack(kind: _Kind, block: bytes, layout: struct.Struct) -> tuple[Any, ...] | None:
     end = _HEAD.size + layout.size
     if len(block) < end + _CRC.size or _HEAD.unpack_from(block) != (MAGIC, VERSION, kind):
         return None
-    if _CRC.unpack_from(block, end)[0] != google_crc32c.value(block[:end]):
+    if _CRC.unpack_from(block, end)[0] != crc32c(block[:end]):
         return None
     return layout.unpack_from(block, _HEAD.size)
 
