@@ -42,7 +42,10 @@ Configurable: TypeAlias = Literal["weight", "cap", "minimum", "compression"]
 EventKind: TypeAlias = Literal[
     "appeared", "gone", "served", "unserved", "clients", "target", "refused", "problem", "mended",
 ]  # fmt: skip
-PoolState: TypeAlias = Literal["served", "idle", "unfinished", "half restored", "damaged"]
+PoolState: TypeAlias = Literal[
+    "served", "idle", "unfinished", "half restored", "damaged", "starting", "stopped", "failed"
+]
+ServiceState: TypeAlias = Literal["running", "starting", "stopped", "failed", "unfinished"]
 Work: TypeAlias = Literal[
     "drain", "demote", "compact", "flush", "handover", "handback", "settle"
 ]  # settle: what compact was called in 0.1
@@ -232,6 +235,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     durable: bool = False  # a write reaches the file before it is acknowledged
     handed_over: bool = False  # which it does because of a handover
     epoch: int | None = None  # how often the pool was made anew; None: not known
+    service: ServiceState | None = None  # what that is of a device that is defined on this host; tmemd does not know
     answer: int | None = None  # errno of the request asked about, 0 for success; None: it is still to be done
 
     @property
@@ -241,6 +245,8 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
             return "half restored"
         if self.error:
             return "damaged"
+        if self.service and not self.served:
+            return "starting" if self.service == "running" else self.service
         return "unfinished" if self.unfinished else "served" if self.served else "idle"
 
     @property

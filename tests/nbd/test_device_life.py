@@ -524,3 +524,19 @@ def test_others_than_root_are_told() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == "tmemctl: devices are made and looked after by root: run this as root\n"
+
+
+def test_list_shows_what_is_defined_and_how_it_is(host: Place, capsys: Output) -> None:
+    for name in ("broken", "stopped", "web", "without"):
+        assert ctl("create", name, "--size=8M") == 0
+    killed_at("definition.save", "after", "create", "half", "--size=8M")
+    kill_server(host, "broken")
+    assert ctl("stop", "stopped") == ctl("stop", "without") == ctl("destroy", "without") == 0
+    found = answer(capsys, "list")
+    assert {each["name"]: each["state"] for each in found} == {
+        "broken": "failed", "half": "unfinished", "stopped": "stopped", "web": "served", "without": "stopped",
+    }  # fmt: skip
+    assert {each["name"]: each["service"] for each in found}["web"] == "running"
+    assert {each["size_bytes"] for each in found} == {8 << 20}
+    assert ctl("list", "without") == 0
+    assert str(host.home("without")) in capsys.readouterr().out

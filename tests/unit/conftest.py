@@ -23,3 +23,9 @@ def directory() -> Iterator[Path]:
     """The same, for pools themselves."""
     with fakes.on_tmpfs() as path:
         yield path
+
+
+@pytest.fixture(autouse=True)
+def _no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is defined on this machine is nothing to the tests."""
+    monkeypatch.setenv("TMEMD_ROOT", "/nonexistent")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""List pools: all, or those named.
+"""List pools and devices: all, or those named.
 
 TARGET is the RAM that a pool may take, USED what it takes. TMEM and FILE are pages of 4 KiB by where they are; DOOR is
 how clients came in, CLIENTS how many connections they have. BACKING is the backing file, or the source of an ephemeral
 pool, whose pages in tmem are copies. Columns are called as in JSON; what is not in the table --columns shows. 'tmemctl
-show' explains what stands in STATE.
+show' explains what stands in STATE; a device that is defined here and not served is starting, stopped, failed, or
+unfinished, which was made or removed only in part.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.table import Table
 from tmemd import protocol
 from tmemd.cli import columns, common
 from tmemd.cli.activity import AGES_SECONDS, Latency, long_form, short_form, summary
+from tmemd.cli.defined import with_devices
 from tmemd.cli.screen import format_seconds
 from tmemd.client import Client, UnreachableError
 from tmemd.protocol import PoolStatus
@@ -73,7 +75,8 @@ def _look(client: Client, arguments: argparse.Namespace) -> protocol.Listed:
     """What was asked for, in its order. Raises PoolError."""
     needs_more = arguments.long or not set(arguments.columns or ()) <= set(columns.DEFAULT)
     listed = client.listed(long=needs_more or arguments.sort not in columns.DEFAULT)
-    pools = {status.name: status for status in common.chosen(listed.pools, arguments.names)}
+    found = listed.pools if arguments.pools else with_devices(listed.pools)
+    pools = {status.name: status for status in common.chosen(found, arguments.names)}
     order = columns.sort([columns.row(status) for status in pools.values()], arguments.sort, reverse=arguments.reverse)
     return protocol.Listed([pools[each["name"]] for each in order], listed.problems)
 

@@ -8,6 +8,7 @@ import msgspec
 from tmemd.definitions import services
 from tmemd.definitions.definition import Definition, load_all
 from tmemd.definitions.place import Place
+from tmemd.protocol import ServiceState
 from tmemd.store.poolfile import PoolError
 
 
@@ -15,7 +16,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     """A device that is defined on this host; its pool, if there is one, has its name."""
 
     name: str
-    state: str  # running, starting, stopped, failed, or unfinished: half made or half taken away
+    state: ServiceState  # unfinished: half made or half taken away
     doors: list[str]  # 'nbd', 'vhost'
     socket: str  # where it is found by NBD
     vhost: str | None

@@ -25,6 +25,7 @@ from tmemd.definitions.definition import Definition
 from tmemd.definitions.place import Place
 from tmemd.definitions.systemd import written
 from tmemd.definitions.words import why
+from tmemd.protocol import ServiceState
 from tmemd.store.poolfile import PoolError
 
 _BACKLOG: Final = 16
@@ -91,11 +92,11 @@ class Processes:
         self.stop(Definition(name))
         self._place.log(name).unlink(missing_ok=True)
 
-    def states(self, names: Sequence[str]) -> list[str]:
+    def states(self, names: Sequence[str]) -> list[ServiceState]:
         """What each is."""
         return [self._state(name) for name in names]
 
-    def _state(self, name: str) -> str:
+    def _state(self, name: str) -> ServiceState:
         if self._is_alive(name):
             return "running"
         return "failed" if self._place.pid_file(name).exists() else "stopped"

@@ -10,6 +10,7 @@ from tmemd.definitions.definition import Definition
 from tmemd.definitions.place import Place
 from tmemd.definitions.processes import Processes
 from tmemd.definitions.systemd import Units
+from tmemd.protocol import ServiceState
 
 
 class Services(Protocol):
@@ -35,8 +36,8 @@ class Services(Protocol):
     def uninstall(self, name: str) -> None:
         """Stop it, and forget it."""
 
-    def states(self, names: Sequence[str]) -> list[str]:
-        """What each is: 'running', 'starting', 'stopped' or 'failed'."""
+    def states(self, names: Sequence[str]) -> list[ServiceState]:
+        """What each is."""
 
     def said(self, name: str) -> str:
         """Why it failed, in the last words of its server."""

@@ -14,9 +14,15 @@ from tmemd.definitions import accounts
 from tmemd.definitions.definition import Definition
 from tmemd.definitions.place import Place
 from tmemd.definitions.words import why
+from tmemd.protocol import ServiceState
 from tmemd.store.poolfile import PoolError
 
-_STATES: Final = {"active": "running", "activating": "starting", "reloading": "running", "inactive": "stopped"}
+_STATES: Final[dict[str, ServiceState]] = {
+    "active": "running",
+    "activating": "starting",
+    "reloading": "running",
+    "inactive": "stopped",
+}
 _TCP: Final = ("nbd:", "nbds:")
 _LINES: Final = 20  # of the journal: a failed start says no more
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # from the unit (ProtectHome=, PrivateTmp=)
@@ -79,7 +85,7 @@ class Units:
             _remove(self._place.drop_in(name))
             _systemctl("daemon-reload")
 
-    def states(self, names: Sequence[str]) -> list[str]:
+    def states(self, names: Sequence[str]) -> list[ServiceState]:
         """What each is."""
         if not names:
             return []
@@ -128,7 +134,7 @@ def _remove(path: Path) -> None:
         path.parent.rmdir()
 
 
-def _state(block: str) -> str:
+def _state(block: str) -> ServiceState:
     properties = dict(line.split("=", 1) for line in block.splitlines())
     if properties["SubState"] == "auto-restart":
         return "failed"
