@@ -40,6 +40,7 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   vhost=SOCKET      listen there as well, as a vhost-user-blk back end: guests reach the device through memory that they
                     share, faster than through NBD
   timeout=SECONDS   how long a request to an NBD server may take, connecting again included (default: 30)
+  overflow=FILE     a local file that takes what RAM does not while that server is away; it is written back afterwards
   connections=N     at most so many connections to it (default: 4), where it says that it sees to all of them together
   poll=MICROSECONDS how long a queue of a vhost= client may be watched before its thread sleeps (default: 50; 0: never);
                     it is watched only as long as that pays
@@ -88,7 +89,7 @@ API_VERSION = 2
 
 KEYS = (
     "size", "backing", "source", "write", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve",
-    "watermark", "vhost", "poll", "timeout", "connections", "lease",
+    "watermark", "vhost", "poll", "timeout", "connections", "overflow", "lease",
 )  # fmt: skip
 OLD_KEYS = {"map": "bitmap", "headroom": "watermark"}
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
@@ -243,6 +244,7 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         vhost=_path(device, "vhost"),
         poll_us=_number(device, "poll", POLL_US, " of microseconds"),
         timeout=_seconds(device, "timeout", DeviceConfig.timeout),
+        overflow=_path(device, "overflow"),
         connections=_number(device, "connections", DeviceConfig.connections, ""),
     )
 

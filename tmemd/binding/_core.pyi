@@ -65,6 +65,23 @@ class Fence:
     def set(self, at: int) -> None:
         """Have it fail from that time of CLOCK_BOOTTIME on, in nanoseconds."""
 
+class Overflow:
+    """A local file for what is written while a remote is away, and read from there until it was written back.
+
+    *fd*: of `file_bytes(pages)` bytes, whose first page is the caller's; it stays open as long. Every method may be
+    called from any thread, but `write_back` from one at a time.
+    """
+
+    def __init__(self, remote: Remote, fd: int, pages: int) -> None: ...
+    @staticmethod
+    def file_bytes(pages: int) -> int:
+        """The length of such a file for a device of so many *pages*."""
+    @property
+    def count(self) -> int:
+        """How many pages lie in it."""
+    def write_back(self) -> None:
+        """Write some of them back. Raises OSError."""
+
 class Device:
     """One device: its pool, its backing file and its write-intent bitmap. Every method may be called from any thread.
 
@@ -90,6 +107,7 @@ class Device:
         read_only: bool = False,  # nothing more is read from it once somebody has changed it
         remote: Remote | None = None,  # instead of file_fd
         fence: Fence | None = None,  # beyond which it is not served; None: it has no lease
+        overflow: Overflow | None = None,  # of that remote
         bitmap_offset: int = 0,  # where the bitmap begins, in bytes: in bitmap_fd, or where that is -1 in the remote
         cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
     ) -> None: ...
@@ -126,8 +144,8 @@ class Device:
     def go_on(self) -> None:
         """Take requests again."""
     def count_nbd(self, more: int) -> None: ...
-    def publish_remote(self, status: RemoteStatus) -> None:
-        """Note in the statistics page how the device's remote is."""
+    def publish_remote(self, status: RemoteStatus, overflow: int) -> None:
+        """Note in the statistics page how the device's remote is, and how many pages are in its *overflow*."""
     def serve_vhost(self, socket: int, *, serial: str, block_bytes: int, read_only: bool, poll_us: int) -> None: ...
     def free_slot_bytes(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""

@@ -21,6 +21,7 @@ cdef extern from "layout.h" nogil:
         uint64_t time_outs
         uint64_t repeats
         uint64_t away_ms
+        uint64_t overflow
 
 cdef extern from *:
     """
@@ -175,6 +176,17 @@ cdef extern from "remote.h" nogil:
     int remote_write(remote *remote, uint64_t offset, size_t length, const void *buffer, bint through)
     void remote_look_after(remote *remote)
     void remote_get_status(remote *remote, remote_status *status)
+
+cdef extern from "overflow.h" nogil:
+    struct overflow:
+        pass
+
+    int overflow_new(remote *remote, int fd, uint64_t pages, overflow **made)
+    void overflow_free(overflow *overflow)
+    store *overflow_store(overflow *overflow)
+    uint64_t overflow_file_bytes(uint64_t pages)
+    uint64_t overflow_count(const overflow *overflow)
+    int overflow_write_back(overflow *overflow)
 
 cdef extern from "crc32c.h" nogil:
     uint32_t core_crc32c "crc32c"(uint32_t crc, const void *data, size_t length)
@@ -337,19 +349,56 @@ cdef class Fence:
         store_word(&self.at, at)
 
 
+cdef class Overflow:
+    """A local file for what is written while a remote is away, and read from there until it was written back."""
+
+    cdef overflow *overflow
+    cdef Remote remote  # lives as long
+
+    def __cinit__(self, Remote remote not None, int fd, uint64_t pages):
+        cdef int code = overflow_new(remote.remote, fd, pages, &self.overflow)
+        if code:
+            fail(code)
+        self.remote = remote
+
+    def __dealloc__(self):
+        if self.overflow != NULL:
+            overflow_free(self.overflow)
+
+    @staticmethod
+    def file_bytes(uint64_t pages):
+        """The length of such a file for a device of so many *pages*."""
+        return overflow_file_bytes(pages)
+
+    @property
+    def count(self):
+        """How many pages lie in it."""
+        return overflow_count(self.overflow)
+
+    def write_back(self):
+        """Write some of them back. Raises OSError."""
+        cdef int code
+        with nogil:
+            code = overflow_write_back(self.overflow)
+        if code:
+            fail(code)
+
+
 cdef class Device:
     """One device: its pool, its backing file and its write-intent bitmap. Every method may be called from any thread."""
 
     cdef tm_device *device
     cdef readonly uint64_t size
     cdef readonly str name
-    cdef Remote remote  # lives as long
-    cdef Fence word  # likewise
+    cdef Remote remote  # these live as long
+    cdef Overflow overflow
+    cdef Fence word
 
     def __cinit__(
         self, int pool_fd, int file_fd, int bitmap_fd, *, str name, uint64_t size, uint64_t limit, uint64_t region,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
-        bint ephemeral=False, bint read_only=False, Remote remote=None, uint64_t bitmap_offset=0, Fence fence=None,
+        bint ephemeral=False, bint read_only=False, Remote remote=None, Overflow overflow=None,
+        uint64_t bitmap_offset=0, Fence fence=None,
     ):
         cdef char error[256]
         cdef bytes encoded = name.encode()
@@ -363,6 +412,8 @@ cdef class Device:
             raise MemoryError
         if remote is not None:
             far = remote_store(remote.remote)
+        if overflow is not None:
+            far = overflow_store(overflow.overflow)
         if fence is not None:
             word = &fence.at
         try:
@@ -383,7 +434,7 @@ cdef class Device:
             raise OSError(code, (<bytes>error).decode())
         self.size = size
         self.name = name
-        self.remote = remote
+        self.remote, self.overflow = remote, overflow
         self.word = fence
 
     def __dealloc__(self):
@@ -478,12 +529,12 @@ cdef class Device:
         """Note that so many connections of NBD have come, or gone."""
         count_nbd(self.handle(0, 0), <uint64_t>more)
 
-    def publish_remote(self, status):
-        """Note in the statistics page how the device's remote is."""
+    def publish_remote(self, status, uint64_t overflow):
+        """Note in the statistics page how the device's remote is, and how many pages are in its *overflow*."""
         cdef tm_remote *state = tm_remote_state(self.handle(0, 0))
         state.connections, state.connects, state.losses = status.connections, status.connects, status.losses
         state.time_outs, state.repeats = status.time_outs, status.repeats
-        state.away_ms = <uint64_t>(status.away * 1000)
+        state.away_ms, state.overflow = <uint64_t>(status.away * 1000), overflow
         state.published = 1
 
     def serve_vhost(self, int socket, *, str serial, uint32_t block_bytes, bint read_only, uint32_t poll_us):

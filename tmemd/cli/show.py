@@ -68,7 +68,8 @@ def _remote(remote: dict[str, Any] | None) -> str:
     if remote is None:
         return "-"
     how = f"{remote['connections']} connections" if remote["connections"] else f"away for {remote['away_ms'] // 1000} s"
-    return f"{how} ({remote['losses']} lost, {remote['repeats']} requests repeated, {remote['time_outs']} timed out)"
+    counted = f"{remote['losses']} lost, {remote['repeats']} requests repeated, {remote['time_outs']} timed out"
+    return f"{how} ({counted}; {remote['overflow']} pages in its overflow file)"
 
 
 def _lease(seconds: float) -> str:

@@ -181,6 +181,7 @@ void tm_publish_pid(struct tm_device *device)
     atomic_store(&device->counters->pid, (uint64_t)getpid());
     atomic_store(&device->statistics->doors.nbd, 0);
     atomic_store(&device->statistics->doors.vhost, 0);
+    atomic_store(&device->statistics->remote.published, 0);
 }
 
 uint64_t tm_free_slot_bytes(struct tm_device *device) { return slots_free_bytes(&device->slots); }

@@ -6,6 +6,8 @@
 #include "demote.h"
 #include "recheck.h"
 
+enum { DRAINS = 3 }; /* in a row, if the file's server goes away and comes back meanwhile */
+
 static int drain(struct tm_device *device)
 {
     uint64_t freed;
@@ -19,7 +21,7 @@ static int drain(struct tm_device *device)
     return error;
 }
 
-int tm_drain(struct tm_device *device)
+static int drain_once(struct tm_device *device)
 {
     int error = state_has_file(device) ? clean_resync(device) : ENOTSUP;
     if (!error)
@@ -32,5 +34,13 @@ int tm_drain(struct tm_device *device)
     atomic_store(&device->budget.draining, false);
     pthread_mutex_unlock(&device->demote_lock);
     tm_compact(device, UINT64_MAX);
+    return error;
+}
+
+int tm_drain(struct tm_device *device)
+{
+    int error = EAGAIN;
+    for (int tries = 0; tries < DRAINS && error == EAGAIN; tries++)
+        error = drain_once(device);
     return error;
 }

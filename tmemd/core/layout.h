@@ -78,6 +78,7 @@ struct tm_remote {
     _Atomic uint64_t losses;                /* of connections */
     _Atomic uint64_t time_outs, repeats;    /* requests failed, and sent again */
     _Atomic uint64_t away_ms;               /* since none is connected */
+    _Atomic uint64_t overflow;              /* pages in the local file instead */
 };
 
 /* The statistics page; tmemd.store.poolfile.Latencies and Ages name the same fields. Writer: the

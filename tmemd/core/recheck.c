@@ -68,18 +68,18 @@ static int recheck_region(struct tm_device *device, uint64_t region, uint8_t *co
 int recheck_file(struct tm_device *device)
 {
     struct store *store = device->file.store;
-    if (!atomic_load(&store->unsure))
+    if (!store->unsure || !atomic_load(store->unsure))
         return 0;
     struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
-    atomic_store(&store->unsure, false); /* before the first look */
+    atomic_store(store->unsure, false); /* before the first look */
     int error = 0;
     for (uint64_t region = 0; region < device->bitmap.n && !error; region++)
         if (bitmap_region_is_set(&device->bitmap, region))
             error = recheck_region(device, region, bounce->pages);
     if (error)
-        atomic_store(&store->unsure, true);
+        atomic_store(store->unsure, true);
     bounce_put(bounce);
-    return !error && atomic_load(&store->unsure) ? EAGAIN : error;
+    return !error && atomic_load(store->unsure) ? EAGAIN : error;
 }

@@ -31,6 +31,7 @@ enum {
 
 struct remote {
     struct store store;
+    _Atomic bool unsure; /* the store's */
     char *uri;
     unsigned n_made, n_links; /* links, and of these wanted: 1 if the server does not see to all its
                                  connections together */
@@ -98,7 +99,7 @@ static int connect_link(struct remote *remote, struct link *link, uint64_t deadl
     pthread_mutex_unlock(&remote->lock);
     /* Before anybody can sync over it: a connection that lives is to a server that knows all. */
     if (atomic_load(&remote->plain) != atomic_load(&remote->synced))
-        atomic_store(&remote->store.unsure, true);
+        atomic_store(&remote->unsure, true);
     int error = link_open(link, remote->uri, earlier(deadline, link_now() + CONNECT_MS), &mark,
                           &limits, why, sizeof why);
     pthread_mutex_lock(&remote->lock);
@@ -231,12 +232,12 @@ static int sync_op(struct store *store)
 {
     struct remote *remote = remote_of(store);
     uint64_t plain = atomic_load(&remote->plain);
-    if (atomic_load(&store->unsure))
+    if (atomic_load(&remote->unsure))
         return EAGAIN;
     if (plain == atomic_load(&remote->synced))
         return 0;
     int error = remote->limits.can_flush ? run(remote, LINK_FLUSH, 0, 0, NULL, 0) : 0;
-    if (error == ETIMEDOUT || atomic_load(&store->unsure))
+    if (error == ETIMEDOUT || atomic_load(&remote->unsure))
         return EAGAIN;
     if (!error)
         atomic_store(&remote->synced, plain);
@@ -250,7 +251,8 @@ int remote_new(const struct remote_config *config, struct remote **made)
     struct remote *remote = calloc(1, sizeof *remote);
     if (!remote)
         return ENOMEM;
-    remote->store = (struct store){.ops = &ops, .forgets = true, .unsure = true};
+    remote->store = (struct store){.ops = &ops, .forgets = true, .unsure = &remote->unsure};
+    remote->unsure = true;
     remote->timeout_ms = config->timeout_ms;
     pthread_mutex_init(&remote->lock, NULL);
     link_cond_init(&remote->changed);
@@ -275,6 +277,10 @@ void remote_free(struct remote *remote)
     pthread_mutex_destroy(&remote->lock);
     free(remote);
 }
+
+uint64_t remote_size(const struct remote *remote) { return remote->limits.size; }
+
+bool remote_is_away(struct remote *remote) { return !pick(remote); }
 
 struct store *remote_store(struct remote *remote) { return &remote->store; }
 

@@ -33,6 +33,11 @@ int remote_connect(struct remote *remote, char *why, size_t why_size);
  * is not used. EINVAL for more. */
 int remote_expect(struct remote *remote, uint64_t offset, size_t length, const void *expected);
 
+/* Bytes of the export, once it was connected. */
+uint64_t remote_size(const struct remote *remote);
+/* Whether no connection is known to live. */
+bool remote_is_away(struct remote *remote);
+
 int remote_read(struct remote *remote, uint64_t offset, size_t length, void *buffer);
 /* through: it is durable when this returns. */
 int remote_write(struct remote *remote, uint64_t offset, size_t length, const void *buffer,

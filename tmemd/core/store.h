@@ -25,6 +25,7 @@ struct store_ops {
 
 struct store {
     const struct store_ops *ops;
-    bool forgets;        /* it may go away, and come back without what was not synced */
-    _Atomic bool unsure; /* it may have; who has looked at what it holds clears this first */
+    bool forgets; /* it may go away, and come back without what was not synced */
+    _Atomic bool
+        *unsure; /* it may have; who looks at what it holds clears this first. NULL: never */
 };

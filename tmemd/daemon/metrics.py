@@ -244,6 +244,11 @@ def _of_remotes(pools: Sequence[tuple[str, RemoteState]]) -> Iterator[Metric]:
         labels=["pool"],
     )  # fmt: skip
     yield _filled(links, (((name,), remote.connections) for name, remote in pools))
+    overflow = GaugeMetricFamily(
+        "tmemd_pool_remote_overflow_pages", "Pages in its overflow file, to be written back to that server.",
+        labels=["pool"],
+    )  # fmt: skip
+    yield _filled(overflow, (((name,), remote.overflow) for name, remote in pools))
     for field, text in _REMOTE_COUNTERS.items():
         counter = CounterMetricFamily(f"tmemd_pool_remote_{field}", text, labels=["pool"])
         yield _filled(counter, (((name,), getattr(remote, field)) for name, remote in pools))

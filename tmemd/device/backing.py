@@ -23,7 +23,6 @@ from tmemd.store import bitmapfile, tail
 from tmemd.store.bitmapfile import BitmapHeader
 from tmemd.store.poolfile import PAGE, PoolError
 from tmemd.store.tail import Store, Tail
-from tmemd.system import locks
 
 _PROBE: Final = 8 << 20  # how much of a block device's start and end must be zeros for it to count as empty
 
@@ -44,6 +43,7 @@ class Backing:
     header: BitmapHeader | None = None
     direct: bool = False
     remote: _core.Remote | None = None  # instead of fd
+    overflow: _core.Overflow | None = None  # of that
     tail: Tail | None = None
     lease: Lease | None = None  # on the tail, once we have it
     keeper: Keeper | None = None
@@ -232,7 +232,7 @@ def _create_file(backing: Backing, path: Path, undo: ExitStack) -> None:
     if backing.fd < 0:
         backing.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         undo.callback(path.unlink)
-        _lock(backing.fd, path)
+        files.lock(backing.fd, path)
         backing.direct = files.use_direct(backing.fd, path)
     undo.callback(os.truncate, path, os.fstat(backing.fd).st_size)
 
@@ -268,16 +268,8 @@ def _create_bitmap(backing: Backing, bitmap_path: Path, undo: ExitStack) -> Bitm
     new.rename(bitmap_path)
     undo.callback(bitmap_path.unlink)
     for directory in {path.parent for path in (bitmap_path, backing.path) if isinstance(path, Path)}:
-        _sync_directory(directory)
+        files.sync_directory(directory)
     return header
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _open(backing: Backing, path: Path) -> None:
@@ -288,8 +280,8 @@ def _open(backing: Backing, path: Path) -> None:
         # On a block device O_EXCL fails where it is mounted or somebody else's.
         backing.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if backing.is_disk else 0))
     if not backing.is_disk:  # whose mode is the system's: root's, and its group's, which may read every disk
-        _check_private(backing.fd, path)
-    _lock(backing.fd, path)
+        files.check_private(backing.fd, path)
+    files.lock(backing.fd, path)
     backing.direct = files.use_direct(backing.fd, path)
     if backing.is_disk:
         _check_length(backing)
@@ -329,8 +321,8 @@ def _open_bitmap(backing: Backing, bitmap_path: Path) -> None:
     path = backing.path
     with files.named_errors(bitmap_path):
         backing.bitmap_fd = os.open(bitmap_path, os.O_RDWR | os.O_CLOEXEC)
-    _check_private(backing.bitmap_fd, bitmap_path)
-    _lock(backing.bitmap_fd, bitmap_path)
+    files.check_private(backing.bitmap_fd, bitmap_path)
+    files.lock(backing.bitmap_fd, bitmap_path)
     header = bitmapfile.read_header(backing.bitmap_fd, bitmap_path)
     if header.size != backing.size:
         raise PoolError(f"{bitmap_path}: the bitmap is of a device of {header.size} bytes, not of size={backing.size}")
@@ -367,18 +359,3 @@ def _read(backing: Backing, offset: int, length: int) -> bytes:
             return os.pread(device.fileno(), length, offset)
     except OSError as error:
         raise PoolError(f"{backing.path}: {error.strerror}") from None
-
-
-def _check_private(fd: int, path: Path) -> None:
-    """What a guest swaps out is for nobody else to read; who may write to the bitmap could have old pages returned."""
-    status = os.fstat(fd)
-    if status.st_uid not in (0, os.geteuid()):
-        raise PoolError(f"{path} belongs to user {status.st_uid}, who could read the guest's memory: chown it")
-    if status.st_mode & 0o077:
-        mode = stat.S_IMODE(status.st_mode)
-        raise PoolError(f"{path} is open to other users (mode {mode:04o}): chmod 600 {path}")
-
-
-def _lock(fd: int, path: Path) -> None:
-    if not locks.try_lock(fd):
-        raise PoolError(f"{path} is in use by another process")

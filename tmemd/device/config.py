@@ -60,6 +60,7 @@ class DeviceConfig:
     write_through: bool = False  # a cache device may be written
     vhost: Path | None = None  # the socket of the virtio door
     poll_us: int = POLL_US  # how long that one may watch a queue before it sleeps
+    overflow: Path | None = None  # takes what is written while that server is away
     connections: int = 4  # to an NBD server, at most
     timeout: float = 30.0  # seconds that a request to it may take
     watermark: int = DEFAULT_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
@@ -121,6 +122,11 @@ class DeviceConfig:
             raise PoolError(f"{self.name}: bitmap= and flush=durable need a backing file")
         if self.inside and (self.bitmap or not self.backing):
             raise PoolError(f"{self.name}: bitmap=inside is for devices with a backing file")
+        if self.overflow and not (isinstance(self.backing, Uri) and self.bitmap):
+            raise PoolError(
+                f"{self.name}: overflow= is for a backing on an NBD server, with bitmap=FILE: what is in it, only this"
+                " host has"
+            )
         if self.bitmap and self.bitmap == self.backing:
             raise PoolError(f"{self.name}: bitmap= and backing= name the same file")
 

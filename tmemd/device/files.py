@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemd.store.poolfile import PoolError
+from tmemd.system import locks
 from tmemd.system.tmpfs import is_tmpfs
 
 _BLKGETSIZE64: Final = 0x80081272
@@ -80,3 +81,31 @@ def named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         busy = error.errno == errno.EBUSY
         raise PoolError(f"{path}: {'in use (mounted, or swapped on)' if busy else error.strerror}") from None
+
+
+def check_private(fd: int, path: Path) -> None:
+    """Raise PoolError for a file that other users can open.
+
+    What a guest swaps out is for nobody else to read; who may write to the bitmap could have old pages returned.
+    """
+    status = os.fstat(fd)
+    if status.st_uid not in (0, os.geteuid()):
+        raise PoolError(f"{path} belongs to user {status.st_uid}, who could read the guest's memory: chown it")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise PoolError(f"{path} is open to other users (mode {mode:04o}): chmod 600 {path}")
+
+
+def lock(fd: int, path: Path) -> None:
+    """Lock it, or raise PoolError: one process at a time has it."""
+    if not locks.try_lock(fd):
+        raise PoolError(f"{path} is in use by another process")
+
+
+def sync_directory(path: Path) -> None:
+    """Make durable what its entries are."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

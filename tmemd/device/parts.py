@@ -13,6 +13,7 @@ import msgspec
 
 from tmemd.binding import _core
 from tmemd.device import backing as backings
+from tmemd.device import overflow
 from tmemd.device import source as sources
 from tmemd.device.backing import Backing
 from tmemd.device.config import INSIDE, Debug, DeviceConfig, default_pools
@@ -206,6 +207,21 @@ class Parts:
             owned.callback(self.backing.keeper.stop)
             self.backing.keeper.start(self.debug)
 
+    def open_overflow(self, owned: ExitStack, undo: ExitStack) -> None:
+        """Open the file that takes what is written while its server is away. Raises PoolError.
+
+        *owned* closes it, *undo* takes back what was made.
+        """
+        backing, path = self.backing, self.config.overflow
+        if not backing or not backing.bitmap_path:
+            return
+        overflow.check_left(backing.bitmap_path, path)
+        if path and backing.remote and backing.header:
+            header = overflow.Header(-(-self.config.size // _core.PAGE), backing.header.uuid)
+            fd = overflow.open_overflow(path, header, backing.bitmap_path, undo)
+            owned.callback(os.close, fd)
+            backing.overflow = _core.Overflow(backing.remote, fd, header.pages)
+
     def open_core(self, cgroups: list[tuple[int, int]]) -> _core.Device:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
         config, backing, file = self.config, self.backing, self.file
@@ -219,6 +235,7 @@ class Parts:
                 file_bytes=file.file_bytes if file else 0, direct=bool(file and file.direct),
                 lost_zero=config.lost_zero, durable=durable, ephemeral=self.source is not None,
                 read_only=config.is_read_only, remote=file.remote if file else None, cgroup=cgroups,
+                overflow=backing.overflow if backing else None,
                 bitmap_offset=backing.bitmap_offset if backing else 0, fence=self.fence.word,
             )  # fmt: skip
         except (ValueError, OSError) as error:
@@ -244,6 +261,7 @@ def open_parts(
         if not adopted:
             parts.make_pool(undo)
         parts.keep_lease(owned)
+        parts.open_overflow(owned, undo)
         core = parts.open_core(cgroup_files(root, owned))
         owned.callback(core.close)
         owned.enter_context(parts.fence.of(core))

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
 
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig, Uri
-from tmemd.sizes import format_size
 from tmemd.store.poolfile import PoolError
 
 _LOOK_EVERY: Final = 0.5  # seconds
@@ -69,8 +69,10 @@ class RemoteStore:
 class Watch:
     """Sees to it that a served device's server is connected again, and says once that it went and that it is back."""
 
-    def __init__(self, core: _core.Device, remote: _core.Remote, uri: Uri, timeout: float) -> None:
-        self._core, self._remote, self._uri, self._timeout = core, remote, uri, timeout
+    def __init__(
+        self, core: _core.Device, remote: _core.Remote, overflow: _core.Overflow | None, config: DeviceConfig
+    ) -> None:
+        self._core, self._remote, self._overflow, self._config = core, remote, overflow, config
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_away = False
@@ -90,8 +92,16 @@ class Watch:
         while not self._stop.wait(_LOOK_EVERY):
             self._remote.look_after()
             status = self._remote.status
-            self._core.publish_remote(status)
+            self._core.publish_remote(status, self._overflow.count if self._overflow else 0)
             self._tell(status, log)
+            if self._overflow and status.connections:
+                self._write_back(self._overflow)
+
+    def _write_back(self, overflow: _core.Overflow) -> None:
+        """What was written while it was away, until that is done, or it is away again."""
+        with suppress(OSError):  # counted as a loss, or said by the server; tried again
+            while overflow.count and not self._stop.is_set():
+                overflow.write_back()
 
     def _tell(self, status: _core.RemoteStatus, log: Callable[[str], None]) -> None:
         is_away = not status.connections
@@ -99,9 +109,10 @@ class Watch:
             return
         self._is_away = is_away
         if is_away:
+            writes = f"; writes go to {self._config.overflow}" if self._overflow else ""
             log(
-                f"{self._core.name}: {self._uri} is away ({status.why}): pages in RAM are served; what needs it waits"
-                f" {self._timeout:g} s"
+                f"{self._core.name}: {self._config.file} is away ({status.why}): pages in RAM are served, what needs it"
+                f" waits {self._config.timeout:g} s{writes}"
             )
         else:
-            log(f"{self._core.name}: {self._uri} is back, {format_size(status.size)}")
+            log(f"{self._core.name}: {self._config.file} is back")

@@ -28,8 +28,9 @@ class ServedDevice:
         self.maintenance = Maintenance(core, parts, debug)
         self._vhost = VhostDoor(self.config.vhost, core, self.config, self.clients) if self.config.vhost else None
         self._watch: Watch | None = None
-        if parts.file and parts.file.remote and isinstance(parts.file.path, Uri):
-            self._watch = Watch(core, parts.file.remote, parts.file.path, self.config.timeout)
+        overflow = parts.backing.overflow if parts.backing else None
+        if parts.file and parts.file.remote:
+            self._watch = Watch(core, parts.file.remote, overflow, self.config)
         self._keeper = parts.backing.keeper if parts.backing else None
         self._owned = owned.pop_all()
 

@@ -264,6 +264,7 @@ class RemoteState(msgspec.Struct, frozen=True):
     time_outs: int  # requests that had no answer in time
     repeats: int  # requests sent again after a loss
     away_ms: int
+    overflow: int  # pages in the local file that takes what is written meanwhile
 
     @property
     def is_away(self) -> bool:
