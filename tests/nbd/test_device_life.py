@@ -540,3 +540,16 @@ def test_list_shows_what_is_defined_and_how_it_is(host: Place, capsys: Output) -
     assert {each["size_bytes"] for each in found} == {8 << 20}
     assert ctl("list", "without") == 0
     assert str(host.home("without")) in capsys.readouterr().out
+
+
+def test_without_a_tmemd_a_device_is_started_but_none_is_made(host: Place, capsys: Output) -> None:
+    assert ctl("create", "web", "--size=8M") == ctl("stop", "web") == 0
+    host.tmemd.rename(host.tmemd.with_name("away"))
+    try:
+        assert ctl("create", "db", "--size=8M") == 1
+        assert "no tmemd listens at" in capsys.readouterr().err
+        assert ctl("start", "web") == 0
+        write(host, "web", 3)
+    finally:
+        host.tmemd.with_name("away").rename(host.tmemd)
+    assert states(host) == {"web": "running"}

@@ -61,7 +61,12 @@ class Processes:
         self._place = place
 
     def check(self, definition: Definition) -> None:
-        """Any file will do."""
+        """Raise PoolError where there is no tmemd: nobody would start one, and a new device gets no pool without."""
+        if not self._place.tmemd.exists():
+            raise PoolError(
+                f"no tmemd listens at {self._place.tmemd}, for {definition.name} to have a pool: start one"
+                " (tmemd --tmpfs-size 50% --group tmemd --allow-group tmemd)"
+            )
 
     def install(self, definition: Definition) -> None:
         """There is nothing that could start it at boot."""
