@@ -17,7 +17,7 @@ SEED := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help setup build sanitize lint format test test-quick test-ceph mutants bench doors inversion fragmentation \
-	slow-disk policies hitrate soak fuzz demo man clean
+	prefetch slow-disk policies hitrate soak fuzz demo man clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -101,6 +101,9 @@ inversion: build  ## measure whether cold pages make room for hot ones
 
 fragmentation: build  ## measure what random trims leave of a pool, against zram (as root; takes 12 GiB)
 	@$(PYTHON) -m benchmarks.fragmentation
+
+prefetch: build  ## measure what fetching ahead gains where the file is far away (two minutes)
+	@$(PYTHON) -m benchmarks.prefetch
 
 slow-disk: build  ## measure what a slow disk costs pages in RAM (root; a minute)
 	@$(PYTHON) -m benchmarks.slow_disk

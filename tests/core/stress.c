@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -196,6 +197,15 @@ static void any_request(uint64_t *seed)
           (unsigned long long)offset, strerror(error));
 }
 
+/* Reads all of the first region in order, so that it is fetched ahead. */
+static void *scanner(void *argument)
+{
+    while (atomic_load(&working))
+        for (uint32_t number = 0; number < SPAN; number++)
+            read_own(number);
+    return argument;
+}
+
 static void *worker(void *argument)
 {
     unsigned thread = (unsigned)(uintptr_t)argument & 0xff;
@@ -345,20 +355,24 @@ static void lose_pool(int pool_fd, uint64_t blocks)
 
 static void run_threads(uint64_t seed)
 {
-    pthread_t threads[THREADS + 2];
+    void *(*others[])(void *) = {keeper, keeper, scanner};
+    pthread_t threads[THREADS + 3];
 
-    for (unsigned i = 0; i < THREADS + 2; i++)
-        CHECK(pthread_create(&threads[i], NULL, i < THREADS ? worker : keeper,
+    for (unsigned i = 0; i < THREADS + 3; i++)
+        CHECK(pthread_create(&threads[i], NULL, i < THREADS ? worker : others[i - THREADS],
                              (void *)(uintptr_t)(seed << 8 | i)) == 0,
               "no thread");
-    for (unsigned i = 0; i < THREADS + 2; i++)
+    for (unsigned i = 0; i < THREADS + 3; i++)
         pthread_join(threads[i], NULL);
 }
 
-/* Return when no copy of a page of the source waits to be put. */
+/* Return when no copy of a page of the source waits to be put, and nothing is being fetched. */
 static void settle(void)
 {
     bool waiting = true;
+
+    while (atomic_load(&device->prefetch.ahead.n_runs))
+        sched_yield();
 
     while (waiting) {
         pthread_mutex_lock(&device->staging.lock);
@@ -426,6 +440,7 @@ int main(int argc, char **argv)
         .file_bytes = has_file ? size : 0,
         .durable = strcmp(argv[3], "durable") == 0,
         .ephemeral = is_cache,
+        .prefetch = TM_PREFETCH_YES,
     };
 
     if (has_file)
@@ -434,6 +449,7 @@ int main(int argc, char **argv)
     run_threads(seed);
     CHECK(!hands_over || tm_write_through(device, false) == 0, "not handed back");
     CHECK(!has_file || atomic_load(&tm_counters(device)->promotions), "no page was promoted");
+    CHECK(!has_file || atomic_load(&tm_counters(device)->prefetch_hits), "none was fetched ahead");
     set(&control->frozen, 0);
     verify(pool_fd);
     CHECK(!is_cache || atomic_load(&tm_counters(device)->demotions), "no page was evicted");

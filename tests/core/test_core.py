@@ -53,8 +53,14 @@ def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress
         pytest.param("bits", [], id="neighbouring bits set at the same time are both set"),
         pytest.param("records", [], id="a record that cannot be is no page"),
         pytest.param("fenced", [], id="beyond its fence a device does nothing"),
+        pytest.param("trend", [], id="trends are what a count of all distances finds"),
         pytest.param("buckets", [], id="latencies fall into the buckets they should"),
     ],
 )
 def test_the_core_by_itself(build: Build, program: str, options: list[str]) -> None:
     run([build(program, ADDRESS, *options)])
+
+
+@pytest.mark.parametrize("sanitizers", [ADDRESS, THREAD])
+def test_what_is_fetched_ahead_is_what_the_page_is(build: Build, sanitizers: str) -> None:
+    run([build("prefetch", sanitizers, "-Wl,--wrap=clock_gettime,--wrap=pthread_cond_clockwait")])

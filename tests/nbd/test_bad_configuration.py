@@ -88,6 +88,7 @@ def stage(tmp_path: Path) -> Path:
         ({"name": "x" * 65}, "name"),
         ({"lost": "maybe"}, "lost"),
         ({"flush": "sometimes"}, "flush"),
+        ({"prefetch": "maybe"}, "prefetch=maybe is none of auto, no, yes"),
         ({"colour": "blue"}, "colour"),
         ({"pools": "/nonexistent/pools"}, "error: /nonexistent/pools: No such file or directory"),
         ({"bitmap": "/nonexistent/directory/map"}, "/nonexistent/directory"),

@@ -39,7 +39,7 @@ def test_every_counter_of_a_pool_is_told() -> None:
     pool = msgspec.structs.replace(pool, counters=Counters(**numbers))
     told = set(samples(exposition(Snapshot([pool]))).values())
     not_told = {field for field, number in numbers.items() if number not in told}
-    assert not_told == {"minimum_bytes", "pid", "sync_failed", "fenced_at"}
+    assert not_told == {"minimum_bytes", "pid", "sync_failed", "fenced_at", "prefetching"}
 
 
 def test_a_failed_sync_is_told() -> None:

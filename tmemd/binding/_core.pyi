@@ -109,6 +109,7 @@ class Device:
         fence: Fence | None = None,  # beyond which it is not served; None: it has no lease
         overflow: Overflow | None = None,  # of that remote
         bitmap_offset: int = 0,  # where the bitmap begins, in bytes: in bitmap_fd, or where that is -1 in the remote
+        prefetch: str = "no",  # whether pages are fetched ahead of reads: a key of PREFETCH
         cgroup: list[tuple[int, int]],  # (limit, usage) descriptors of each memory cgroup above us
     ) -> None: ...
     size: int  # in bytes

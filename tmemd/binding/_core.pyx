@@ -48,6 +48,11 @@ cdef extern from "tmem.h" nogil:
         int limit_fd
         int usage_fd
 
+    enum tm_prefetch:
+        TM_PREFETCH_NO
+        TM_PREFETCH_AUTO
+        TM_PREFETCH_YES
+
     struct tm_config:
         const char *name
         int pool_fd
@@ -65,6 +70,7 @@ cdef extern from "tmem.h" nogil:
         bint ephemeral
         bint read_only
         atomic_word *fence
+        tm_prefetch prefetch
         const tm_cgroup *cgroups
         size_t n_cgroups
 
@@ -205,6 +211,8 @@ cdef extern from "layout.h":
 
 PAGE = 4096
 PROMOTE_AGE = TM_PROMOTE_AGE
+
+PREFETCH = {"no": TM_PREFETCH_NO, "auto": TM_PREFETCH_AUTO, "yes": TM_PREFETCH_YES}
 
 # Whether the callbacks pin their threads' Python state: only right for threads that nbdkit started.
 cdef bint pinning = False
@@ -398,7 +406,7 @@ cdef class Device:
         self, int pool_fd, int file_fd, int bitmap_fd, *, str name, uint64_t size, uint64_t limit, uint64_t region,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
         bint ephemeral=False, bint read_only=False, Remote remote=None, Overflow overflow=None,
-        uint64_t bitmap_offset=0, Fence fence=None,
+        uint64_t bitmap_offset=0, Fence fence=None, str prefetch="no",
     ):
         cdef char error[256]
         cdef bytes encoded = name.encode()
@@ -422,7 +430,7 @@ cdef class Device:
             config = tm_config(
                 encoded, pool_fd, file_fd, bitmap_fd, size, limit, region,
                 far, bitmap_offset, file_bytes, direct, lost_zero, durable, ephemeral,
-                read_only, word, cgroups, n,
+                read_only, word, PREFETCH[prefetch], cgroups, n,
             )
             with nogil:
                 code = tm_open(&config, &self.device, error, sizeof(error))

@@ -149,6 +149,15 @@ static void offer(struct tm_device *device, uint64_t page, uint64_t word, const 
         admit(device, page, word, content, 0);
 }
 
+/* A page that was fetched ahead was used for the first time. It is in tmem, but older than all
+ * others unless it would have been admitted. */
+static void offer_ahead(struct tm_device *device, uint64_t page, uint64_t word)
+{
+    uint64_t nth = atomic_fetch_add(&device->usage.missed, 1), again = word & TM_WORD_AGAIN;
+    if (again || is_admitted(device, nth))
+        note_use(device, page, word & ~TM_WORD_AHEAD, again);
+}
+
 void admit_run(struct tm_device *device, uint64_t first, uint32_t n, const uint64_t *words,
                const uint8_t *content)
 {
@@ -157,4 +166,6 @@ void admit_run(struct tm_device *device, uint64_t first, uint32_t n, const uint6
     for (uint32_t i = 0; i < n; i++)
         if (word_kind(words[i]) == TM_FILE && !word_is_writing(words[i]))
             offer(device, first + i, words[i], content + (size_t)i * TM_PAGE, n <= TM_FAULT_MAX);
+        else if (word_is_ahead(words[i]))
+            offer_ahead(device, first + i, words[i]);
 }

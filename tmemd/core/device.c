@@ -14,6 +14,7 @@
 #include "aging.h"
 #include "attach.h"
 #include "clean.h"
+#include "prefetch.h"
 #include "recheck.h"
 #include "sigbus.h"
 
@@ -65,6 +66,7 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
     aging_init(device);
     if (!failed)
         failed = file_init(&device->file, config, &device->fence, &counters->sync_failed);
+    prefetch_init(device, config->prefetch);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
     return failed;
@@ -139,6 +141,8 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
     device->ephemeral = config->ephemeral;
     locks_init(&device->locks);
     staging_init(&device->staging);
+    ahead_init(&device->prefetch.ahead);
+    pthread_mutex_init(&device->prefetch.lock, NULL);
     pthread_mutex_init(&device->demote_lock, NULL);
     int failed = open_device(device, config, error, error_size);
     if (failed) {
@@ -153,6 +157,8 @@ int tm_open(const struct tm_config *config, struct tm_device **opened, char *err
 
 void tm_close(struct tm_device *device)
 {
+    ahead_destroy(&device->prefetch.ahead);
+    pthread_mutex_destroy(&device->prefetch.lock);
     staging_destroy(&device->staging);
     if (device->base) {
         sigbus_forget(device->base);

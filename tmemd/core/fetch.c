@@ -66,8 +66,7 @@ static int wait_and_fetch(struct tm_device *device, uint64_t page, uint8_t *cont
     return error;
 }
 
-/* Whether what was read without a lock is what the page was then. */
-static bool is_right(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content)
+bool fetch_is_right(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content)
 {
     bool is_unknown = word & TM_WORD_UNVERIFIED && !word_is_writing(word);
     return is_unknown ? word_same_content(index_word(device, page), word)
@@ -84,7 +83,7 @@ int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *wo
     for (uint32_t i = 0; i < n && !error; i++) {
         const uint8_t *read = bounce->pages + (size_t)i * TM_PAGE;
         uint8_t *to = content + (size_t)i * TM_PAGE;
-        if (is_right(device, first + i, words[i], read)) {
+        if (fetch_is_right(device, first + i, words[i], read)) {
             count_file_read(device, words[i]);
             memcpy(to, read, TM_PAGE);
         } else {

@@ -12,5 +12,8 @@ int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *wo
               uint8_t *content);
 /* Read a page, wherever it is; *word is what the index said. The caller holds its I/O lock. */
 int fetch_page(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
+/* Whether what was read from the file without a lock is what the page was when its word was this.
+ */
+bool fetch_is_right(struct tm_device *device, uint64_t page, uint64_t word, const uint8_t *content);
 /* Whether what was read has a checksum of the page's word; never for one without. */
 bool fetch_is_intact(uint64_t word, const uint8_t *content);

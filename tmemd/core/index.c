@@ -63,6 +63,8 @@ uint64_t index_set(struct tm_device *device, uint64_t page, uint64_t word)
     atomic_store_explicit(&device->index[page], word, memory_order_release);
     unlock_entry(&device->locks, page);
     index_account(device, old, word);
+    if (word_is_ahead(old) && !word_is_ahead(word))
+        stats_add(&device->counters->prefetch_wastes, 1);
     if (word_kind(old) ==
         TM_TMEM) /* nobody looks at it any more: whoever did held the entry lock */
         slots_free(&device->slots, word_slot_size(word_length(old)), word_location(old));

@@ -49,6 +49,8 @@ struct tm_counters {
                                      whatever later syncs say */
     _Atomic uint64_t fenced_at;   /* ns of CLOCK_BOOTTIME: from then on it is not served, unless the
                                      lease is renewed (fence.h); 0: there is none */
+    _Atomic uint64_t prefetching; /* not 0: pages are fetched ahead now */
+    _Atomic uint64_t prefetches, prefetch_hits, prefetch_wastes;
 };
 
 /* Latencies of one kind of page operation. The bounds are two in each octave: counts[2k] is of

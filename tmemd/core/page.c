@@ -31,15 +31,28 @@ static void refresh(struct tm_device *device, uint64_t page, uint64_t word)
         index_update_locked(device, page, used);
 }
 
+/* A page that was fetched ahead is used for the first time: it is young from now on. What it says
+ * of its age is nothing. Of an ephemeral pool it stays old unless it is admitted (admit.c). */
+static void use_first(struct tm_device *device, uint64_t page, uint64_t word)
+{
+    unsigned generation = device->ephemeral ? word_generation(word) : state_generation(device);
+    stats_add(&device->counters->prefetch_hits, 1);
+    index_update_locked(device, page, word_with_generation(word & ~TM_WORD_AHEAD, generation));
+}
+
 static int get_stored(struct tm_device *device, uint64_t page, uint64_t word, uint8_t *content)
 {
     uint64_t start = stats_now();
     if (!decode(device, page, word, content))
         return device->ephemeral ? EAGAIN : EIO;
     stats_add(&device->counters->gets, 1);
-    stats_add(&device->statistics->gets_by_age[state_age(device, word)], 1);
     stats_took(&device->statistics->get, start);
-    refresh(device, page, word);
+    if (word_is_ahead(word)) {
+        use_first(device, page, word);
+    } else {
+        stats_add(&device->statistics->gets_by_age[state_age(device, word)], 1);
+        refresh(device, page, word);
+    }
     return 0;
 }
 

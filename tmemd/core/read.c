@@ -4,7 +4,20 @@
 #include <string.h>
 
 #include "admit.h"
+#include "prefetch.h"
 #include "promote.h"
+
+/* Get a page, and wait for one that is being fetched ahead; it counts among `ahead` if it had been.
+ */
+static int get(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word,
+               bool *is_ahead)
+{
+    int error = page_get(device, page, content, word);
+    if (error == EAGAIN && prefetch_wait(device, page))
+        error = page_get(device, page, content, word);
+    *is_ahead |= word_is_ahead(*word);
+    return error;
+}
 
 /* Read n <= TM_RUN_MAX whole pages; neighbours in the file come in one read. */
 static int read_pages(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *content)
@@ -12,11 +25,15 @@ static int read_pages(struct tm_device *device, uint64_t first, uint32_t n, uint
     uint64_t words[TM_RUN_MAX];
     uint32_t run = 0; /* pages before this one that wait to be read from the file */
     int error = 0;
+    bool is_ahead = false, has_missed = false;
     for (uint32_t i = 0; i <= n && !error; i++) {
         int here =
-            i < n ? page_get(device, first + i, content + (size_t)i * TM_PAGE, &words[i]) : 0;
+            i < n ? get(device, first + i, content + (size_t)i * TM_PAGE, &words[i], &is_ahead) : 0;
         if (here == EAGAIN) {
             run++;
+            if (!has_missed)
+                prefetch_learn(device, first, n, is_ahead);
+            has_missed = true;
             continue;
         }
         if (run && !here)
@@ -25,6 +42,8 @@ static int read_pages(struct tm_device *device, uint64_t first, uint32_t n, uint
         run = 0;
         error = here;
     }
+    if (is_ahead && !has_missed)
+        prefetch_learn(device, first, n, true);
     if (!error)
         (device->ephemeral ? admit_run : promote_run)(device, first, n, words, content);
     return error;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ages.h"
+#include "ahead.h"
 #include "bitmap.h"
 #include "budget.h"
 #include "fence.h"
@@ -12,6 +13,7 @@
 #include "staging.h"
 #include "statistics.h"
 #include "tmem.h"
+#include "trend.h"
 #include "usage.h"
 #include "word.h"
 
@@ -31,6 +33,16 @@ struct turns {
 /* Where a write goes first. While it changes pages go to the file first, but it may lack others,
  * and the bitmap is kept. */
 enum state_mode { STATE_WRITE_BACK, STATE_CHANGING, STATE_DURABLE };
+
+/* What is fetched ahead (prefetch.c). */
+struct prefetch {
+    enum tm_prefetch mode;
+    struct ahead ahead;
+    pthread_mutex_t lock; /* of all that follows; who finds it taken learns nothing */
+    struct trend trend;
+    uint64_t misses;
+    uint64_t judged_reads, judged_ns; /* from the file until it was last judged what they cost */
+};
 
 struct tm_device {
     char name[64];
@@ -64,6 +76,7 @@ struct tm_device {
     struct bitmap bitmap;
     struct locks locks;
     struct staging staging;
+    struct prefetch prefetch;
 };
 
 static inline bool state_has_file(const struct tm_device *device) { return device->file.store; }

@@ -19,6 +19,9 @@ struct tm_cgroup {
     int limit_fd, usage_fd; /* memory.max and memory.current, or their v1 names */
 };
 
+/* Whether pages are fetched ahead of reads; auto: while a miss takes long. */
+enum tm_prefetch { TM_PREFETCH_NO, TM_PREFETCH_AUTO, TM_PREFETCH_YES };
+
 struct tm_config {
     const char *name;
     int pool_fd, file_fd, bitmap_fd; /* file and bitmap: -1 for none; all stay the caller's */
@@ -37,6 +40,7 @@ struct tm_config {
                        somebody has */
     _Atomic uint64_t *fence; /* as tm_fence says; it may be put off from the moment of opening on.
                                 NULL: it has no lease */
+    enum tm_prefetch prefetch;
     const struct tm_cgroup *cgroups;
     size_t n_cgroups;
 };

@@ -25,7 +25,8 @@ enum encoding { TM_RAW = 0, TM_LZ4 = 1, TM_SAME = 2 };
 #define TM_WORD_LENGTH (UINT64_C(0x1fff) << 12)
 #define TM_WORD_AGAIN                                                                              \
     (UINT64_C(1) << 25) /* of an ephemeral pool: used more than once, while it was known */
-#define TM_WORD_CLEAN (UINT64_C(1) << 5) /* tmem: the file holds the same */
+#define TM_WORD_AHEAD (UINT64_C(1) << 26) /* tmem: fetched ahead, clean, and not used since */
+#define TM_WORD_CLEAN (UINT64_C(1) << 5)  /* tmem: the file holds the same */
 #define TM_WORD_WRITING                                                                            \
     (UINT64_C(1) << 6) /* a write to the file is under way; whoever changes the page clears it */
 #define TM_WORD_UNVERIFIED                                                                         \
@@ -107,6 +108,11 @@ static inline uint64_t word_writing(uint64_t word, uint32_t crc)
 }
 
 static inline bool word_is_writing(uint64_t word) { return word & TM_WORD_WRITING; }
+
+static inline bool word_is_ahead(uint64_t word)
+{
+    return (word & (TM_WORD_KIND | TM_WORD_AHEAD)) == (TM_TMEM | TM_WORD_AHEAD);
+}
 
 /* Whether a write to the file was killed: the page is what it was, or what it was to be. */
 static inline bool word_is_in_doubt(uint64_t word)

@@ -201,7 +201,7 @@ class Maintenance:
 
     def _make_room(self, pool: Snapshot, counters: Counters, target: int) -> bool:
         """Demote pages that are older than those that come in, as far as room for these is short."""
-        back = sum(pool.ages().file_reads[: _core.PROMOTE_AGE])
+        back = sum(pool.ages().file_reads[: _core.PROMOTE_AGE]) + counters.prefetch_hits
         missing = self._watermark.missing(counters, back, target)
         if not missing or not self._config.backing or pool.control().frozen:
             return False

@@ -36,9 +36,10 @@ RAW, LZ4, SAME = range(3)
 _CLEAN: Final = 1 << 5
 _WRITING: Final = 1 << 6
 _UNVERIFIED: Final = 1 << 7
+_AHEAD: Final = 1 << 26
 # Bits of a word that mean something, by its kind. Every word has room for a generation.
 _MEANT: Final = {
-    Kind.TMEM: 0xFFFFFFFFF << 28 | 0x3FFF << 12 | 0xF << 8 | 0x7F,
+    Kind.TMEM: 0xFFFFFFFFF << 28 | 0x7FFF << 12 | 0xF << 8 | 0x7F,
     Kind.FILE: 0xFFFFFFFF << 32 | 0xFFFFF << 12 | 0xF << 8 | 0xC7,
     Kind.ZERO: 0xF << 8 | 0x47,
     Kind.LOST: 0xF << 8 | 0x47,
@@ -237,8 +238,8 @@ class _Checker:
         state = poolindex.read_exactly(self._fd, 1, poolfile.STATES_OFFSET + word.page // poolfile.BLOCK_PAGES)[0]
         offset = self._identity.index_offset + word.page * 8
         now = int.from_bytes(poolindex.read_exactly(self._fd, 8, offset), "little")
-        # The coldness changes whenever a page is read.
-        return state == State.INDEX and (now ^ word.value) & ~(0xF << 8) == 0
+        # What is changed whenever a page is read.
+        return state == State.INDEX and (now ^ word.value) & ~(_AHEAD | 0xF << 8) == 0
 
     def _check_states(self) -> None:
         self._states = poolindex.read_states(self._fd, self._identity)

@@ -177,6 +177,10 @@ class Counters(msgspec.Struct, frozen=True, gc=False):
     promotions: int = 0  # pages put again when they were read from the file
     sync_failed: int = 0  # not 0: a sync of the file failed, and what was written there before may be lost
     fenced_at: int = 0  # nanoseconds since boot: from then on it is not served unless its lease is renewed; 0: no lease
+    prefetching: int = 0  # not 0: pages are fetched ahead of reads now
+    prefetches: int = 0  # pages fetched ahead
+    prefetch_hits: int = 0  # of these, pages that were read from tmem then
+    prefetch_wastes: int = 0  # of these, pages that left tmem, or changed, before anybody read them
 
     @property
     def lease_seconds(self) -> float | None:
