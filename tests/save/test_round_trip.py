@@ -375,3 +375,56 @@ def test_what_is_no_file_is_not_replaced(host: Host, tmp_path: Path, capsys: Out
     (tmp_path / "directory").mkdir()
     assert host.ctl("save", "web", str(target)) == 1
     assert "is there, and is no regular file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_pool_of_one_gib_and_every_page_of_it(pools: Path, disks: Path) -> None:
+    pages, run = 480_000, 64
+    size = pages * PAGE
+    here = DeviceConfig("web", size, disks / "here", 2 << 30, pools / "here", reserve=False)
+    there = DeviceConfig("web", size, disks / "there", 600 * MIB, pools / "there", reserve=False)
+    for each in here, there:
+        assert each.pools
+        each.pools.mkdir()
+
+    def of(first: int) -> bytes:
+        return b"".join(content(page, page + 1) for page in range(first, first + run))
+
+    with closing(open_device(here)) as served:
+        for first in range(0, pages, run):
+            _core.pwrite(served.core, of(first), first * PAGE, 0)
+    with closing(open_device(there)):
+        pass
+    assert (pools / "here" / "web.pool").stat().st_blocks * 512 > 900 * MIB
+    assert main(["save", "--whole", f"--pools={here.pools}", "web", str(disks / "file")]) == 0
+    (pools / "here" / "web.pool").unlink()
+    assert main(["restore", f"--pools={there.pools}", "web", str(disks / "file")]) == 0
+    with closing(open_device(there)) as served:
+        assert [
+            first for first in range(0, pages, run) if read(served.core, first * PAGE, run * PAGE) != of(first)
+        ] == []
+
+
+NOBODY = 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_root_saves_and_restores_what_is_a_users(tmp_path: Path) -> None:
+    with leftovers.directory("/dev/shm") as place:
+        place.chmod(0o755)
+        host = Host(place / "here", None, 16 * MIB)
+        host.pools.chmod(0o755)
+        with host.device() as core:
+            truth = fill(core)
+        os.chown(host.pool, NOBODY, NOBODY)
+        save(host, tmp_path / "file")
+        assert (tmp_path / "file").stat().st_uid == 0
+        os.chown(host.pool, 0, 0)
+        with host.device() as core:
+            fill(core, seed=2)
+        os.chown(host.pool, NOBODY, NOBODY)
+        assert host.ctl("restore", "web", str(tmp_path / "file")) == 1
+        assert host.ctl("restore", "--force", "web", str(tmp_path / "file")) == 0
+        assert host.pool.stat().st_uid == NOBODY
+        os.chown(host.pool, 0, 0)
+        assert host.content() == truth.whole()
