@@ -29,6 +29,7 @@ _FAILURES: Final = {
         errno.ENODATA,
     ): "pages were lost with the host, or are damaged, which nobody but this pool could keep in"
     " mind: they must be written or trimmed first, as swapon --discard does",
+    ("handover", errno.EOPNOTSUPP): "with overflow= pages may be on this host alone",
 }
 _INTERVAL: Final = 0.1  # seconds
 _PATIENCE: Final = 30.0  # seconds that tmemd or the plugin may be away: what was asked for stays asked for

@@ -14,6 +14,9 @@
 #include "clean.h"
 #include "demote.h"
 #include "index.h"
+#include "recheck.h"
+
+enum { TRIES = 3 }; /* in a row, if the file's server goes away and comes back meanwhile */
 
 static void set_mode(struct tm_device *device, enum state_mode mode)
 {
@@ -85,16 +88,24 @@ static int write_through(struct tm_device *device)
     return error;
 }
 
-int tm_write_through(struct tm_device *device, bool on)
+static int change(struct tm_device *device, bool on)
 {
-    if (!state_has_file(device) || device->ephemeral)
-        return ENOTSUP;
     int error = clean_resync(device);
+    if (!error)
+        error = recheck_file(device);
     if (error)
         return error;
     pthread_mutex_lock(&device->demote_lock);
     if (on != state_is_durable(device))
         error = on ? write_through(device) : write_back(device);
     pthread_mutex_unlock(&device->demote_lock);
+    return error;
+}
+
+int tm_write_through(struct tm_device *device, bool on)
+{
+    int error = state_has_file(device) && !device->ephemeral ? EAGAIN : ENOTSUP;
+    for (int tries = 0; tries < TRIES && error == EAGAIN; tries++)
+        error = change(device, on);
     return error;
 }

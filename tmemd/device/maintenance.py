@@ -7,6 +7,7 @@ One snapshot of the pool file is taken each tick, and the tick's decisions are m
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import threading
 import time
@@ -177,6 +178,8 @@ class Maintenance:
 
     def _hand_over(self, on: bool) -> None:
         """Be durable, and stay so for who serves the pool next; or be as configured again."""
+        if on and self._config.overflow:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         if not on:
             self._parts.note_handover(False)
         self._core.write_through(on or self._config.durable)
