@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-import google_crc32c
+from crc32c import crc32c
 
 from tmemd.binding import _core
 from tmemd.device import files
@@ -36,7 +36,7 @@ class Header:
     def pack(self) -> bytes:
         """Its page."""
         body = _HEADER.pack(MAGIC, VERSION, 0, self.pages, self.uuid.bytes)
-        return (body + _CRC.pack(google_crc32c.value(body))).ljust(_core.PAGE, b"\0")
+        return (body + _CRC.pack(crc32c(body))).ljust(_core.PAGE, b"\0")
 
     @classmethod
     def unpack(cls, data: bytes, where: Path) -> Header:
@@ -47,7 +47,7 @@ class Header:
         _, version, _, pages, uid = _HEADER.unpack(body)
         if version != VERSION:
             raise PoolError(f"{where}: overflow format version {version}, this tmemd reads version {VERSION}")
-        if _CRC.unpack_from(data, _HEADER.size)[0] != google_crc32c.value(body):
+        if _CRC.unpack_from(data, _HEADER.size)[0] != crc32c(body):
             raise PoolError(f"{where}: the overflow file's header is damaged (checksum mismatch)")
         return cls(pages, UUID(bytes=uid))
 
