@@ -66,9 +66,8 @@ class Host:
         """A server of one device, on port PORT or on a socket of its own, that has its RAM from this host's tmemd."""
         run = self.disk / f"run-{name}"
         run.mkdir()
-        where = {"tmemd": self.ram / "socket"}
         listen = ("--ipaddr", self.address, "--port", str(PORT)) if tcp else ()
-        parameters = device(name, self.ram / "pools", size, backing, size, **where, **keys)
+        parameters = device(name, self.ram / "pools", size, backing, size, tmemd=self.ram / "socket", **keys)
         self.servers.append(Server(run, parameters, wrapper=self.inside, listen=listen))
         return self.servers[-1].start()
 

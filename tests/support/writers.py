@@ -53,13 +53,15 @@ class Ledger:
             while self._requests < goal and not ended.is_set():
                 self._progress.wait(0.1)
 
+    def allowed(self, page: int) -> list[int]:
+        """The versions that a page may have."""
+        return [self.acknowledged[page], *([self.under_way[page]] if page in self.under_way else [])]
+
     def verify(self, handle: nbd.NBD) -> None:
         """Every page is what was acknowledged or was under way; afterwards it counts as acknowledged."""
         wrong = []
         for page, got in enumerate(pages(handle, len(self.acknowledged))):
-            allowed = [self.acknowledged[page]]
-            if page in self.under_way:
-                allowed.append(self.under_way[page])
+            allowed = self.allowed(page)
             found = [version for version in allowed if content(page, version) == got]
             if not found:
                 wrong.append((page, allowed, got[:16].hex()))
@@ -119,6 +121,12 @@ class Writers:
         if rng.random() < 0.2:
             got = bytes(handle.pread(RUN * PAGE, first * PAGE))
             assert got == data, f"pages from {first} are not version {version}"
+
+    def finish(self) -> None:
+        """Have them end; AssertionError when a request of theirs failed."""
+        self.stop.set()
+        self.join()
+        assert self.failed == []
 
     def join(self) -> None:
         """Wait until all have ended; AssertionError when one of them read something wrong."""
