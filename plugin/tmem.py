@@ -26,6 +26,8 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
   bitmap=FILE|inside  the write-intent bitmap, which says after the host died what of the backing file can be trusted
                     (default: the backing file's name with .map); inside: in a tail at its end, with a lease that lets
                     one host at a time have the device (the default for what is no file)
+  standby=yes|no    begin although another host has the device (default: no); the first request that needs it has that
+                    one let go of it, which it does as a durable device, or once it was handed over: for live migration
   lease=SECONDS     how long other hosts see nothing of this one before they take the device (default: 20, and with a
                     server that may be away longer, twice that time and 10); half of it after a renewal this host stops
   lost=error|zero   how pages read that were lost with the host: as errors (default) or as zeros
@@ -77,8 +79,9 @@ try:
     from tmemd.device import watermark
     from tmemd.device.clients import EVERYBODY, InUseError
     from tmemd.device.config import INSIDE, POLL_US, DeviceConfig, Uri, parse_place
-    from tmemd.device.serve import ServedDevice, check_together, open_devices
+    from tmemd.device.serve import ServedDevice, check_together
     from tmemd.device.source import size_of
+    from tmemd.device.standby import CALLBACKS, Handle, StandbyDevice, open_or_stand_by
     from tmemd.sizes import parse_size
     from tmemd.store.poolfile import PoolError
     from tmemd.system import peer
@@ -92,6 +95,7 @@ API_VERSION = 2
 KEYS = (
     "size", "backing", "source", "write", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve",
     "watermark", "vhost", "poll", "prefetch", "timeout", "connections", "overflow", "lease",
+    "standby",
 )  # fmt: skip
 OLD_KEYS = {"map": "bitmap", "headroom": "watermark"}
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
@@ -105,7 +109,7 @@ _nbdkit.nbdkit_peer_pid.restype = ctypes.c_int64
 SOCKADDR_BYTES = 128  # of a struct sockaddr_storage
 
 _given: list[dict[str, str]] = []
-_served: dict[str, ServedDevice] = {}
+_served: dict[str, ServedDevice | StandbyDevice] = {}
 
 
 def _log(message: str) -> None:
@@ -245,6 +249,7 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         bitmap=None if device.get("bitmap") == INSIDE else _path(device, "bitmap"),
         inside=device.get("bitmap") == INSIDE,
         lease=_seconds(device, "lease", 0) or None,
+        standby=_choice(device, "standby", "no", "yes"),
         lost_zero=_choice(device, "lost", "error", "zero"),
         durable=_choice(device, "flush", "none", "durable"),
         shared=_choice(device, "clients", "one", "any") or (only_read and "clients" not in device),
@@ -288,9 +293,11 @@ def get_ready() -> None:
     """Open every device while an error can still be an exit status; locks and shared mappings survive nbdkit's fork."""
     _raise_file_limit()
     try:
-        for served in open_devices(_configs, debug=nbdkit.debug):
+        for served in open_or_stand_by(_configs, debug=nbdkit.debug):
             _served[served.config.name] = served
             served.before_fork()
+            if isinstance(served, StandbyDevice):
+                globals().update(CALLBACKS)  # nbdkit looks them up anew for each request
     except PoolError as error:
         _stop(error)
 
@@ -323,7 +330,7 @@ def default_export(readonly: bool, is_tls: bool) -> str:  # noqa: ARG001
     return next(iter(_served)) if len(_served) == 1 else ""
 
 
-def open(readonly: bool) -> _core.Device:  # noqa: A001
+def open(readonly: bool) -> Handle:  # noqa: A001
     """The device a client asks for. Its name is only looked up, never made into a path."""
     name = nbdkit.export_name() or default_export(readonly, False)
     if name not in _served:
@@ -337,7 +344,7 @@ def open(readonly: bool) -> _core.Device:  # noqa: A001
     return served.core
 
 
-def close(h: _core.Device) -> None:
+def close(h: Handle) -> None:
     """A connection has ended; nbdkit calls this when all its requests are done."""
     h.count_nbd(-1)
     _served[h.name].clients.leave()
@@ -352,31 +359,31 @@ def _peer() -> peer.Peer:
     return peer.of_address(sockaddr.raw)
 
 
-def export_description(h: _core.Device) -> str:
+def export_description(h: Handle) -> str:
     """A word about it for clients that list exports."""
     return _describe(_served[h.name].config)
 
 
-def get_size(h: _core.Device) -> int:
+def get_size(h: Handle) -> int:
     """The device's size, in bytes."""
     return h.size
 
 
-def block_size(h: _core.Device) -> tuple[int, int, int]:  # noqa: ARG001
+def block_size(h: Handle) -> tuple[int, int, int]:  # noqa: ARG001
     """Pages are best, anything goes, and a maximum keeps nbdkit's buffers small."""
     return 1, _core.PAGE, MAX_REQUEST
 
 
-def is_rotational(h: _core.Device) -> bool:  # noqa: ARG001
+def is_rotational(h: Handle) -> bool:  # noqa: ARG001
     """Never: Linux only trims swap areas on devices that say so."""
     return False
 
 
-def _yes(h: _core.Device) -> bool:  # noqa: ARG001
+def _yes(h: Handle) -> bool:  # noqa: ARG001
     return True
 
 
-def can_write(h: _core.Device) -> bool:
+def can_write(h: Handle) -> bool:
     """Whether it is more than a source to read."""
     return not _served[h.name].config.is_read_only
 
@@ -384,7 +391,7 @@ def can_write(h: _core.Device) -> bool:
 can_flush = can_trim = can_zero = _yes
 
 
-def can_fast_zero(h: _core.Device) -> bool:
+def can_fast_zero(h: Handle) -> bool:
     """Where zeroing is a change of the index, and not of the file as well."""
     config = _served[h.name].config
     return not config.durable and config.source is None
@@ -394,11 +401,11 @@ can_multi_conn = _yes  # all connections see the same pages, and a flush on one 
 can_extents = _yes  # the index knows what is zeros
 
 
-def can_fua(h: _core.Device) -> int:  # noqa: ARG001
+def can_fua(h: Handle) -> int:  # noqa: ARG001
     """As flush: the page path knows what it means."""
     return int(nbdkit.FUA_NATIVE)
 
 
-def can_cache(h: _core.Device) -> int:  # noqa: ARG001
+def can_cache(h: Handle) -> int:  # noqa: ARG001
     """Caching brings pages from the file into tmem."""
     return int(nbdkit.CACHE_NATIVE)

@@ -84,7 +84,7 @@ static void test_who_stops_it_has_the_last_word(void)
     CHECK(pthread_create(&writer, NULL, write_until_refused, NULL) == 0);
     while (atomic_load(&done) < 1000)
         ;
-    tm_stop(device);
+    CHECK(tm_stop(device) == 0);
     uint64_t then = atomic_load(&done);
     CHECK(tm_drain(device) == 0);
     CHECK(pthread_join(writer, NULL) == 0);

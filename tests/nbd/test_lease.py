@@ -15,7 +15,8 @@ import nbd
 import pytest
 
 from tests.support.content import PAGE, content
-from tests.support.harness import MIB, Serve, Server, counters, device, wait_until
+from tests.support.harness import MIB, Control, Serve, Server, counters, device, wait_until
+from tmemd.store.requests import Request
 
 LEASE = 2.0  # seconds
 SIZE = 64 * MIB
@@ -66,6 +67,12 @@ def read(server: Server, page: int) -> bytes:
 def write(server: Server, page: int, version: int) -> None:
     with server.client() as client:
         client.pwrite(content(page, version), page * PAGE)
+
+
+def finish(client: nbd.NBD, cookie: int) -> None:
+    """Wait for a request. Raises nbd.Error if it failed."""
+    while not client.aio_command_completed(cookie):
+        client.poll(-1)
 
 
 def test_a_device_that_another_host_serves_is_refused(hosts: Hosts) -> None:
@@ -144,3 +151,73 @@ def test_a_lease_that_ran_out_is_renewed_if_nobody_took_the_device(hosts: Hosts)
         os.kill(server.pid, signal.SIGCONT)
     wait_until(lambda: not counters(pool).is_fenced, "it to be renewed")
     assert read(server, FAR) == content(FAR, 1)
+
+
+# Standing by
+
+
+def test_the_first_request_has_a_durable_device_let_go_of(hosts: Hosts) -> None:
+    first = hosts.start("a", flush="durable")
+    write(first, 0, 1)
+    write(first, FAR, 1)
+    second = hosts.start("b", flush="durable", standby="yes")
+    with second.client() as client:
+        assert client.get_size() == SIZE
+        assert client.pread(PAGE, 0) == content(0, 1)  # which is in the file, whoever has the device
+        client.flush()
+        assert "asked for" not in second.log()
+        write(first, FAR, 2)
+        with first.client() as source:
+            assert client.pread(PAGE, FAR * PAGE) == content(FAR, 2)
+            with pytest.raises(nbd.Error):
+                source.pwrite(content(FAR, 3), FAR * PAGE)
+        client.pwrite(content(FAR, 4), FAR * PAGE)
+        assert client.pread(PAGE, FAR * PAGE) == content(FAR, 4)
+    assert "another host asked for the device, and has it now" in first.log()
+    assert counters(hosts.pools / "a/web.pool").is_fenced
+    assert second.stop() == 0
+
+
+def test_what_is_nobodys_is_served_at_once_also_by_a_server_that_would_stand_by(hosts: Hosts) -> None:
+    server = hosts.start("a", standby="yes")
+    write(server, FAR, 1)
+    server.kill()
+    again = hosts.start("a", standby="yes")
+    assert read(again, FAR) == content(FAR, 1)
+
+
+def test_a_device_whose_host_died_is_taken_when_it_is_needed(hosts: Hosts) -> None:
+    first = hosts.start("a", flush="durable")
+    write(first, FAR, 1)
+    second = hosts.start("b", flush="durable", standby="yes")
+    first.kill()
+    assert read(second, FAR) == content(FAR, 1)
+
+
+def test_a_device_that_is_written_back_is_not_let_go_of(hosts: Hosts) -> None:
+    first = hosts.start("a")
+    write(first, FAR, 1)
+    second = hosts.start("b", standby="yes")
+    with second.client() as client:
+        cookie = client.aio_pread(nbd.Buffer(PAGE), FAR * PAGE)
+        wait_until(lambda: "asked for" in second.log(), "the request to be made")
+        for _ in range(3):
+            write(first, FAR, 2)
+        assert not client.aio_command_completed(cookie)
+        assert first.stop() == 0  # which lets go of it, and loses what is in its pool alone
+        with pytest.raises(nbd.Error):
+            finish(client, cookie)
+
+
+def test_one_that_was_handed_over_is_let_go_of_whole(hosts: Hosts) -> None:
+    first = hosts.start("a")
+    pages = range(FAR, FAR + 200)
+    for page in pages:
+        write(first, page, 1)
+    with Control(hosts.pools / "a/web.pool") as control:
+        assert control.request(Request.HANDOVER) == 0
+    second = hosts.start("b", standby="yes")
+    with second.client() as client:
+        for page in pages:
+            assert client.pread(PAGE, page * PAGE) == content(page, 1)
+    assert counters(hosts.pools / "b/web.pool").pages_lost == 0

@@ -3,14 +3,18 @@ from __future__ import annotations
 
 import itertools
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.support import fakes
+from tmemd.binding import _core
+from tmemd.device.config import DeviceConfig
+from tmemd.device.serve import open_device
 from tmemd.store import poolindex
-from tmemd.store.poolfile import Identity, PoolError
-from tmemd.store.poolindex import Kind
+from tmemd.store.poolfile import PAGE, Identity, PoolError
+from tmemd.store.poolindex import Kind, is_read_by_blkid
 
 MIB = fakes.MIB
 
@@ -95,3 +99,14 @@ def test_layouts_that_cannot_be_are_refused(change: dict[str, int]) -> None:
     values = {field: getattr(good, field) for field in Identity.__dataclass_fields__}
     with pytest.raises(PoolError, match="cannot lie"):
         poolindex.check_layout(Identity(**(values | change)), "web")
+
+
+def test_pages_that_blkid_reads_are_in_the_file_at_once(pools: Path, disk: Path) -> None:
+    size = 16 * MIB
+    with closing(open_device(DeviceConfig("web", size, disk, 16 * MIB, pools, reserve=False))) as served:
+        for page in range(size // PAGE):
+            _core.pwrite(served.core, b"x" * PAGE, page * PAGE, 0)
+        content = disk.read_bytes()
+    pages = size // PAGE
+    for page in range(pages):
+        assert (content[page * PAGE] != 0) == is_read_by_blkid(page, pages), page

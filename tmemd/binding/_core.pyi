@@ -141,7 +141,7 @@ class Device:
     def put_off(self, at: int) -> None:
         """Set its fence, as `Fence.set` does, and say so in the pool."""
     def stop(self) -> None:
-        """Have every request fail from now on; returns when those under way are done."""
+        """Have every request fail from now on; returns when those under way are done, and flushed. Raises OSError."""
     def go_on(self) -> None:
         """Take requests again."""
     def count_nbd(self, more: int) -> None: ...

@@ -122,7 +122,7 @@ cdef extern from "tmem.h" nogil:
     int tm_save(tm_device *device, tm_saving *saving, void *buffer, size_t size, size_t *used)
     int tm_restore(tm_device *device, tm_restoring *restoring, const void *buffer, size_t size, size_t *used)
     void tm_fence(tm_device *device, uint64_t at)
-    void tm_stop(tm_device *device)
+    int tm_stop(tm_device *device)
     void tm_go_on(tm_device *device)
     void tm_publish_pid(tm_device *device)
     uint64_t tm_free_slot_bytes(tm_device *device)
@@ -524,10 +524,13 @@ cdef class Device:
         tm_fence(self.handle(0, 0), at)
 
     def stop(self):
-        """Have every request fail from now on; returns when those under way are done."""
+        """Have every request fail from now on; returns when those under way are done, and flushed. Raises OSError."""
         cdef tm_device *device = self.handle(0, 0)
+        cdef int code
         with nogil:
-            tm_stop(device)
+            code = tm_stop(device)
+        if code:
+            fail(code)
 
     def go_on(self):
         """Take requests again."""

@@ -146,3 +146,9 @@ int tm_flush(struct tm_device *device)
     fence_leave(&device->fence);
     return error;
 }
+
+int tm_stop(struct tm_device *device)
+{
+    fence_stop(&device->fence);
+    return flush_inside(device);
+}

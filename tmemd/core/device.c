@@ -178,8 +178,6 @@ void tm_fence(struct tm_device *device, uint64_t at)
     atomic_store(&device->counters->fenced_at, at);
 }
 
-void tm_stop(struct tm_device *device) { fence_stop(&device->fence); }
-
 void tm_go_on(struct tm_device *device) { atomic_store(&device->fence.stopped, false); }
 
 void tm_publish_pid(struct tm_device *device)

@@ -129,8 +129,9 @@ int tm_restore(struct tm_device *device, struct tm_restoring *restoring, const v
 /* Of a device with a lease: every request fails from that time of CLOCK_BOOTTIME on, in ns, and so
  * does all I/O but to the pool. A later call may put it off. */
 void tm_fence(struct tm_device *device, uint64_t at);
-/* Have every request fail from now on, and wait until those under way are done; or no longer. */
-void tm_stop(struct tm_device *device);
+/* Have every request fail from now on, wait until those under way are done, and flush; or no
+ * longer. */
+int tm_stop(struct tm_device *device);
 void tm_go_on(struct tm_device *device);
 
 /* Note that the calling process serves the device from now on. */

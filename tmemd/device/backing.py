@@ -74,6 +74,14 @@ class Backing:
         assert self.header
         return self.tail.read_bits() if self.tail else bitmapfile.read_bits(self.bitmap_fd, self.header)
 
+    def let_go(self) -> None:
+        """Have nothing to do with it any more, though the core has its descriptors: they lead nowhere now."""
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for fd in (self.fd, self.bitmap_fd):
+            if fd >= 0:
+                os.dup2(nowhere, fd, inheritable=False)
+        os.close(nowhere)
+
     def close(self) -> None:
         """Let go of it all, which unlocks it."""
         if self.lease:
@@ -115,6 +123,50 @@ def find(config: DeviceConfig) -> Backing:
             _check_empty(backing, f"bitmap ({backing.bitmap_path})", backing.length)
         on_error.pop_all()
     return backing
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What is read of a device that another process may have; nothing is locked."""
+
+    tail: Tail
+    store: Store
+    close: Callable[[], None]
+
+
+def glance(config: DeviceConfig) -> Glance | None:
+    """Look at a device that may be in use. None: it has no tail. Raises PoolError."""
+    path = config.backing
+    assert path is not None
+    if isinstance(path, Path) and not path.exists():
+        return None
+    with ExitStack() as opened:
+        store = _store_of(config, path, opened)
+        try:
+            found = tail.find(store, str(path))
+        except OSError as error:
+            raise PoolError(f"{path}: {error.strerror}") from None
+        if not found:
+            return None
+        _check_fits(found, path, config.name, config.size)
+        return Glance(found, store, opened.pop_all().close)
+
+
+def _store_of(config: DeviceConfig, path: Path | Uri, opened: ExitStack) -> Store:
+    if isinstance(path, Uri):
+        return RemoteStore(remote.connect(config, path, write=True))
+    with files.named_errors(path):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    opened.callback(os.close, fd)
+    files.use_direct(fd, path)
+    return LocalStore(fd)
+
+
+def _check_fits(found: Tail, path: Path | Uri, name: str, size: int) -> None:
+    if found.identity.name != name:
+        raise PoolError(f"{path} belongs to device {found.identity.name}, says its tail")
+    if found.identity.size != size:
+        raise PoolError(f"{path}: its tail is of a device of {found.identity.size} bytes, not of size={size}")
 
 
 def _check_empty(backing: Backing, lacking: str, end: int) -> None:
@@ -310,10 +362,7 @@ def _find_tail(backing: Backing, name: str) -> None:
     if not found:
         _check_empty(backing, "tail at its end", data_end)
         return
-    if found.identity.name != name:
-        raise PoolError(f"{path} belongs to device {found.identity.name}, says its tail")
-    if found.identity.size != backing.size:
-        raise PoolError(f"{path}: its tail is of a device of {found.identity.size} bytes, not of size={backing.size}")
+    _check_fits(found, path, name, backing.size)
     backing.tail, backing.header = found, _header_of(found, 0)
 
 

@@ -51,6 +51,7 @@ class DeviceConfig:
     tmemd: Path | None = None  # its socket; None: work alone
     bitmap: Path | None = None  # None: beside the backing file, or in the tail of what is no file
     inside: bool = False  # in the tail of a file, too
+    standby: bool = False  # begin although another host has the device, and take it when the first request comes
     lease: float | None = None  # seconds that others leave it to a host that is not seen; None: as is fit
     lost_zero: bool = False
     durable: bool = False
@@ -121,6 +122,8 @@ class DeviceConfig:
             raise PoolError(f"{self.name}: write= is for devices with source=; others can always be written")
         if not self.backing and (self.bitmap or self.durable):
             raise PoolError(f"{self.name}: bitmap= and flush=durable need a backing file")
+        if self.standby and (self.vhost or not self.backing or self.bitmap):
+            raise PoolError(f"{self.name}: standby=yes is for devices with a tail, and not for vhost=")
         if self.inside and (self.bitmap or not self.backing):
             raise PoolError(f"{self.name}: bitmap=inside is for devices with a backing file")
         if self.overflow and not (isinstance(self.backing, Uri) and self.bitmap):

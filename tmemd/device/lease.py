@@ -17,17 +17,19 @@ What no lease can do is to stop a write that left in time and arrives too late: 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 from uuid import UUID
 
 from tmemd.binding import _core
 from tmemd.store.poolfile import PoolError
-from tmemd.store.tail import Claim, Ownership, Renewal, State, Tail
+from tmemd.store.tail import Claim, Ownership, Renewal, Request, State, Tail
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class Lease:
         self._clock = clock or Clock()
         self._until = 0.0
         self.claim: Claim | None = None  # ours
+        self.asker: UUID | None = None  # who asked us to let go, when the tail was last read
+        self._watched: tuple[bytes, float] | None = None  # what was seen while we asked, and since when
+        self.looked: float | None = None  # when we last saw that it was not let go for us
 
     @property
     def epoch(self) -> int:
@@ -117,6 +122,8 @@ class Lease:
 
         Raises HeldError where he is alive, or another was faster; OSError, PoolError.
         """
+        if self.looked is not None and self._inherit(self.looked):
+            return
         claim = None
         while claim is None:
             found, start = self._wait_until_free()
@@ -144,10 +151,34 @@ class Lease:
     def _is_free(self, found: Ownership) -> bool:
         return found.is_released and found.heir in (None, self._owner)
 
-    def inherit(self, looked: float) -> bool:
-        """Take at once what was let go for us, where that was not to be seen when we looked before, at *looked*.
+    def is_elsewhere(self) -> bool:
+        """Whether another has it, and has not let go. Raises OSError, PoolError."""
+        found = self._tail.ownership()
+        return found.claim.owner != self._owner and not self._is_free(found)
 
-        False: it was not let go, or this has taken too long, and `take` must. Raises OSError, PoolError.
+    def ask(self) -> bool:
+        """Ask the owner to let go, and tell whether `take` is worth while: he has, or was not seen for a whole lease.
+
+        To be called several times in a lease's settling time. Raises OSError, PoolError.
+        """
+        start = self._clock.now()
+        found = self._tail.ownership()
+        if self._is_free(found):
+            return True
+        if self._watched is None or self._watched[0] != found.seen:
+            self._watched = found.seen, start
+        lease = max(self._times_of(found).lease, self.times.lease)
+        if start - self._watched[1] >= lease:
+            return True
+        self.looked = start
+        if found.request is None or found.request.asker != self._owner:
+            self._tail.write_request(Request(found.claim.epoch, self._owner, self._host))
+        return False
+
+    def _inherit(self, looked: float) -> bool:
+        """Take at once what was let go for us, where that was not to be seen when we looked before.
+
+        False: it was not let go, or this has taken too long, and one must wait.
         """
         start = self._clock.now()
         found = self._tail.ownership()
@@ -176,11 +207,17 @@ class Lease:
         self._fence_at(start + self.times.fence)
 
     def _check(self, claim: Claim) -> None:
-        found = self._tail.ownership().claim
-        if found != claim:
+        found = self._tail.ownership()
+        self.asker = found.request.asker if found.request else None
+        if found.claim != claim:
             self.claim = None
             self._fence_at(0)
-            raise HeldError(found)
+            raise HeldError(found.claim)
+
+    def poll(self) -> None:
+        """Look whether the claim still holds, and who asks us to let go. Raises as `renew` does."""
+        assert self.claim
+        self._check(self.claim)
 
     def _fence_at(self, until: float) -> None:
         self._until = until
@@ -254,19 +291,31 @@ class Fence:
             self._core = None
 
 
+class Holder(Protocol):
+    """Who serves the device."""
+
+    def patience(self) -> float | None:
+        """In seconds, how long who asks for the device may wait to be heard; None: it is not to be had now."""
+
+    def let_go(self, release: Callable[[], None]) -> None:
+        """Serve it no more, have everything in the backing, and release it. Raises OSError: it goes on."""
+
+
 class Keeper:
     """Renews a lease, in a thread of its own: a backing that hangs must hang nothing else."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
+        self._holder: Holder | None = None
         self._log: Callable[[str], None] = lambda _: None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure = ""
+        self._renewed = -math.inf
 
-    def start(self, log: Callable[[str], None]) -> None:
-        """Begin, in a thread of this process. *log* is told once of each change."""
-        self._log = log
+    def start(self, log: Callable[[str], None], holder: Holder | None = None) -> None:
+        """Begin, in a thread of this process. *log* is told once of each change; *holder* may be asked to let go."""
+        self._log, self._holder = log, holder
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="tmem-lease", daemon=True)
         self._thread.start()
@@ -279,13 +328,19 @@ class Keeper:
             self._thread = None
 
     def _run(self) -> None:
-        while self._lease.claim and not self._stop.wait(self._lease.times.renewal):
+        while self._lease.claim and not self._stop.wait(self._pause()):
             self._tick()
+
+    def _pause(self) -> float:
+        patience = self._holder.patience() if self._holder else None
+        renewal = self._lease.times.renewal
+        return renewal if patience is None else min(patience, renewal)
 
     def _tick(self) -> None:
         failure = ""
         try:
-            self._lease.renew()
+            self._renew_or_poll()
+            failure = self._let_go_if_asked()
         except HeldError as error:
             self._log(f"{error}: nothing is served here any more")
             return
@@ -296,3 +351,23 @@ class Keeper:
         elif self._failure and not failure:
             self._log("the lease is renewed again")
         self._failure = failure
+
+    def _renew_or_poll(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed < self._lease.times.renewal / 2:
+            self._lease.poll()
+            return
+        self._renewed = now
+        self._lease.renew()
+
+    def _let_go_if_asked(self) -> str:
+        """Returns why not."""
+        asker, holder = self._lease.asker, self._holder
+        if asker is None or holder is None or holder.patience() is None:
+            return ""
+        try:
+            holder.let_go(lambda: self._lease.release(asker))
+        except OSError as error:
+            return f"another host asks for the device, and cannot have it ({error})"
+        self._log("another host asked for the device, and has it now")
+        return ""

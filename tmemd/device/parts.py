@@ -44,6 +44,7 @@ class Parts:
     pool_path: Path
     pool_fd: int
     debug: Debug
+    looked: float | None = None  # at the tail, without seeing that it was let go for us
     fence: Fence = field(default_factory=Fence)
 
     def adopt_pool(self) -> bool:
@@ -102,7 +103,8 @@ class Parts:
         if identity and identity.is_handed_over != on:
             os.pwrite(self.pool_fd, replace(identity, is_handed_over=on).pack(), 0)
 
-    def _is_handed_over(self) -> bool:
+    def is_handed_over(self) -> bool:
+        """Whether it is durable for a handover, whatever its configuration says."""
         identity = poolfile.read_identity(self.pool_fd, self.pool_path)
         return identity is not None and identity.is_handed_over
 
@@ -151,9 +153,9 @@ class Parts:
 
     def claims(self, tail: Tail) -> Lease:
         """What this pool, which is one file as long as the host is up, claims the device with."""
-        status = os.fstat(self.pool_fd)
-        owner = uuid.uuid5(self.boot_id, f"{status.st_dev}:{status.st_ino}")
-        return Lease(tail, owner, os.uname().nodename, self.fence.set, times=Times(self.config.lease_seconds))
+        lease = lease_of(self.pool_fd, self.boot_id, self.config, tail, self.fence)
+        lease.looked = self.looked
+        return lease
 
     def make_pool(self, undo: ExitStack, restore: State | None = None) -> None:
         """Make a new pool in the open file, and note in the bitmap first that no older one counts any more.
@@ -227,7 +229,7 @@ class Parts:
         config, backing, file = self.config, self.backing, self.file
         header = backing.header if backing else None
         limit = config.limit or self.layout.data_offset + self.layout.data_bytes
-        durable = config.durable or self._is_handed_over()
+        durable = config.durable or self.is_handed_over()
         try:
             return _core.Device(
                 self.pool_fd, file.fd if file else -1, backing.bitmap_fd if backing else -1, name=config.name,
@@ -243,16 +245,28 @@ class Parts:
             raise PoolError(f"{self.pool_path}: {error} ('tmemctl check' tells more)") from None
 
 
+def lease_of(pool_fd: int, boot_id: uuid.UUID, config: DeviceConfig, tail: Tail, fence: Fence) -> Lease:
+    """What a pool, which is one file as long as the host is up, claims its device with."""
+    status = os.fstat(pool_fd)
+    owner = uuid.uuid5(boot_id, f"{status.st_dev}:{status.st_ino}")
+    return Lease(tail, owner, os.uname().nodename, fence.set, times=Times(config.lease_seconds))
+
+
+def boot_id_of(root: Path) -> uuid.UUID:
+    """Of the host, as it is up now."""
+    return uuid.UUID((root / "proc/sys/kernel/random/boot_id").read_text().strip())
+
+
 def open_parts(
-    config: DeviceConfig, root: Path, undo: ExitStack, debug: Debug
+    config: DeviceConfig, root: Path, undo: ExitStack, debug: Debug, looked: float | None = None
 ) -> tuple[Parts, _core.Device, ExitStack]:
     """Open what *config* names, creating what is not there yet; *undo* takes back what was created.
 
-    The stack returned closes what is open. *root* stands in for / where /proc and /sys are read; *debug* is told what
-    was found. Raises PoolError, OSError.
+    The stack returned closes what is open. *looked*: as of Lease. *root* stands in for / where /proc and /sys are read;
+    *debug* is told what was found. Raises PoolError, OSError.
     """
     with ExitStack() as owned, ExitStack() as made:
-        parts = find_parts(config, root, owned, made, debug)
+        parts = replace(find_parts(config, root, owned, made, debug), looked=looked)
         try:
             adopted = parts.adopt_pool()
         except HalfRestoredError:
@@ -277,7 +291,7 @@ def find_parts(config: DeviceConfig, root: Path, owned: ExitStack, undo: ExitSta
     The rest is as of `open_parts`.
     """
     layout = config.check()
-    boot_id = uuid.UUID((root / "proc/sys/kernel/random/boot_id").read_text().strip())
+    boot_id = boot_id_of(root)
     backing = backings.find(config) if config.backing else None
     if backing:
         owned.callback(backing.close)
@@ -287,9 +301,9 @@ def find_parts(config: DeviceConfig, root: Path, owned: ExitStack, undo: ExitSta
     if source:
         owned.callback(source.close)
         debug(f"{source.path}: {_how(source)}")
-    pool_fd, pool_path = _open_pool(config, undo)
+    pool_fd, pool_path = open_pool(config, undo)
     owned.callback(os.close, pool_fd)
-    _claim(pool_fd, pool_path)
+    claim_pool(pool_fd, pool_path)
     return Parts(config, layout, boot_id, backing, source, pool_path, pool_fd, debug)
 
 
@@ -308,7 +322,7 @@ def _open_source(config: DeviceConfig) -> Source:
     return source
 
 
-def _claim(fd: int, path: Path) -> None:
+def claim_pool(fd: int, path: Path) -> None:
     """Become the one process that serves the pool."""
     if not poolfile.lock(fd):
         raise PoolError(f"{path}: the pool is in use by another process")
@@ -321,7 +335,7 @@ def _claim(fd: int, path: Path) -> None:
         raise PoolError(f"{path}: not on a tmpfs; pools live in RAM")
 
 
-def _open_pool(config: DeviceConfig, undo: ExitStack) -> tuple[int, Path]:
+def open_pool(config: DeviceConfig, undo: ExitStack) -> tuple[int, Path]:
     """The pool file, new and empty if there was none: from tmemd, or from the directory where none is named."""
     directory = config.pools or default_pools()
     path = directory / f"{config.name}{poolfile.SUFFIX}"

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
 from tmemd.binding import _core
 from tmemd.device.clients import Clients
@@ -15,6 +16,10 @@ from tmemd.device.parts import Parts, open_parts
 from tmemd.device.remote import Watch
 from tmemd.device.vhost import VhostDoor
 from tmemd.store.poolfile import PoolError
+
+# Seconds. Somebody waits for a device that was handed over; each look at its tail is a read.
+HANDOVER_PATIENCE: Final = 0.1
+DURABLE_PATIENCE: Final = 0.5
 
 
 class ServedDevice:
@@ -31,6 +36,7 @@ class ServedDevice:
         overflow = parts.backing.overflow if parts.backing else None
         if parts.file and parts.file.remote:
             self._watch = Watch(core, parts.file.remote, overflow, self.config)
+        self._parts = parts
         self._keeper = parts.backing.keeper if parts.backing else None
         self._owned = owned.pop_all()
 
@@ -42,12 +48,35 @@ class ServedDevice:
         self.core.publish_pid()
         if self._keeper:
             self._keeper.stop()
-            self._keeper.start(lambda message: log(f"{self.config.name}: {message}"))
+            self._keeper.start(lambda message: log(f"{self.config.name}: {message}"), self)
         self.maintenance.start()
         if self._watch:
             self._watch.start(log)
         if self._vhost:
             self._vhost.start(log)
+
+    def patience(self) -> float | None:
+        """How long a host that asks for the device may wait: it can have it while all that is written reaches the file.
+
+        In seconds; None: it cannot have it now.
+        """
+        if self._parts.is_handed_over():
+            return HANDOVER_PATIENCE
+        return DURABLE_PATIENCE if self.config.durable else None
+
+    def let_go(self, release: Callable[[], None]) -> None:
+        """Fail every request from now on, and *release* the device when all that was acknowledged is in the file.
+
+        Raises OSError, and goes on, where that cannot be done.
+        """
+        try:
+            self.core.stop()
+            release()
+        except OSError:
+            self.core.go_on()
+            raise
+        if self._parts.backing:
+            self._parts.backing.let_go()
 
     def before_fork(self) -> None:
         """End all threads: `start` begins them again. A lease lasts meanwhile."""

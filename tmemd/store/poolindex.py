@@ -60,6 +60,11 @@ class Run:
     kind: Kind
 
 
+def is_read_by_blkid(page: int, pages: int) -> bool:
+    """Whether *page*, of so many, is one that `blkid` reads: it is written through, so that it is in the file."""
+    return page <= 128 or pages - page <= 128 or page in (256, 512, 1024) or pages - page == 386
+
+
 def block_count(size: int) -> int:
     """Blocks of a device of *size* bytes; the last may be partly beyond its end."""
     return -(-size // BLOCK_BYTES)
