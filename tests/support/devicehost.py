@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ def devicehost() -> Iterator[Place]:
         place = Place(base)
         for directory in (
             "etc/tmemd",
+            "etc/systemd/system",
             "run/tmemd",
             "run/tmemd-devices",
             "var/log/tmemd-devices",
@@ -47,8 +49,18 @@ def devicehost() -> Iterator[Place]:
             try:
                 yield place
             finally:
-                for device in inventory.devices(place):
-                    assert main(["remove", device.name, "--force"]) == 0
+                empty(place)
+
+
+def empty(place: Place) -> None:
+    """Remove all devices of a host, and what else tests have put there."""
+    for device in inventory.devices(place):
+        assert main(["remove", device.name, "--force"]) == 0
+    for status in Client.of_daemon(place.tmemd).pools():
+        Client.of_daemon(place.tmemd).destroy(status.name, lose_pages=True)
+    for directory in (place.below("srv"), place.home("any").parent):
+        shutil.rmtree(directory)
+        directory.mkdir()
 
 
 def left(place: Place) -> set[str]:

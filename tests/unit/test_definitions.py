@@ -13,6 +13,7 @@ from tests.support.harness import ROOT
 from tmemd.definitions import attachment, definition, files, systemd
 from tmemd.definitions.definition import Definition, check_name, check_option
 from tmemd.definitions.place import Place
+from tmemd.definitions.words import why
 from tmemd.store.poolfile import PoolError
 
 HOST = Place()
@@ -152,3 +153,17 @@ def test_a_door_that_is_not_there_is_said_to_be_missing() -> None:
     ):
         attachment.texts(HOST, Definition("web", "8G", "none"), vhost=True)
     assert "fstab" not in attachment.texts(HOST, Definition("web", source="/x", options=("write=through",)))
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("nbdkit: tmem: error: no luck\n\n", "no luck"),
+        ("nbdkit: tmem: error: first\nnbdkit: tmem: error: second\nand more\n", "second"),
+        ("sh: 1: exec: nbdkit: not found\n", "sh: 1: exec: nbdkit: not found"),
+        ("nbdkit: error: Traceback (most recent call last):\n  File x\nKeyError: 3\n", "KeyError: 3"),
+        ("", "it says nothing"),
+    ],
+)
+def test_why_a_server_failed(log: str, reason: str) -> None:
+    assert why(log) == reason
