@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from crc32c import crc32c
 
-from tests.save.world import PAGES, SIZE, Host, fill, read
 from tests.support import leftovers, savefile
+from tests.support.saving import PAGES, SIZE, Host, fill, read
 from tmemd.store.poolfile import PoolError
 from tmemd.store.savefile import Reader
 

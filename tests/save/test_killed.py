@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.save.world import SIZE, Host, fill, killed_after, killed_at
 from tests.support import leftovers
 from tests.support.harness import MIB
 from tests.support.reference import Reference
+from tests.support.saving import SIZE, Host, fill, killed_after, killed_at
 from tmemd.store.poolfile import PoolError
 
 

@@ -18,13 +18,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.save.world import PAGES, SIZE, Host, fill, read
 from tests.support import leftovers, savefile
 from tests.support.content import PAGE, content, incompressible
 from tests.support.harness import MIB, Serve, cache_device, device
 from tests.support.index import Kind, kinds, record_offset
 from tests.support.mounts import mountable
 from tests.support.reference import Reference
+from tests.support.saving import PAGES, SIZE, Host, fill, read
 from tmemd.binding import _core
 from tmemd.cli import common, main
 from tmemd.device.config import DeviceConfig

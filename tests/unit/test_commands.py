@@ -19,11 +19,11 @@ import shtab
 
 from scripts.completions import parsers
 from scripts.manpages import PAGES
-from tests.save.world import Host
 from tests.support import fakes, leftovers
 from tests.support.devicehost import devicehost
 from tests.support.harness import DEADLINE, MIB
 from tests.support.plugin import Plugin
+from tests.support.saving import Host
 from tmemd.cli import main
 from tmemd.cli.commands import COMMANDS
 from tmemd.cli.common import SCHEMA
