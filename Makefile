@@ -13,11 +13,12 @@ KILLS := 2000
 MINUTES := 60
 COUNT := 1000000
 SEED := 1
+REVISION := 1
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-quick test-ceph mutants bench doors inversion fragmentation \
-	prefetch slow-disk policies hitrate soak fuzz demo man clean
+.PHONY: help setup build sanitize lint format test test-package test-quick test-ceph deb mutants bench doors inversion \
+	fragmentation prefetch slow-disk policies hitrate soak fuzz demo man clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -56,6 +57,10 @@ build/vm/root.img: tests/vm/make-root
 	@mkdir -p $(@D)
 	$< $@
 
+build/vm/bare.img: tests/vm/make-root
+	@mkdir -p $(@D)
+	$< --bare $@
+
 build/vm/compiler.img: tests/vm/make-root
 	@mkdir -p $(@D)
 	$< $@ gcc libc6-dev make
@@ -77,7 +82,10 @@ format: setup  ## let ruff and clang-format rearrange the code
 	clang-format -i $(C_FILES)
 
 test: build lint  ## lint and all tests, real guests included (a quarter of an hour on two cores)
-	pytest -n auto
+	pytest -n auto --ignore=tests/vm/test_package.py
+
+test-package: build deb  ## install, upgrade, remove and purge the package in a Debian of its own (as root)
+	pytest tests/vm/test_package.py
 
 test-quick: build  ## without guests and what takes long (two and a half minutes on two cores)
 	pytest -n auto -m 'not vm and not slow'
@@ -123,6 +131,9 @@ fuzz: build/fuzz  ## hostile front ends and guests at the virtio door: make fuzz
 
 demo: build  ## a real guest swaps on our device, before your eyes
 	@tests/vm/run --demo virtio
+
+deb:  ## the package for Debian, in build (make deb REVISION=1)
+	@scripts/make-deb --revision $(REVISION)
 
 man: build  ## the manual pages, below build/man
 	@$(PYTHON) scripts/manpages.py build/man

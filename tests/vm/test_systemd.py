@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The units under a real systemd, installed as the README says: no guest sees what an administrator does by habit."""
+"""The units under a real systemd, installed from the source tree: no guest sees what an administrator does by habit."""
 
 from __future__ import annotations
 

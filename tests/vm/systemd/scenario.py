@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What is done in the guest: tmemd is installed as the README says, and devices are managed while clients work on them.
+"""What is done in the guest: tmemd is installed from the source tree, and devices are managed under load.
 
     scenario.py first|second
 
@@ -185,8 +185,8 @@ def replaced(line: str, old: str, new: str) -> str:
 
 
 def install(wheels: Path) -> None:
-    """Do what the README says, but for what there is no network, compiler or disk for."""
-    host, device, *_ = commands_of("README.md", "Install it")
+    """Do what docs/operating.md says, but for what there is no network, compiler or disk for."""
+    host, device, *_ = commands_of("docs/operating.md", "From the source tree")
     packages, venv, pip, *rest = host
     assert packages.startswith("apt-get install"), packages
     pip = replaced(pip, "install .", f"install --quiet --no-index --find-links={wheels} tmemd")
