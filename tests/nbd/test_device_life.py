@@ -559,3 +559,25 @@ def test_without_a_tmemd_a_device_is_started_but_none_is_made(host: Place, capsy
     finally:
         host.tmemd.with_name("away").rename(host.tmemd)
     assert states(host) == {"web": "running"}
+
+
+@pytest.mark.parametrize("own_bitmap", [False, True])
+def test_a_disk_is_its_users_while_it_is_a_device(
+    host: Place, capsys: Output, loop_device: Path, own_bitmap: bool
+) -> None:
+    owner = loop_device.stat().st_uid
+    options = ["-o", f"bitmap={host.home('web')}/map"] if own_bitmap else []
+    assert ctl("create", "web", "--size=1M", f"--backing={loop_device}", *options) == 0
+    assert loop_device.stat().st_uid == host.home("web").stat().st_uid
+    write(host, "web", 3)
+    assert ctl("restart", "web") == 0
+    assert is_written(host, "web", 3)
+    assert ctl("resize", "web", "1536K") == (0 if own_bitmap else 1)
+    assert ctl("rename", "web", "new") == (0 if own_bitmap else 1)
+    name = "new" if own_bitmap else "web"
+    assert is_written(host, name, 3)
+    if not own_bitmap:
+        assert "knows device web by name and size" in capsys.readouterr().err
+    assert ctl("remove", name) == 1
+    assert ctl("remove", name, "--force") == 0
+    assert loop_device.stat().st_uid == owner

@@ -95,9 +95,10 @@ def test_where_pages_go(tmp_path: Path) -> None:
     assert plan(place).backing == f"{home}/backing"
     assert plan(place, "none").backing == "none"
     assert plan(place, str(tmp_path)).backing == f"{tmp_path}/web/backing"
-    for elsewhere in (f"{tmp_path}/file", "nbd://other/x"):
+    for elsewhere, bitmap in ((f"{tmp_path}/file", home / "map"), ("nbd://other/x", None)):
         found = plan(place, elsewhere)
-        assert (found.backing, found.bitmap_path) == (elsewhere, home / "map")
+        assert (found.backing, found.bitmap_path, found.has_tail) == (elsewhere, bitmap, bitmap is None)
+    assert plan(place, f"{tmp_path}/file", None, "bitmap=inside").bitmap_path is None
     assert plan(place, f"{tmp_path}/file", None, "bitmap=/x").bitmap_path == Path("/x")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemd.definitions.place import Place
-from tmemd.device.config import Uri, parse_place
+from tmemd.device.config import INSIDE, Uri, parse_place
 from tmemd.sizes import parse_size
 from tmemd.store.poolfile import PoolError
 from tmemd.suggestions import suggestion
@@ -93,9 +93,18 @@ class Definition:
 
     @property
     def bitmap_path(self) -> Path | None:
-        """Its write-intent bitmap."""
+        """Its write-intent bitmap, if that is a file of its own."""
         given = self.option("bitmap") or self.option("map")
+        if self.has_tail:
+            return None
         return Path(given) if given else self.backing_path and Path(f"{self.backing_path}.map")
+
+    @property
+    def has_tail(self) -> bool:
+        """Whether the end of its backing says what it is, by name and size, for other hosts to take it over."""
+        is_disk = self.server is not None or (self.backing_path is not None and self.backing_path.is_block_device())
+        given = self.option("bitmap") or self.option("map")
+        return given == INSIDE or (bool(self.backing) and is_disk and given is None)
 
     @property
     def is_written_through(self) -> bool:

@@ -123,8 +123,7 @@ class Devices:
             wanted = replace(found, size=size)
             if found.size_bytes is None or wanted.size_bytes is None:
                 raise PoolError(f"device {name} has the size of its source, {found.source}")
-            if found.server:
-                raise PoolError(f"device {name} has its pages at {found.server}: remove it, and create another")
+            _check_no_tail(found)
             resizing.check(found, self.place.pool(name), wanted.size_bytes)
             with self._replaced(found, wanted, drain):
                 try:
@@ -152,6 +151,7 @@ class Devices:
                 definition.sync_directory(self.place.definitions)
 
     def _check_rename(self, found: Definition, wanted: Definition) -> None:
+        _check_no_tail(found)
         status = self._status(found.name)
         if status and (clients := _clients(status)):
             raise PoolError(f"device {found.name} has {clients[0]}, who would look for it in vain: detach it first")
@@ -264,6 +264,11 @@ class Devices:
         except PoolError:
             if is_there:
                 raise
+
+
+def _check_no_tail(found: Definition) -> None:
+    if found.has_tail:
+        raise PoolError(f"{found.backing} knows device {found.name} by name and size: remove it, and create another")
 
 
 def _clients(status: PoolStatus) -> list[str]:

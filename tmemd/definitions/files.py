@@ -33,9 +33,11 @@ def plan(
     path = parse_place(backing)
     if isinstance(path, Path) and path.is_dir():
         return Definition(name, size or "", str(path / name / BACKING), options=tuple(options))
+    made = Definition(name, size or "", str(path), options=tuple(options))
+    if made.has_tail or made.option("bitmap"):
+        return made
     # Its user could make nothing beside it.
-    bitmap = [] if any(option.startswith("bitmap=") for option in options) else [f"bitmap={place.home(name) / 'map'}"]
-    return Definition(name, size or "", str(path), options=(*options, *bitmap))
+    return replace(made, options=(*options, f"bitmap={place.home(name) / 'map'}"))
 
 
 def check(place: Place, definition: Definition) -> None:
