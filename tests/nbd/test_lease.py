@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 
 from tests.support.content import PAGE, content
 from tests.support.harness import MIB, Control, Serve, Server, counters, device, wait_until
+from tmemd.device.files import LocalStore
+from tmemd.store import tail
 from tmemd.store.requests import Request
 
 LEASE = 2.0  # seconds
@@ -23,13 +27,45 @@ SIZE = 64 * MIB
 FAR = 8192  # a page that is written through by nobody
 
 
+class FarDisk:
+    """A disk that a plain NBD server exports; any number of hosts reach it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._socket, self._disk = directory / "far.sock", directory / "disk"
+        with self._disk.open("wb") as file:
+            file.truncate(SIZE + MIB)
+        self.uri = f"nbd+unix:///?socket={self._socket}"
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._socket.unlink(missing_ok=True)
+        self._server = subprocess.Popen(["nbdkit", "-f", "-U", str(self._socket), "file", str(self._disk)])
+        wait_until(self._socket.exists, "the far server")
+
+    def stop(self) -> None:
+        if self._server:
+            self._server.kill()
+            self._server.wait()
+
+    def ask_for_it(self) -> None:
+        """Ask whoever has the device to let go, as a host does that dies then."""
+        fd = os.open(self._disk, os.O_RDWR)
+        try:
+            found = tail.find(LocalStore(fd), "here")
+            assert found
+            found.write_request(tail.Request(found.ownership().claim.epoch, uuid.uuid4(), "nobody"))
+        finally:
+            os.close(fd)
+
+
 @dataclass
 class Hosts:
-    """Two of them, and the NBD server that both have their backing at."""
+    """Two of them, and the backing that both reach."""
 
     serve: Serve
-    disk: str  # its URI
+    disk: str
     pools: Path
+    far: FarDisk | None = None  # that this is
 
     def start(self, host: str, **keys: object) -> Server:
         """Serve the device there, with a pool of that host's own."""
@@ -40,23 +76,12 @@ class Hosts:
 
 @pytest.fixture
 def hosts(serve: Serve, tmp_path: Path, pools: Path) -> Iterator[Hosts]:
-    with far_disk(tmp_path) as uri:
-        yield Hosts(serve, uri, pools)
-
-
-@contextmanager
-def far_disk(directory: Path) -> Iterator[str]:
-    """A disk that a plain NBD server exports; any number of hosts reach it. Yields its URI."""
-    socket, disk = directory / "far.sock", directory / "disk"
-    with disk.open("wb") as file:
-        file.truncate(SIZE + MIB)
-    server = subprocess.Popen(["nbdkit", "-f", "-U", str(socket), "file", str(disk)])
+    far = FarDisk(tmp_path)
+    far.start()
     try:
-        wait_until(socket.exists, "the far server")
-        yield f"nbd+unix:///?socket={socket}"
+        yield Hosts(serve, far.uri, pools, far)
     finally:
-        server.kill()
-        server.wait()
+        far.stop()
 
 
 def read(server: Server, page: int) -> bytes:
@@ -221,3 +246,101 @@ def test_one_that_was_handed_over_is_let_go_of_whole(hosts: Hosts) -> None:
         for page in pages:
             assert client.pread(PAGE, page * PAGE) == content(page, 1)
     assert counters(hosts.pools / "b/web.pool").pages_lost == 0
+
+
+def test_a_device_whose_heir_died_is_its_old_hosts_again(hosts: Hosts) -> None:
+    server = hosts.start("a", flush="durable")
+    write(server, FAR, 1)
+    assert hosts.far
+    hosts.far.ask_for_it()
+    wait_until(lambda: "another host asked for the device" in server.log(), "it to let go")
+    with pytest.raises(nbd.Error):
+        read(server, FAR)
+    server.kill()
+    again = hosts.start("a", flush="durable")
+    assert read(again, FAR) == content(FAR, 1)
+    assert counters(hosts.pools / "a/web.pool").pages_in_tmem  # its pool counts still
+
+
+# What the backing can be
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Iterator[list[str]]:
+    """Two block devices that are one disk, as two hosts have it."""
+    if os.geteuid() != 0 or not shutil.which("losetup"):
+        pytest.skip("losetup needs root")
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(SIZE + MIB)
+    with ExitStack() as undo:
+        found = []
+        for _ in range(2):
+            command = ["losetup", "--find", "--show", "--direct-io=on", str(disk)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            if result.returncode != 0:
+                pytest.skip(f"losetup: {result.stderr.strip()}")
+            found.append(result.stdout.strip())
+            undo.callback(subprocess.run, ["losetup", "--detach", found[-1]], check=True)
+        yield found
+
+
+def test_a_block_device_is_picked_up_by_another_host(
+    loops: list[str], serve: Serve, pools: Path, request: pytest.FixtureRequest
+) -> None:
+    first = Hosts(serve, loops[0], pools).start("a", flush="durable")
+    request.addfinalizer(first.kill)  # before the disk goes
+    for page in (0, FAR):
+        write(first, page, 1)
+    with pytest.raises(AssertionError, match="has the device"):
+        Hosts(serve, loops[1], pools).start("b")
+    second = Hosts(serve, loops[1], pools).start("b", flush="durable", standby="yes")
+    request.addfinalizer(second.kill)
+    assert [read(second, page) for page in (0, FAR)] == [content(0, 1), content(FAR, 1)]
+    write(second, FAR, 2)
+    second.kill()
+    first.kill()
+    assert read(Hosts(serve, loops[0], pools).start("a", flush="durable"), FAR) == content(FAR, 2)
+
+
+def test_two_servers_of_one_host_hand_a_block_device_to_each_other(
+    loops: list[str], serve: Serve, pools: Path, request: pytest.FixtureRequest
+) -> None:
+    hosts = Hosts(serve, loops[0], pools)
+    first = hosts.start("a", flush="durable")
+    request.addfinalizer(first.kill)
+    write(first, FAR, 1)
+    second = hosts.start("b", flush="durable", standby="yes")
+    request.addfinalizer(second.kill)
+    assert read(second, FAR) == content(FAR, 1)
+    assert first.alive()  # though the disk is locked by the other now
+    with pytest.raises(nbd.Error):
+        read(first, FAR)
+
+
+def test_a_server_that_comes_back_with_another_disk_is_not_used(hosts: Hosts, tmp_path: Path) -> None:
+    assert hosts.far
+    server = hosts.start("a", flush="durable")
+    write(server, FAR, 1)
+    with server.client() as client:
+        hosts.far.stop()
+        disk = tmp_path / "disk"
+        ours = disk.rename(tmp_path / "ours")
+        with disk.open("wb") as file:
+            file.truncate(SIZE + MIB)
+        hosts.far.start()
+        with pytest.raises(nbd.Error):
+            client.pwrite(content(FAR, 2), FAR * PAGE)
+        assert not disk.read_bytes().strip(b"\0")
+        hosts.far.stop()
+        ours.rename(disk)
+        hosts.far.start()
+        wait_until(lambda: is_written(client, FAR, 3), "it to be used again")
+    assert read(server, FAR) == content(FAR, 3)
+
+
+def is_written(client: nbd.NBD, page: int, version: int) -> bool:
+    with suppress(nbd.Error):
+        client.pwrite(content(page, version), page * PAGE)
+        return True
+    return False

@@ -133,11 +133,9 @@ def test_a_torn_claim_leaves_the_one_before(torn_at: int) -> None:
 
 
 @pytest.mark.parametrize("torn_at", range(0, BLOCK + 1, SECTOR))
-def test_a_torn_name_is_the_old_or_the_new(torn_at: int) -> None:
-    for store in writes_of(lambda one: one.change(name="other"), torn_at, new_tail):
-        found = tail.find(store, "here")
-        assert found
-        assert found.identity.name in ("device", "other")
+def test_a_device_is_half_restored_or_it_is_not(torn_at: int) -> None:
+    stores = writes_of(lambda one: one.set_restoring(True), torn_at, new_tail)
+    assert [store.identity.restoring for store in stores] == [False, torn_at > 0]
 
 
 def test_a_late_renewal_is_not_taken_for_the_successors() -> None:

@@ -230,6 +230,7 @@ def goes_on(backing: Backing, epoch: int, claims: Claims, fenced_at: int) -> boo
     except OSError as error:
         raise PoolError(f"{backing.path}: {error.strerror}") from None
     backing.lease, backing.keeper = lease, Keeper(lease)
+    _expect_mark(backing)
     return True
 
 
@@ -238,7 +239,8 @@ def end_restore(backing: Backing) -> None:
     assert backing.header
     backing.header = replace(backing.header, restoring=False)
     if backing.tail:
-        backing.tail.change(restoring=False)
+        backing.tail.set_restoring(False)
+        _expect_mark(backing)
     else:
         bitmapfile.write_header(backing.bitmap_fd, backing.header)
 
@@ -259,8 +261,15 @@ def _claim_tail(backing: Backing, name: str, claims: Claims, undo: ExitStack, *,
     else:
         backing.lease.take()
     backing.keeper = Keeper(backing.lease)
-    backing.tail.change(restoring=restoring)
+    backing.tail.set_restoring(restoring)
     backing.header = _header_of(backing.tail, backing.lease.epoch)
+    _expect_mark(backing)
+
+
+def _expect_mark(backing: Backing) -> None:
+    """A server that comes back with another device, or an empty one, is not to be used."""
+    if backing.remote and backing.tail:
+        backing.remote.expect(*backing.tail.mark)
 
 
 def _erase(path: Path | Uri, made: Tail) -> None:

@@ -256,6 +256,11 @@ class Tail:
         return self._at + _MAP * BLOCK
 
     @property
+    def mark(self) -> tuple[int, bytes]:
+        """What tells the store from any other: where, and at most 512 bytes."""
+        return self._at + (self.blocks - 1) * BLOCK, self.identity.pack()[:512]
+
+    @property
     def blocks(self) -> int:
         """How many there are."""
         return tail_bytes(self.store.size) // BLOCK
@@ -287,14 +292,11 @@ class Tail:
         if _find_identity(self.store, self.identity.name) != self.identity:
             raise PoolError(f"{self.identity.name}: another host is making its tail at the same time")
 
-    def change(self, *, name: str | None = None, restoring: bool | None = None) -> None:
-        """Have the device called otherwise, or being restored, or no more. Raises OSError."""
-        before = self.identity
-        self.identity = replace(
-            before, name=name or before.name, restoring=before.restoring if restoring is None else restoring
-        )
-        if self.identity == before:
+    def set_restoring(self, restoring: bool) -> None:
+        """Say whether the device is being restored. Raises OSError."""
+        if self.identity.restoring == restoring:
             return
+        self.identity = replace(self.identity, restoring=restoring)
         for block in (_IDENTITY, self.blocks - 1):
             self._write(block, self.identity.pack(), durable=True)
 
