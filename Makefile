@@ -17,8 +17,8 @@ REVISION := 1
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: help setup build sanitize lint format test test-package test-quick test-ceph deb mutants bench doors inversion \
-	fragmentation prefetch slow-disk policies hitrate soak fuzz demo man clean
+.PHONY: help setup build sanitize lint format test test-package test-quick test-ceph migrations deb mutants bench doors \
+	inversion fragmentation prefetch slow-disk policies hitrate soak fuzz demo man clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -89,6 +89,9 @@ test-package: build deb  ## install, upgrade, remove and purge the package in a 
 
 test-quick: build  ## without guests and what takes long (two and a half minutes on two cores)
 	pytest -n auto -m 'not vm and not slow'
+
+migrations: build  ## a guest that swaps moves from host to host ten times, in both modes (ten minutes)
+	MIGRATIONS=10 pytest -s tests/vm/test_migration.py
 
 test-ceph: build  ## on a Ceph of one monitor and one OSD, which it installs and makes (as root; a minute)
 	@scripts/setup ceph-common ceph-mon ceph-osd qemu-block-extra

@@ -30,6 +30,7 @@ GROUPS = {
     "tests/vm/test_golden_image.py": "build in the source tree",
     "tests/unit/test_packaging.py": "build in the source tree",
     "tests/vm/test_vhost.py": "guests by virtio, which take one",
+    "tests/vm/test_migration.py": "guests that move, which take one",
     "tests/vm/": "guests, which take all processors",
     "tests/nbd/test_pressure.py": "memory of this host",
     "tests/crash/test_swap_area.py": "memory of this host",

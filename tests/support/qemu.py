@@ -29,13 +29,15 @@ needs_qemu = [
 ]
 
 
-def make_initrd(base: Path) -> Path:
-    """Make one with nothing in it but busybox, drivers and tests/vm/libvirt/init."""
+def make_initrd(base: Path, init: str = "libvirt/init", *programs: Path) -> Path:
+    """Make one with nothing in it but busybox, drivers, *programs*, and what is *init* below tests/vm."""
     root = base / "root"
     for name in ("bin", "dev", "modules", "proc", "sys"):
         (root / name).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin")
-    shutil.copy(ROOT / "tests" / "vm" / "libvirt" / "init", root)
+    shutil.copy(ROOT / "tests" / "vm" / init, root / "init")
+    for program in programs:
+        shutil.copy(program, root / "bin")
     drivers = Path("/lib/modules", KERNELS[-1].name.removeprefix("vmlinuz-"), "kernel", "drivers")
     for name in MODULES:
         shutil.copy(drivers / f"{name}.ko", root / "modules")
@@ -71,10 +73,9 @@ class Monitor:
     """QEMU's monitor (QMP) at a unix socket, which may be there only soon."""
 
     def __init__(self, path: Path) -> None:
-        wait_until(path.exists, "QEMU")
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(DEADLINE)
-        self._socket.connect(str(path))
+        wait_until(lambda: not self._socket.connect_ex(str(path)), "QEMU")
         self._lines = self._socket.makefile("rw")
         assert "QMP" in self._next()
         self.run("qmp_capabilities")
