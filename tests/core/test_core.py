@@ -64,3 +64,8 @@ def test_the_core_by_itself(build: Build, program: str, options: list[str]) -> N
 @pytest.mark.parametrize("sanitizers", [ADDRESS, THREAD])
 def test_what_is_fetched_ahead_is_what_the_page_is(build: Build, sanitizers: str) -> None:
     run([build("prefetch", sanitizers, "-Wl,--wrap=clock_gettime,--wrap=pthread_cond_clockwait")])
+
+
+@pytest.mark.parametrize("sanitizers", [THREAD, ADDRESS], ids=["thread", "address,undefined"])
+def test_a_server_that_goes_and_comes_under_threads(build: Build, sanitizers: str, tmp_path: Path) -> None:
+    run([build("away", sanitizers), str(tmp_path)])

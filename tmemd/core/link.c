@@ -242,10 +242,29 @@ static void hang_up(struct link *link)
         finish(link, link->requests, ENOTCONN);
 }
 
+static void have_poller_look(struct link *link)
+{
+    uint64_t one = 1;
+    if (link->polled && write(link->wake, &one, sizeof one) < 0)
+        return; /* it is full: there is enough to wake it */
+}
+
+/* Hang up what is over, or have who polls do it, whose handle it is meanwhile. */
 static void hang_up_if_over(struct link *link)
 {
-    if (link->nbd && (link->doomed || has_ended(link->nbd)))
+    if (!link->nbd || !(link->doomed || has_ended(link->nbd)))
+        return;
+    link->doomed = true;
+    if (link->polled)
+        have_poller_look(link);
+    else
         hang_up(link);
+}
+
+static void give_up(struct link *link)
+{
+    link->doomed = true;
+    hang_up_if_over(link);
 }
 
 struct answered {
@@ -277,13 +296,6 @@ static int64_t issue(struct nbd_handle *nbd, const struct link_request *request,
     }
 }
 
-static void have_poller_look(struct link *link)
-{
-    uint64_t one = 1;
-    if (link->polled && write(link->wake, &one, sizeof one) < 0)
-        return; /* it is full: there is enough to wake it */
-}
-
 /* Hand the request to libnbd, which sends as much as the socket takes. */
 static void begin(struct link *link, struct link_request *request, struct answered *answered)
 {
@@ -312,16 +324,6 @@ static void poll_once(struct link *link, uint64_t deadline)
     hang_up_if_over(link);
 }
 
-/* The request's time is up. */
-static void give_up(struct link *link)
-{
-    link->doomed = true;
-    if (link->polled)
-        have_poller_look(link);
-    else
-        hang_up(link);
-}
-
 static void await(struct link *link, struct link_request *request, uint64_t deadline)
 {
     while (!request->done) {
@@ -345,7 +347,7 @@ int link_run(struct link *link, struct link_request *request, uint64_t deadline)
     link_cond_init(&request->turn);
     pthread_mutex_lock(&link->lock);
     hang_up_if_over(link);
-    if (link->nbd) {
+    if (link->nbd && !link->doomed) {
         begin(link, request, &answered);
         await(link, request, deadline);
     }

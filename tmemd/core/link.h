@@ -37,7 +37,7 @@ struct link {
     _Atomic unsigned in_flight;
     struct link_request *requests; /* in flight */
     bool polled;                   /* one of their owners polls */
-    bool doomed;                   /* to be closed by who polls */
+    _Atomic bool doomed;           /* to be closed by who polls; is looked at likewise */
     int wake;                      /* an eventfd: has who polls look again */
     _Atomic uint64_t hang_ups;     /* how often the connection was lost */
 };

@@ -38,7 +38,8 @@ struct remote {
     uint32_t timeout_ms;
     pthread_mutex_t lock; /* guards what follows up to `links`; not held over a connect */
     pthread_cond_t changed;
-    struct link_limits limits; /* of the first connection; fixed from then on */
+    struct link_limits limits; /* of the first connection, before any request; fixed from then on,
+                                  as is n_links */
     bool connecting;           /* somebody is */
     uint64_t next_try, backoff_ms, away_since;
     struct link_mark mark;
@@ -58,7 +59,7 @@ static struct link *pick(struct remote *remote)
     struct link *best = NULL;
     for (unsigned i = 0; i < remote->n_links; i++) {
         struct link *link = &remote->links[i];
-        if (atomic_load(&link->nbd) &&
+        if (atomic_load(&link->nbd) && !atomic_load(&link->doomed) &&
             (!best || atomic_load(&link->in_flight) < atomic_load(&best->in_flight)))
             best = link;
     }
@@ -107,8 +108,10 @@ static int connect_link(struct remote *remote, struct link *link, uint64_t deadl
     memcpy(remote->why, why, sizeof why);
     note_try(remote, link, error);
     if (!error) {
-        remote->limits = limits;
-        remote->n_links = limits.can_multi_conn ? remote->n_links : 1;
+        if (!remote->limits.size) {
+            remote->limits = limits;
+            remote->n_links = limits.can_multi_conn ? remote->n_links : 1;
+        }
         remote->away_since = 0;
         atomic_fetch_add(&remote->connects, 1);
     }

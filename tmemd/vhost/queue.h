@@ -13,7 +13,7 @@
 #include "vhost.h"
 #include "virtqueue.h"
 
-enum { QUEUE_THREADS = 8 };
+enum { QUEUE_THREADS = 64 };
 
 struct queue {
     struct virtqueue ring;

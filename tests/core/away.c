@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Threads read and write pages of their own while the NBD server that has them is killed and
+ * started again and again: no request fails, and each page is its newest. In the directory that is
+ * given; exit status 0 and 'ok'. */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "fixture.h"
+#include "link.h"
+#include "overflow.h"
+#include "remote.h"
+#include "store.h"
+
+enum { THREADS = 4, EACH = 64, RUN = 8, PAGES = THREADS * EACH, KILLS = 12, REQUESTS = 150 };
+
+extern char **environ;
+static char socket_path[PATH_MAX], disk_path[PATH_MAX];
+static struct remote *remote;
+static struct overflow *overflow;
+static _Atomic bool over;
+static _Atomic uint64_t done;
+
+static pid_t start_server(void)
+{
+    char *words[] = {"nbdkit", "-f", "-U", socket_path, "file", disk_path, NULL};
+    pid_t pid;
+    unlink(socket_path);
+    CHECK(posix_spawnp(&pid, words[0], NULL, NULL, words, environ) == 0);
+    while (access(socket_path, F_OK) != 0)
+        usleep(1000);
+    return pid;
+}
+
+static void end_server(pid_t pid)
+{
+    CHECK(kill(pid, SIGKILL) == 0 && waitpid(pid, NULL, 0) == pid);
+}
+
+/* As the thread that watches it in a device's process. */
+static void *look_after(void *unused)
+{
+    (void)unused;
+    while (!atomic_load(&over)) {
+        remote_look_after(remote);
+        if (!remote_is_away(remote))
+            overflow_write_back(overflow);
+        usleep(500);
+    }
+    return NULL;
+}
+
+struct owner {
+    pthread_t thread;
+    uint64_t first;
+    uint8_t versions[EACH];
+    uint8_t content[RUN * TM_PAGE];
+};
+
+static void write_run(struct owner *owner, struct store *store, uint64_t at, unsigned *seed)
+{
+    uint8_t version = (uint8_t)rand_r(seed);
+    memset(owner->content, version, sizeof owner->content);
+    memset(owner->versions + at, version, RUN);
+    CHECK(store->ops->write(store, (owner->first + at) * TM_PAGE, sizeof owner->content,
+                            owner->content, version & 1) == 0);
+}
+
+static void check_run(struct owner *owner, struct store *store, uint64_t at)
+{
+    CHECK(store->ops->read(store, (owner->first + at) * TM_PAGE, sizeof owner->content,
+                           owner->content) == 0);
+    for (uint64_t byte = 0; byte < sizeof owner->content; byte++)
+        CHECK(owner->content[byte] == owner->versions[at + byte / TM_PAGE]);
+}
+
+static void *use(void *argument)
+{
+    struct owner *owner = argument;
+    struct store *store = overflow_store(overflow);
+    unsigned seed = (unsigned)owner->first;
+    while (!atomic_load(&over)) {
+        uint64_t at = (uint64_t)rand_r(&seed) % (EACH - RUN + 1);
+        if (remote_is_away(remote) || rand_r(&seed) % 2)
+            write_run(owner, store, at, &seed);
+        check_run(owner, store, at);
+        atomic_fetch_add(&done, 1);
+    }
+    for (uint64_t at = 0; at < EACH; at += RUN)
+        check_run(owner, store, at);
+    return NULL;
+}
+
+static void wait_for_requests(uint64_t more)
+{
+    uint64_t goal = atomic_load(&done) + more;
+    while (atomic_load(&done) < goal)
+        usleep(1000);
+}
+
+static void open_all(const char *directory)
+{
+    char uri[PATH_MAX + 32], why[REMOTE_WHY], path[PATH_MAX + 16];
+    snprintf(socket_path, sizeof socket_path, "%s/sock", directory);
+    snprintf(disk_path, sizeof disk_path, "%s/disk", directory);
+    snprintf(path, sizeof path, "%s/overflow", directory);
+    snprintf(uri, sizeof uri, "nbd+unix:///?socket=%s", socket_path);
+    int disk = open(disk_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    CHECK(disk >= 0 && ftruncate(disk, PAGES * TM_PAGE) == 0 && close(disk) == 0);
+    CHECK(remote_new(&(struct remote_config){.uri = uri, .connections = 3, .timeout_ms = 120000},
+                     &remote) == 0);
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    CHECK(fd >= 0 && ftruncate(fd, (off_t)overflow_file_bytes(PAGES)) == 0);
+    pid_t server = start_server();
+    while (remote_connect(remote, why, sizeof why) != 0)
+        usleep(1000); /* it is bound, and does not listen yet */
+    end_server(server);
+    CHECK(overflow_new(remote, fd, PAGES, &overflow) == 0);
+}
+
+int main(int argc, char **argv)
+{
+    static struct owner owners[THREADS];
+    pthread_t watcher;
+    CHECK(argc == 2);
+    open_all(argv[1]);
+    CHECK(pthread_create(&watcher, NULL, look_after, NULL) == 0);
+    for (int i = 0; i < THREADS; i++) {
+        owners[i].first = (uint64_t)i * EACH;
+        CHECK(pthread_create(&owners[i].thread, NULL, use, &owners[i]) == 0);
+    }
+    for (int kills = 0; kills < KILLS; kills++) {
+        pid_t server = start_server();
+        wait_for_requests(REQUESTS);
+        end_server(server);
+        while (!remote_is_away(remote))
+            usleep(100);
+    }
+    pid_t server = start_server();
+    atomic_store(&over, true);
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(owners[i].thread, NULL);
+    pthread_join(watcher, NULL);
+    struct remote_status status;
+    remote_get_status(remote, &status);
+    CHECK(status.losses > 0 && status.time_outs == 0);
+    overflow_free(overflow);
+    remote_free(remote);
+    end_server(server);
+    puts("ok");
+    return 0;
+}
