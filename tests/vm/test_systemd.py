@@ -24,13 +24,14 @@ pytestmark = [
 ]
 
 
-def boot(disk: Path, scenario: str, wheels: Path) -> None:
+def boot(disk: Path, other: Path, scenario: str, wheels: Path) -> None:
     """Boot a guest of User-Mode Linux that has *disk*, have it do the scenario, and return once it is powered off.
 
+    *other* is a disk without anything on it.
     AssertionError when something in the guest went wrong, HarnessError when the guest itself did.
     """
     said = uml.debian(
-        disk.parent, "mem=512M", f"ubd0={disk},{ROOT / IMAGE}", "root=/dev/ubda", "rw",
+        disk.parent, "mem=512M", f"ubd0={disk},{ROOT / IMAGE}", f"ubd1={other}", "root=/dev/ubda", "rw",
         script=f"cd /host{ROOT} && exec python3 -B -m tests.vm.systemd.scenario {scenario} /host{wheels}",
         seconds=SECONDS,
     )  # fmt: skip
@@ -56,7 +57,9 @@ def test_no_request_fails_whatever_is_done_with_the_units(disks: Path, wheels: P
     def run() -> None:
         disk = disks / "disk"
         disk.unlink(missing_ok=True)
-        boot(disk, "first", wheels)
-        boot(disk, "second", wheels)
+        other = disks / "other"
+        other.write_bytes(bytes(8 << 20))
+        boot(disk, other, "first", wheels)
+        boot(disk, other, "second", wheels)
 
     second_chance(run)

@@ -81,6 +81,7 @@ class Units:
         _systemctl("disable", "--quiet", "--now", unit(name), socket_unit(name))
         with suppress(PoolError):  # it is not there, or has not failed
             _systemctl("reset-failed", unit(name), socket_unit(name))
+        self._place.socket(name).unlink(missing_ok=True)  # which systemd leaves
         if self._place.drop_in(name).exists():
             _remove(self._place.drop_in(name))
             _systemctl("daemon-reload")

@@ -32,6 +32,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parents[3]
 DEVICES = ("web", "db")
 IMAGE = Path("/var/lib/images/golden.img")
+DISK = "/dev/ubdb"
 VHOST = Path("/run/tmemd-devices/golden/vhost.sock")
 SIZE = 16 << 20
 KEPT = Path("/root/kept.json")
@@ -108,9 +109,7 @@ class Client(threading.Thread):
                 return answer
 
     def _connect(self) -> nbd.NBD:
-        handle = nbd.NBD()
-        handle.set_export_name(self.name)
-        handle.connect_unix(f"/run/tmemd-devices/{self.name}.sock")
+        handle = connect(self.name)
         self.connections += 1
         return handle
 
@@ -201,6 +200,7 @@ def install(wheels: Path) -> None:
 def manage(clients: list[Client]) -> None:
     """What an administrator does by habit, while guests swap."""
     for command in (
+        "tmemctl restart web",
         "systemctl restart tmemd-device@web tmemd-device@db",
         "systemctl stop tmemd-device@web",  # its waiting client has it started again
         "systemctl kill --signal=KILL tmemd-device@db",
@@ -221,7 +221,59 @@ def manage(clients: list[Client]) -> None:
     run("systemctl start tmemd-device@web")
     await_progress(clients)
     say("its socket stopped, and the device started")
+    run("tmemctl stop db")
+    await_progress(clients[:1])
+    assert state("tmemd-device@db") == state("tmemd-device@db.socket") == "inactive", "its client waits"
+    run("tmemctl start db")
+    await_progress(clients)
+    say("tmemctl stop, start")
     assert not run("systemctl --failed --plain --no-legend")
+
+
+def make_and_remove() -> None:
+    """Devices with their files elsewhere; and nothing is left of one that could not be made, or was removed."""
+    Path("/srv/swap").mkdir()
+    before = traces()
+    for backing in ("/srv/swap", "/srv/file", DISK):
+        run(f"tmemctl create other --size 4M --backing {backing} --vhost --weight 300")
+        handle = connect("other")
+        handle.pwrite(content(7, 1), 7 * PAGE)
+        name = "other"
+        if backing == DISK:
+            assert "knows device other by name" in run("tmemctl resize other 8M; true")
+            run("tmemctl restart other")
+        else:
+            run("tmemctl resize other 8M")
+            assert connect("other").pread(PAGE, 7 * PAGE) == content(7, 1)
+            run("tmemctl rename other another")
+            name = "another"
+        assert connect(name).pread(PAGE, 7 * PAGE) == content(7, 1)
+        assert json.loads(run(f"tmemctl show {name} --json"))["weight"] == 300
+        assert "of pages: detach it" in run(f"tmemctl remove {name}; true")
+        run(f"tmemctl remove {name} --force")
+        assert traces() == before
+        say(f"made with --backing {backing}, and removed")
+    assert "unknown key no=" in run("tmemctl create other --size 8M -o no=thing; true")
+    assert "services see nothing of /home" in run("tmemctl create other --size 8M --backing /home/x; true")
+    assert traces() == before
+    assert not run("systemctl --failed --plain --no-legend")
+
+
+def traces() -> str:
+    """What there is of devices in the system."""
+    return run(
+        "cut -d: -f1 /etc/passwd; find /etc/tmemd /etc/systemd /var/lib/tmemd-devices /run/tmemd-devices /srv"
+        f" /run/tmemd/pools -mindepth 1; systemctl list-units --all --plain --no-legend 'tmemd-device@*other*'; "
+        f"stat -c %U {DISK}"
+    )
+
+
+def connect(name: str) -> nbd.NBD:
+    """A connection to a device."""
+    handle = nbd.NBD()
+    handle.set_export_name(name)
+    handle.connect_unix(f"/run/tmemd-devices/{name}.sock")
+    return handle
 
 
 def serve_image() -> None:
@@ -233,9 +285,7 @@ def serve_image() -> None:
         run(command)
     for _ in range(2):
         for _ in range(2):
-            handle = nbd.NBD()
-            handle.set_export_name("golden")
-            handle.connect_unix("/run/tmemd-devices/golden.sock")
+            handle = connect("golden")
             assert handle.is_read_only()
             assert all(handle.pread(PAGE, page * PAGE) == content(page, 1) for page in range(1024))
         run(f"echo OPTIONS=vhost={VHOST} >>/etc/tmemd/golden.conf")
@@ -283,6 +333,7 @@ def first(wheels: Path) -> None:
     with load(kept) as clients:
         manage(clients)
     check_separation()
+    make_and_remove()
     serve_image()
     drain()
     KEPT.write_text(json.dumps(list(kept.items())))
