@@ -18,7 +18,7 @@ REVISION := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help setup build sanitize lint format test test-package test-quick test-ceph migrations deb mutants bench doors \
-	inversion fragmentation prefetch slow-disk policies hitrate soak fuzz demo man clean
+	remote inversion fragmentation prefetch slow-disk policies hitrate soak fuzz demo man clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -106,6 +106,9 @@ bench: build  ## measure our device against nbdkit's own, and its doors
 
 doors: build  ## measure our doors, NBD and vhost-user-blk, against servers that do nothing (three minutes)
 	@$(PYTHON) -m benchmarks.doors
+
+remote: build  ## measure what a backing on an NBD server gives of what that server can do (two minutes)
+	@$(PYTHON) -m benchmarks.remote
 
 inversion: build  ## measure whether cold pages make room for hot ones
 	@$(PYTHON) -m benchmarks.inversion
