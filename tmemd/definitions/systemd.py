@@ -95,7 +95,9 @@ class Units:
 
     def said(self, name: str) -> str:
         """Why it failed, in the last words of its server."""
-        command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={_LINES}", f"--unit={unit(name)}"]
+        own = f"_SYSTEMD_UNIT={unit(name)}"  # without what systemd says of it
+        subprocess.run(["journalctl", "--sync"], capture_output=True, check=False)  # what was said just now
+        command = ["journalctl", "--no-pager", "--quiet", "--output=cat", f"--lines={_LINES}", own]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         return f"{why(done.stdout)} (journalctl -u {unit(name)})"
 

@@ -234,25 +234,23 @@ def make_and_remove() -> None:
     """Devices with their files elsewhere; and nothing is left of one that could not be made, or was removed."""
     Path("/srv/swap").mkdir()
     before = traces()
-    for backing in ("/srv/swap", "/srv/file", DISK):
-        run(f"tmemctl create other --size 4M --backing {backing} --vhost --weight 300")
-        handle = connect("other")
-        handle.pwrite(content(7, 1), 7 * PAGE)
+    run("nbdkit --ipaddr 127.0.0.1 --pidfile /run/other.pid memory 16M")
+    for backing in ("/srv/swap", "/srv/file", DISK, "nbd://127.0.0.1/"):
         name = "other"
-        if backing == DISK:
-            assert "knows device other by name" in run("tmemctl resize other 8M; true")
-            run("tmemctl restart other")
-        else:
-            run("tmemctl resize other 8M")
-            assert connect("other").pread(PAGE, 7 * PAGE) == content(7, 1)
-            run("tmemctl rename other another")
+        run(f"tmemctl create {name} --size 4M --backing {backing} --weight 300")
+        connect(name).pwrite(content(7, 1), 7 * PAGE)
+        if backing == "/srv/swap":
+            run(f"tmemctl resize {name} 8M && tmemctl rename {name} another")
             name = "another"
+            assert json.loads(run(f"tmemctl show {name} --json"))["weight"] == 300
+            assert "of pages: detach it" in run(f"tmemctl remove {name}; true")
+        else:
+            run(f"systemctl restart tmemd-device@{name}")
         assert connect(name).pread(PAGE, 7 * PAGE) == content(7, 1)
-        assert json.loads(run(f"tmemctl show {name} --json"))["weight"] == 300
-        assert "of pages: detach it" in run(f"tmemctl remove {name}; true")
         run(f"tmemctl remove {name} --force")
-        assert traces() == before
+        assert traces() == before, f"{traces()}, not {before}"
         say(f"made with --backing {backing}, and removed")
+    run("kill -KILL $(cat /run/other.pid)")
     assert "unknown key no=" in run("tmemctl create other --size 8M -o no=thing; true")
     assert "services see nothing of /home" in run("tmemctl create other --size 8M --backing /home/x; true")
     assert traces() == before
@@ -262,9 +260,9 @@ def make_and_remove() -> None:
 def traces() -> str:
     """What there is of devices in the system."""
     return run(
-        "cut -d: -f1 /etc/passwd; find /etc/tmemd /etc/systemd /var/lib/tmemd-devices /run/tmemd-devices /srv"
-        f" /run/tmemd/pools -mindepth 1; systemctl list-units --all --plain --no-legend 'tmemd-device@*other*'; "
-        f"stat -c %U {DISK}"
+        "{ cut -d: -f1 /etc/passwd; find /etc/tmemd /etc/systemd /var/lib/tmemd-devices /run/tmemd-devices /srv"
+        " /run/tmemd/pools -mindepth 1; systemctl list-units --all --plain --no-legend 'tmemd-device@*other*';"
+        f" stat -c %U {DISK}; }} | sort"
     )
 
 
