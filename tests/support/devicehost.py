@@ -39,6 +39,7 @@ def devicehost() -> Iterator[Place]:
             "srv",
         ):
             place.below(directory).mkdir(parents=True)
+        (place.runtime / ".lock").touch(0o600)
         for name in ("passwd", "shadow", "gshadow"):
             place.below(f"etc/{name}").touch()
         place.below("etc/group").write_text(f"tmemd:x:{GID}:\nkvm:x:{GID + 1}:\n")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Final
 
 from tmemd.protocol import DEFAULT_POOLS, DEFAULT_SOCKET
 from tmemd.store.poolfile import SUFFIX, PoolError
+from tmemd.system.locks import open_lock_file
 
 ROOT_VARIABLE: Final = "TMEMD_ROOT"
 
@@ -98,11 +98,9 @@ class Place:
         """Be the only one who changes what is defined here; waits for another. Raises PoolError."""
         if os.geteuid() != 0:
             raise PoolError("devices are made and looked after by root: run this as root")
-        path = self.runtime
-        path.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.runtime.mkdir(parents=True, exist_ok=True)
+        fd = open_lock_file(self.runtime / ".lock", wait=True)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
             os.close(fd)

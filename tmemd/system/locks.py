@@ -15,11 +15,11 @@ from typing import Final
 _UNLOCKED: Final = struct.pack("h", fcntl.F_UNLCK)
 
 
-def open_lock_file(path: Path) -> int:
+def open_lock_file(path: Path, *, wait: bool = False) -> int:
     """Open the lock file at *path*, made if need be, and take its lock; closing the descriptor is the caller's.
 
     Nobody but its owner can open it: to lock a file it is enough to be able to read it. Raises BlockingIOError when
-    somebody else has the lock, OSError when there is no such file to be had.
+    somebody else has the lock, but for *wait*; OSError when there is no such file to be had.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
     try:
@@ -28,7 +28,7 @@ def open_lock_file(path: Path) -> int:
             raise PermissionError(errno.EPERM, f"not a regular file of user {os.geteuid()}", str(path))
         if status.st_mode & 0o077:
             os.fchmod(fd, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BaseException:
         os.close(fd)
         raise
