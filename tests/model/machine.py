@@ -132,6 +132,29 @@ class Machine(RuleBasedStateMachine):
         self.read((offset, min(length, 8 * PAGE)))
         event("promoted" if self.rig.counters().promotions > before else "not promoted")
 
+    @rule(page=_PAGE, step=st.sampled_from([1, -1, 3, 8]), count=st.integers(8, 100))
+    def read_along(self, page: int, step: int, count: int) -> None:
+        """Pages that are fetched ahead are what was written, also those that are written while they are."""
+        if not self.backing:
+            return
+        self._prefetch("yes")
+        self.write_much(page, count)
+        self.demote(100 * MIB)
+        self.freeze(False)
+        before = self.rig.counters().prefetch_hits
+        for at in range(page, page + count * step, step):
+            if 0 <= at < PAGES - 1:
+                assert self.rig.read(at * PAGE, PAGE) == self.reference.read(at * PAGE, PAGE)
+            if at % 5 == 0 and 0 <= at + 2 * step < PAGES - 1:
+                self._change((at + 2 * step) * PAGE, self._data((at + 2 * step) * PAGE, PAGE))
+        event("fetched ahead" if self.rig.counters().prefetch_hits > before else "not fetched ahead")
+        self._prefetch("no")
+
+    def _prefetch(self, mode: str) -> None:
+        """Whoever attaches anew has none of the threads that fetch."""
+        self.rig.prefetch = mode
+        self.rig.reattach(clean=True)
+
     @rule(span=spans())
     def trim(self, span: tuple[int, int]) -> None:
         """A trimmed page reads as zeros; at the borders bytes may stay."""

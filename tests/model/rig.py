@@ -27,6 +27,7 @@ class Rig:
     """A pool file, a backing file and a map, and the one `Device` that serves them now."""
 
     _is_cache = False
+    prefetch = "no"  # from the next attach on
 
     def __init__(self, pools: Path, disk: Path | None, size: int, limit: int, *, durable: bool = False) -> None:
         self.pool, self.disk, self.size, self.limit, self._durable = pools / "rig.pool", disk, size, limit, durable
@@ -67,7 +68,7 @@ class Rig:
         return _core.Device(
             self.pool_fd, self._file_fd, self._map_fd, name="rig", size=self.size, limit=self.limit, region=REGION,
             file_bytes=self.identity.pages * PAGE if self.disk else 0, direct=False, lost_zero=False,
-            durable=self._durable, cgroup=[],
+            durable=self._durable, cgroup=[], prefetch=self.prefetch,
         )  # fmt: skip
 
     def reattach(self, *, clean: bool) -> None:
@@ -150,7 +151,7 @@ class CacheRig(Rig):
         return _core.Device(
             self.pool_fd, self._file_fd, -1, name="rig", size=self.size, limit=self.limit, region=REGION,
             file_bytes=self.size, direct=False, lost_zero=False, durable=False, ephemeral=True,
-            read_only=not self._write, cgroup=[],
+            read_only=not self._write, cgroup=[], prefetch=self.prefetch,
         )  # fmt: skip
 
     def reattach(self, *, clean: bool = True, damage: Callable[[], object] = lambda: None) -> None:
