@@ -142,6 +142,7 @@ def pool_status(pool: Pool, *, long: bool = False) -> PoolStatus:
         latencies=now.latencies() if now and long else None,
         ages=now.ages() if now and long else None,
         doors=now.doors() if now else None,
+        miss_seconds=now.file_read_ns() / 1e9 / counters.file_reads if now and counters.file_reads else None,
         remote=_remote(now) if now else None,
         durable=identity is not None and (identity.is_durable or identity.is_handed_over),
         handed_over=identity is not None and identity.is_handed_over,

@@ -232,6 +232,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
     ages: Ages | None = None
     doors: Doors | None = None
     remote: RemoteState | None = None  # where its file, or source, is an NBD server's export
+    miss_seconds: float | None = None  # a page takes to be read from the file or source; None: none was read
     durable: bool = False  # a write reaches the file before it is acknowledged
     handed_over: bool = False  # which it does because of a handover
     epoch: int | None = None  # how often the pool was made anew; None: not known

@@ -78,6 +78,23 @@ def test_the_time_of_a_read_is_that_of_the_last_thousand_pages() -> None:
     assert demand(at(1000, 9), at(500, 3), quick).read_seconds == quick.read_seconds
 
 
+def test_how_far_a_file_is_is_not_known_from_a_few_reads() -> None:
+    assert demand(None, pool("web", file_reads=99).sample).read_unknown
+    assert not demand(None, pool("web", file_reads=100).sample).read_unknown
+
+
+def test_a_read_that_hung_for_long_is_no_distance() -> None:
+    def at(pages: int, nanoseconds: int) -> PoolSample:
+        return msgspec.structs.replace(pool("web", file_reads=pages).sample, file_read_ns=nanoseconds)
+
+    known = demand(None, at(100_000, 100_000 * 100_000))
+    hung = demand(at(0, 0), at(1, 60 * 10**9), known)
+    assert hung.read_seconds == pytest.approx(known.read_seconds, rel=0.02)
+    for _ in range(20):
+        known = demand(at(0, 0), at(1000, 1000 * 10**7), known)
+    assert known.read_seconds == pytest.approx(10e-3, rel=0.01), "one that is far is soon known"
+
+
 def test_counters_that_fall_are_not_counted() -> None:
     high, low = sample(gets=by_age(a5=100), puts=10), sample()
     assert min(msgspec.structs.astuple(last_demand(high, low).use)) >= 0

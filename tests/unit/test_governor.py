@@ -209,6 +209,30 @@ def test_how_long_a_source_takes_is_measured(make: MakeHost) -> None:
     assert (host.target("far") or 0) >= 60 * MIB
 
 
+def test_what_a_miss_costs_is_told_and_far_files_keep_their_pages(make: MakeHost) -> None:
+    """Of two swap devices that are used alike, and one that nothing is known of."""
+    host = make(FAIR)
+    for name, microseconds in (("far", 5000), ("near", 50), ("new", 0)):
+        fd = host.pool(name, 60, file_reads=10_000 * bool(microseconds))
+        fakes.write_latencies(fd, file_read=fakes.histogram(sum_ns=10_000 * 1000 * microseconds))
+        host.use(name, 60, file_reads=10_000 * bool(microseconds))
+    heat = tuple(60 * MIB * (age == 8) for age in range(poolfile.GENERATIONS))
+    none = (0,) * poolfile.GENERATIONS
+    for fd in host.files():
+        fakes.write_ages(fd, poolfile.Ages(none, none, none, heat, none, none, 1, 1))
+    host.memory(available=60)
+    host.tick()
+    assert (host.target("far") or 0) >= 60 * MIB
+    status = operations.status(host.pools, "far")
+    assert status
+    assert status.miss_seconds == pytest.approx(5e-3)
+    told = {
+        name: host.governor.measured(msgspec.structs.replace(status, name=name)).miss_seconds
+        for name in ("far", "near", "new")
+    }
+    assert told == {"far": pytest.approx(4.55e-3, rel=0.01), "near": pytest.approx(5.45e-5, rel=0.01), "new": 5e-3}
+
+
 def test_what_the_host_lacks_is_taken_from_the_pools(host: Host) -> None:
     host.pool("a", 60)
     host.pool("b", 20)

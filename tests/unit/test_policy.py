@@ -259,6 +259,44 @@ def test_copies_of_a_slow_source_stay_before_those_of_a_fast_one() -> None:
     assert targets["far"] >= 90 * MIB
 
 
+@pytest.mark.parametrize("seconds", [1e-4, 2e-4, 3.9e-4])
+def test_files_that_may_lie_on_one_disk_are_as_far(seconds: float) -> None:
+    known = [pool(name, heat=(0, 0, 0, 9 * MIB, 9 * MIB, 9 * MIB, 90 * MIB)) for name in "ab"]
+    alike = by_name("fair")(known, 150 * MIB)
+    known[1] = msgspec.structs.replace(known[1], read_seconds=seconds)
+    assert by_name("fair")(known, 150 * MIB) == alike
+
+
+def test_pages_of_a_far_file_stay_before_those_of_a_near_one_that_were_used_as_long_ago() -> None:
+    heat = (*[0] * 8, 100 * MIB)
+    known = [pool("near", heat=heat), pool("far", heat=heat, read_seconds=1e-3)]
+    targets = by_name("fair")(known, 110 * MIB)
+    assert targets["far"] >= 98 * MIB
+    assert by_name("fair")([*known, pool("tiny", heat=(MIB,), read_seconds=1e-9)], 112 * MIB)["far"] >= 98 * MIB, (
+        "a few pages set no scale"
+    )
+
+
+@pytest.mark.parametrize("seconds", [1e-3, 1.0, 1e9])
+def test_however_far_a_file_is_others_keep_what_is_hot_and_within_their_share(seconds: float) -> None:
+    """Also of one that hangs."""
+    far = pool("far", heat=(10 * MIB, *[10 * MIB] * 15), read_seconds=seconds)
+    assert by_name("fair")([hot("near", 50 * MIB), far], 100 * MIB)["near"] >= 49 * MIB
+
+
+def test_a_file_that_nothing_was_read_from_yet_is_as_near_as_any() -> None:
+    heat = (*[0] * 8, 100 * MIB)
+    known = [pool("new", heat=heat, read_unknown=True), pool("disk", heat=heat, read_seconds=5e-3)]
+    targets = by_name("fair")(known, 110 * MIB)
+    assert targets["new"] == pytest.approx(targets["disk"], rel=0.01)
+
+
+def test_copies_of_a_far_source_stay_before_pages_of_a_near_file() -> None:
+    heat = (*[0] * 8, 100 * MIB)
+    known = [cache("far", heat=heat, read_seconds=2e-3), pool("near", heat=heat)]
+    assert by_name("fair")(known, 130 * MIB)["far"] >= 90 * MIB
+
+
 def test_what_an_ephemeral_pool_misses_takes_nothing_from_what_is_hot() -> None:
     """A guest that reads its whole image, once: each miss is put, and nobody reads it again."""
     scan = cache("scan", puts=50_000, file_reads=50_000, put=10**6)

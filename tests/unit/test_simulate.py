@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -294,8 +295,12 @@ def test_pages_grow_old_with_the_devices_generations_or_else_by_the_clock(genera
     assert heats == ([[], [0], [1], [1], [2]] if any(generations) else [[], [0], [0], [1], [2]])
 
 
+def recording_of(workload: str) -> Recording:
+    return read(ROOT / "benchmarks" / "recordings" / f"{workload}.jsonl.xz")
+
+
 def outcomes(workload: str, names: Sequence[str]) -> dict[str, Outcome]:
-    known = read(ROOT / "benchmarks" / "recordings" / f"{workload}.jsonl.xz")
+    known = recording_of(workload)
     return {name: outcome(simulate(known, by_name(name)), times(known)) for name in names}
 
 
@@ -353,6 +358,36 @@ def test_simulate_prints_json(recording: Path, capsys: pytest.CaptureFixture[str
     assert list(known["outcomes"]) == ["as recorded", "greedy", "fair"]
     assert known["outcomes"]["fair"]["total"]["puts"] == 2 * 29 * 1000
     assert known["outcomes"]["fair"]["cost_seconds"] > 0
+
+
+def test_simulate_takes_a_file_to_be_as_far_as_is_said(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--policy=static", "--budget=32M", "--json")
+    near, far = (
+        json.loads(run(capsys, recording, *options, *more)[1])["outcomes"]["static"]
+        for more in ((), ("--miss=b=0.01",))
+    )
+    assert far["total"] == near["total"], "static does not go by it"
+    assert far["cost_seconds"] > near["cost_seconds"]
+    assert "of the file of b 10000 us, as was said" in run(capsys, recording, "--miss=b=0.01")[1]
+
+
+@pytest.mark.parametrize("miss", ["b", "b=", "b=x", "=1", "b=0", "../b=1"])
+def test_a_miss_that_is_none_is_a_usage_error(recording: Path, miss: str) -> None:
+    with pytest.raises(SystemExit) as usage:
+        main(["simulate", str(recording), f"--miss={miss}"])
+    assert usage.value.code == 2
+
+
+@pytest.mark.parametrize("far", ["middle", "small"])
+def test_the_pages_of_a_far_file_are_missed_less(far: str) -> None:
+    """And all wait less than where nobody knows how far it is."""
+    known = recording_of("skewed")
+    said = {name: 1e-3 if name == far else 1e-4 for name in ("large", "middle", "small")}
+    alike = dict.fromkeys(said, 1e-4)
+    price = msgspec.structs.replace(times(known), said=said)
+    before, after = (simulate(known, by_name("fair"), said=each) for each in (alike, said))
+    assert after[far].file_reads < before[far].file_reads
+    assert outcome(after, price).cost_seconds < 0.9 * outcome(before, price).cost_seconds
 
 
 def test_simulate_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

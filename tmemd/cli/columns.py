@@ -88,6 +88,8 @@ def cell(column: str, value: Any, *, plain_bytes: bool) -> str:
         return str(value) if plain_bytes else format_size(value)
     if isinstance(value, dict):  # of latencies
         return "-" if value["median"] is None else f"{format_seconds(value['median'])} {format_seconds(value['p99'])}"
+    if column == "miss_seconds":
+        return format_seconds(value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else common.printable(str(value))

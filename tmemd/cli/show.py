@@ -50,7 +50,7 @@ def _plain(field: str, value: Any) -> str:
         return _OWN_WORDS[field](value)
     if field.endswith("_bytes"):
         return f"{value} ({format_size(value)})" if value else "0"
-    if field.endswith("_seconds"):
+    if field.endswith("_seconds") and isinstance(value, dict):
         return f"median {format_seconds(value['median'])}, 99 % {format_seconds(value['p99'])}"
     return f"{value:.3f}" if isinstance(value, float) else common.printable(str(value))
 
@@ -91,5 +91,6 @@ _OWN_WORDS: Final[dict[str, Callable[[Any], str]]] = {
     "lease_seconds": _lease,
     "remote": _remote,
     "connections": lambda found: ", ".join(f"{count} {door}" for door, count in found.items()),
+    "miss_seconds": format_seconds,
     "warnings": lambda found: ", ".join(found) or "-",
 }

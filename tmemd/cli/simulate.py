@@ -14,6 +14,7 @@ from tmemd.policy import NAMES, by_name
 from tmemd.simulation import recording, simulate
 from tmemd.simulation.storemodel import Counts
 from tmemd.sizes import size_argument
+from tmemd.store.poolfile import is_name
 
 POLICIES: Final = (*NAMES[:-1], *(f"smart-alloc:{percent}" for percent in ("0.75", "2", "4", "6")))
 AS_RECORDED: Final = "as recorded"
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", type=_policy, action="append", metavar="NAME",
                         help=f"can be repeated (default: {', '.join(POLICIES)})")  # fmt: skip
     parser.add_argument("--budget", type=size_argument, metavar="SIZE", help="RAM for all pools (default: as recorded)")
+    parser.add_argument("--miss", type=_miss, action="append", default=[], metavar="NAME=SECONDS",
+                        help="as if a page of that pool took so long to be read; can be repeated")  # fmt: skip
 
 
 def _policy(text: str) -> str:
@@ -35,16 +38,24 @@ def _policy(text: str) -> str:
     return text
 
 
+def _miss(text: str) -> tuple[str, float]:
+    name, _, seconds = text.rpartition("=")
+    if not is_name(name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=SECONDS, such as web=0.001")
+    return name, common.seconds(1e-9, 3600)(seconds)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Replay and print."""
     replayed = recording.read(arguments.recording)
-    times = simulate.times(replayed)
+    misses = dict(arguments.miss)
+    times = msgspec.structs.replace(simulate.times(replayed), said=misses)
     policies = list(dict.fromkeys(arguments.policy or POLICIES))
     outcomes = {AS_RECORDED: simulate.outcome(simulate.recorded(replayed), times)}
     with work.bar("simulate", len(policies)) as advance:
         for number, name in enumerate(policies):
             advance(completed=number)
-            pools = simulate.simulate(replayed, by_name(name), arguments.budget)
+            pools = simulate.simulate(replayed, by_name(name), arguments.budget, misses)
             outcomes[name] = simulate.outcome(pools, times)
     if not any(outcome.total != Counts() for outcome in outcomes.values()):
         common.warn("nobody swapped while this was recorded: it says nothing about policies")
@@ -71,6 +82,9 @@ def _print(replayed: recording.Recording, times: simulate.Times, outcomes: dict[
         f"{replayed.seconds:.0f} s; a page read from the file takes {_time(times.read, times.read_measured)},"
         f" one written {_time(times.write, times.write_measured)}"
         + "".join(f"; one of the source of {name} {seconds * 1e6:.0f} us" for name, seconds in times.sources.items())
+        + "".join(
+            f"; one of the file of {name} {seconds * 1e6:.0f} us, as was said" for name, seconds in times.said.items()
+        )
     )
 
 

@@ -74,7 +74,7 @@ class Maintenance:
         for name in self._administration.pools.names():
             with suppress(PoolError):
                 if status := self._administration.status(name):
-                    pools.append(status)
+                    pools.append(self._governor.measured(status))
             await asyncio.sleep(0)
         return Snapshot(pools, self._host(), self._ticks, self._problems.all())
 

@@ -80,6 +80,8 @@ POOL_GAUGES: Final[_PoolGauges] = {
     "pinned_target_bytes": ("The target that was set by hand; absent where the policy finds it.",
                             lambda pool: pool.settings.target),
     "compression_enabled": ("Whether pages are compressed.", lambda pool: pool.settings.compression),
+    "miss_seconds": ("What a page takes to be read from the file or source, of late; absent where none was.",
+                     lambda pool: pool.miss_seconds),
     "frozen": ("Whether puts are refused because it was frozen.", lambda pool: pool.frozen),
     "sync_failed": ("Whether a sync of the backing file failed: nothing is durable until the pool is made anew.",
                     lambda pool: pool.counters.sync_failed != 0),

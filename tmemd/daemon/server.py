@@ -163,7 +163,7 @@ class Server:
             await asyncio.sleep(0)  # everybody else's
             answer = await self._administration.perform(request)
         assert isinstance(answer, protocol.Listed)
-        visible = [status for status in answer.pools if self.access.may_see(status.uid, uid)]
+        visible = [self._governor.measured(status) for status in answer.pools if self.access.may_see(status.uid, uid)]
         if isinstance(request, protocol.Show) and not visible:
             raise PoolError(f"pool {request.name} belongs to another user")
         return protocol.Listed(visible, problems.all())

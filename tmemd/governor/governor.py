@@ -26,7 +26,7 @@ from tmemd.governor.host import Memory, read_memory
 from tmemd.governor.observer import Observation, Observer
 from tmemd.governor.writes import WriteAllowance, Writer, granted
 from tmemd.policy import Demand, Policy, demand
-from tmemd.protocol import Attach, HostStatus
+from tmemd.protocol import Attach, HostStatus, PoolStatus
 from tmemd.settings import PoolSettings
 from tmemd.sizes import format_size
 from tmemd.store import poolfile
@@ -95,6 +95,13 @@ class Governor:
     def samples(self) -> list[PoolSample]:
         """The served pools as the last tick saw them."""
         return [each.sample for each in self._observed.values() if each.sample]
+
+    def measured(self, status: PoolStatus) -> PoolStatus:
+        """The status with what a miss costs of late, as the policy knows it, in place of what it did on average."""
+        known = self._demands.get(status.name)
+        if known is None or known.read_unknown:
+            return status
+        return msgspec.structs.replace(status, miss_seconds=known.read_seconds)
 
     def seen(self) -> dict[str, Seen]:
         """Every pool as the last tick left it, for who tells what happens."""

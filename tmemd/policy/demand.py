@@ -13,6 +13,9 @@ from tmemd.store.sample import PoolSample
 # Before a pool has stored anything to measure it by: what LZ4 makes of a page of a live process.
 FIRST_PAGE_BYTES: Final = PAGE // 3
 ENOUGH_PAGES: Final = 1000  # in tmem, to measure what one takes
+ENOUGH_READS: Final = 100  # of the file, to know how far it is
+# One tick makes the file seem so many times as far as before at most: a read that hung for a minute is no distance.
+_JUMP: Final = 16
 # Before one was read: a page of 4 KiB on an NVMe drive of a cloud, one at a time.
 FIRST_READ_SECONDS: Final = 100e-6
 # Pages are hot that were used in so many generations, the last of which has only begun: 10 to 15 seconds. In
@@ -54,6 +57,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     file_reads: int
     is_ephemeral: bool = False  # its pages are copies of what a source holds
     read_seconds: float = FIRST_READ_SECONDS  # that a page takes to be read from the file or source, of late
+    read_unknown: bool = False  # too few were read yet to tell
 
 
 def demand(before: PoolSample | None, now: PoolSample, last: Demand | None = None) -> Demand:
@@ -86,6 +90,7 @@ def demand(before: PoolSample | None, now: PoolSample, last: Demand | None = Non
         refused=counters.puts_refused - earlier.puts_refused,
         file_reads=counters.file_reads - earlier.file_reads,
         is_ephemeral=now.is_ephemeral,
+        read_unknown=counters.file_reads < ENOUGH_READS,
         read_seconds=_read_seconds(before, now, last.read_seconds if last else FIRST_READ_SECONDS),
     )
 
@@ -96,7 +101,10 @@ def _read_seconds(before: PoolSample | None, now: PoolSample, known: float) -> f
     nanoseconds = now.file_read_ns - (before.file_read_ns if before else 0)
     if pages <= 0 or nanoseconds <= 0:
         return known
-    return known + (nanoseconds / 1e9 / pages - known) * pages / (pages + ENOUGH_PAGES)
+    seconds = nanoseconds / 1e9 / pages
+    if before:
+        seconds = min(seconds, _JUMP * known)
+    return known + (seconds - known) * pages / (pages + ENOUGH_PAGES)
 
 
 def _use(before: PoolSample, now: PoolSample, use: Use, warm_bytes: int) -> Use:

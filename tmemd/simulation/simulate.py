@@ -9,9 +9,10 @@ follows from them, and what cannot be known.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -33,7 +34,8 @@ _STEPS: Final = 20  # in one interval, at most
 class Times(msgspec.Struct, frozen=True):
     """What it takes to read a page from the file, and to write one, in seconds; whether each was measured.
 
-    *sources*: to read one from the source of an ephemeral pool, by the pool's name.
+    *sources*: to read one from the source of an ephemeral pool, by the pool's name. *said*: to read one of a pool
+    whatever was measured; a page is written there as much slower, or faster, as it is read.
     """
 
     read: float
@@ -41,11 +43,13 @@ class Times(msgspec.Struct, frozen=True):
     read_measured: bool
     write_measured: bool
     sources: dict[str, float] = {}
+    said: dict[str, float] = {}
 
     def cost(self, name: str, counts: Counts) -> float:
         """Seconds of the disk's time, of what the pool did."""
-        read = self.sources.get(name, self.read)
-        return counts.file_reads * read + (counts.spills + counts.demotion_writes) * self.write
+        read = self.said.get(name, self.sources.get(name, self.read))
+        write = self.write * (read / self.read if name in self.said else 1.0)
+        return counts.file_reads * read + (counts.spills + counts.demotion_writes) * write
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -111,8 +115,13 @@ def outcome(pools: dict[str, Counts], of: Times) -> Outcome:
     return Outcome(sum(of.cost(name, counts) for name, counts in pools.items()), total, pools)
 
 
-def simulate(recording: Recording, policy: Policy, budget: int | None = None) -> dict[str, Counts]:
-    """What each pool would have done under *policy*; *budget*, in bytes, stands in for the recorded one."""
+def simulate(
+    recording: Recording, policy: Policy, budget: int | None = None, said: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Counts]:
+    """What each pool would have done under *policy*; *budget*, in bytes, stands in for the recorded one.
+
+    *said*: seconds that a page takes to be read from the file, by pool, as far as it is not to be as recorded.
+    """
     pools: dict[str, _Pool] = {}
     gone: dict[str, Counts] = {}
     counting = {
@@ -126,7 +135,9 @@ def simulate(recording: Recording, policy: Policy, budget: int | None = None) ->
             if pool is None or not _follows(pool.now, now):
                 if pool:
                     gone[now.sample.name] = gone.get(now.sample.name, Counts()) + pool.store.counts
-                pool = pools[now.sample.name] = _Pool(now, counts_generations=now.sample.name in counting)
+                pool = pools[now.sample.name] = _Pool(
+                    now, counts_generations=now.sample.name in counting, read_seconds=said.get(now.sample.name)
+                )
             else:
                 pool.advance(now, record.at, record.at - last)
             demands.append(pool.demand())
@@ -141,8 +152,9 @@ def simulate(recording: Recording, policy: Policy, budget: int | None = None) ->
 class _Pool:
     """A pool as it would be: the recorded one's demand on a modelled store."""
 
-    def __init__(self, first: PoolRecord, *, counts_generations: bool) -> None:
+    def __init__(self, first: PoolRecord, *, counts_generations: bool, read_seconds: float | None) -> None:
         self.now = first
+        self._read_seconds = read_seconds  # None: as recorded
         self._counts_generations = counts_generations  # otherwise the clock says when one ends
         self._first = first.sample.counters
         self.target = first.sample.target_bytes
@@ -200,6 +212,8 @@ class _Pool:
             promotions=int(counts.promotions),
         )
         file_read_ns = self.now.file_read_ns * file_reads // recorded_reads if recorded_reads else 0
+        if self._read_seconds is not None:
+            file_read_ns = int(self._read_seconds * 1e9) * file_reads
         return msgspec.structs.replace(sample, counters=counters, ages=self._ages, file_read_ns=file_read_ns)
 
 
