@@ -20,6 +20,8 @@ from tmemd.cli import common
 from tmemd.protocol import PoolStatus
 from tmemd.store.poolfile import PoolError
 
+# Debian's package lies where no Python looks.
+_ENVIRONMENT: Final = {"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 _MOST_SAID: Final = 4096  # bytes
 _INTERVAL: Final = 0.1  # seconds between two looks at how far it is
 
@@ -46,7 +48,7 @@ def run(
     words = [sys.executable, "-P", "-m", "tmemd.cli", command[0], f"--pools={Path(status.path).parent}", *command[1:]]
     try:
         with subprocess.Popen(
-            words, user=status.uid, group=group, extra_groups=groups, cwd="/", env={"PATH": os.defpath},
+            words, user=status.uid, group=group, extra_groups=groups, cwd="/", env=_ENVIRONMENT,
             start_new_session=True, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             said = _listen(process, advance)
