@@ -125,14 +125,20 @@ class Cluster:
         self._daemons[daemon].kill()
         self._daemons[daemon].wait()
 
-    def close(self) -> None:
-        """End all daemons."""
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for daemon in self._daemons:
             self.kill(daemon)
 
     def create(self, image: str, nbytes: int) -> None:
         """Make an RBD image of whole mebibytes."""
         self.run("rbd", "create", "--size", f"{nbytes // MIB}M", f"{POOL}/{image}")
+
+    def remove(self, image: str) -> None:
+        """Remove one; nobody has it open."""
+        self.run("rbd", "remove", "--no-progress", f"{POOL}/{image}")
 
     def owner(self, image: str) -> str:
         """The address of the one client that holds an image's exclusive lock; nothing when none does."""

@@ -14,10 +14,6 @@ from tests.support import leftovers
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A cluster that runs, with a pool for images."""
-    with leftovers.directory("/var/tmp") as base:
-        made = Cluster(base)
-        try:
-            made.make()
-            yield made
-        finally:
-            made.close()
+    with leftovers.directory("/var/tmp") as base, Cluster(base) as made:
+        made.make()
+        yield made
