@@ -13,6 +13,7 @@ import pytest
 from tests.support.content import PAGE, compressible
 from tests.support.gate import Gate
 from tests.support.harness import MIB, Control, Serve, Server, counters, device, wait_until
+from tests.support.remotes import volatile
 from tests.support.writers import RUN, Ledger, Writers
 from tmemd.store.check import check_pool
 from tmemd.store.requests import Request
@@ -73,6 +74,34 @@ def test_a_file_that_fails_is_said_to_whom_it_concerns(
         for page in COLD:
             read(client, page)
     assert counters(pool).bad_checksums == 0
+
+
+def test_a_server_that_hangs_holds_up_only_who_needs_it(serve: Serve, pools: Path, tmp_path: Path) -> None:
+    far = volatile(tmp_path / "far", 64 * MIB).start()
+    try:
+        keys = device("ahead", pools, PAGES * PAGE, far.uri, "32M", prefetch="yes", clients="any")
+        server, pool = serve(keys), pools / "ahead.pool"
+        spill(server, pool)
+        with server.client() as client, server.client() as other:
+            for page in COLD[:100]:
+                read(client, page)
+            far.tell("hang")
+            waiting = nbd.Buffer(PAGE)
+            cookie = client.aio_pread(waiting, COLD[-1] * PAGE)
+            for page in COLD[:100]:
+                read(other, page)
+            assert not client.aio_command_completed(cookie)
+            far.untell("hang")
+            while not client.aio_command_completed(cookie):
+                client.poll(-1)
+            assert bytes(waiting.to_bytearray()) == compressible(COLD[-1], 1)
+            for page in COLD:
+                read(client, page)
+        now = counters(pool)
+        assert (now.bad_checksums, now.io_errors) == (0, 0)
+        server.kill()
+    finally:
+        far.kill()
 
 
 def scan(server: Server, stop: threading.Event, pages: range) -> None:
