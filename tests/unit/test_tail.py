@@ -211,7 +211,7 @@ def test_two_that_make_a_tail_at_once_notice_it() -> None:
     made = new_tail(store)
     made.check()
     Tail(store, replace(made.identity, uuid=uuid.uuid4())).create(Claim(1, uuid.uuid4(), 1, 0, "other"), trusted=True)
-    with pytest.raises(PoolError, match="at the same time"):
+    with pytest.raises(PoolError, match="another host has changed its tail"):
         made.check()
 
 

@@ -17,7 +17,7 @@ from tmemd.binding import _core
 from tmemd.device import files, remote
 from tmemd.device.config import DeviceConfig, Uri
 from tmemd.device.files import LocalStore
-from tmemd.device.lease import Keeper, Lease
+from tmemd.device.lease import HeldError, Keeper, Lease
 from tmemd.device.remote import RemoteStore
 from tmemd.store import bitmapfile, tail
 from tmemd.store.bitmapfile import BitmapHeader
@@ -196,8 +196,8 @@ def begin_epoch(
 ) -> bool:
     """Note that no pool of an earlier epoch counts any more, and create what `find` did not find; *undo* removes that.
 
-    *restoring*: nor does this one, until `end_restore`. Returns whether it is new. Raises PoolError; HeldError where
-    another host has the device.
+    *restoring*: nor does this one, until `end_restore`. Returns whether it is new. Raises PoolError, also where another
+    host has the device.
     """
     is_new = backing.header is None
     try:
@@ -210,6 +210,8 @@ def begin_epoch(
             header = backing.header or _create_bitmap(backing, backing.bitmap_path, undo)
             backing.header = replace(header, boot_id=boot_id, epoch=header.epoch + 1, restoring=restoring)
             bitmapfile.write_header(backing.bitmap_fd, backing.header)
+    except HeldError as error:
+        raise PoolError(f"{backing.path}: {error}") from None
     except OSError as error:
         raise PoolError(_explain(backing, error, reserve=config.reserve)) from None
     return is_new
@@ -227,6 +229,8 @@ def goes_on(backing: Backing, epoch: int, claims: Claims, fenced_at: int) -> boo
     try:
         if not lease.resume(epoch, fenced_at / 1e9):
             return False
+    except HeldError as error:
+        raise PoolError(f"{backing.path}: {error}") from None
     except OSError as error:
         raise PoolError(f"{backing.path}: {error.strerror}") from None
     backing.lease, backing.keeper = lease, Keeper(lease)

@@ -115,7 +115,7 @@ class Lease:
         claim = self._next_claim(0)
         self._tail.create(claim, trusted=trusted)
         self._settle(claim, start, self.times.settle)
-        self._tail.check()
+        self._tail.check()  # that it is ours as well
 
     def take(self) -> None:
         """Claim the next epoch, once the owner has let go, or nothing is seen of him for the whole of his lease.
@@ -130,6 +130,7 @@ class Lease:
             settle = max(self._times_of(found).settle, self.times.settle)
             claim = self._write_claim(found, start, settle)
         self._settle(claim, start, settle)
+        self._tail.check()  # that nobody has begun to restore the device since we looked
 
     def _wait_until_free(self) -> tuple[Ownership, float]:
         """What was read last, and when that began."""
@@ -186,9 +187,11 @@ class Lease:
         if found.heir != self._owner or start - looked > settle:
             return False
         self.claim = self._write_claim(found, start, settle)
-        if self.claim:
-            self._fence_at(start + self.times.fence)
-        return self.claim is not None
+        if self.claim is None:
+            return False
+        self._fence_at(start + self.times.fence)
+        self._tail.check()
+        return True
 
     def _write_claim(self, found: Ownership, start: float, settle: float) -> Claim | None:
         """None: it took so long that it may have overwritten the claim of somebody who serves by now."""

@@ -24,7 +24,9 @@ from tmemd.device.serve import ServedDevice, check_together, open_devices
 from tmemd.store import poolindex
 from tmemd.store.poolfile import PAGE, PoolError
 
-_ASK_EVERY: Final = 0.05  # seconds; often enough in the settling time of the shortest lease
+# Seconds. Who is asked for a device that was handed over answers in a tenth; one that is written back may never.
+_ASK_OFTEN: Final = 0.05
+_ASK_SELDOM: Final = 0.5
 
 
 class View:
@@ -89,7 +91,10 @@ class StandbyDevice:
     def is_elsewhere(self) -> bool:
         """Whether another host has it, so that nothing but to stand by is possible. Raises PoolError."""
         assert self._view
-        return self._view.lease.is_elsewhere()
+        try:
+            return self._view.lease.is_elsewhere()
+        except OSError as error:
+            raise PoolError(f"{self.config.backing}: {error.strerror}") from None
 
     @property
     def core(self) -> StandbyDevice:
@@ -138,7 +143,7 @@ class StandbyDevice:
                 self._thread.start()
 
     def _run(self) -> None:
-        failure = ""
+        failure, pause = "", _ASK_OFTEN
         self._log(f"{self.name}: the device is asked for")
         while not self._stop.is_set():
             try:
@@ -151,7 +156,8 @@ class StandbyDevice:
                 if failure != str(error):  # said once, however often it comes
                     self._log(f"{self.name}: it cannot be taken ({error}); trying again")
                 failure = str(error)
-            self._stop.wait(_ASK_EVERY)
+            self._stop.wait(pause)
+            pause = min(1.05 * pause, _ASK_SELDOM)
 
     def _take(self, view: View) -> None:
         with self._looking:
@@ -171,13 +177,13 @@ class StandbyDevice:
     def close(self) -> None:
         """Let go of it all."""
         self._stop.set()
-        if self._waiting.device:
-            self._waiting.device.close()
-        else:
+        if not self._waiting.device:
             self._waiting.end(None)
         if self._thread:
             self._thread.join()
-        if self._view:
+        if self._waiting.device:
+            self._waiting.device.close()
+        elif self._view:
             self._view.close()
 
 

@@ -288,9 +288,9 @@ class Tail:
         self.store.write(self._at, bytes(self.blocks * BLOCK), durable=True)
 
     def check(self) -> None:
-        """Raise PoolError where it is not the one that we have made. Raises OSError."""
+        """Raise PoolError where it is not the one that we have made, or found. Raises OSError."""
         if _find_identity(self.store, self.identity.name) != self.identity:
-            raise PoolError(f"{self.identity.name}: another host is making its tail at the same time")
+            raise PoolError(f"{self.identity.name}: another host has changed its tail just now: try again")
 
     def set_restoring(self, restoring: bool) -> None:
         """Say whether the device is being restored. Raises OSError."""
