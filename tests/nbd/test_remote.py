@@ -329,6 +329,31 @@ def test_flush_fails_while_nothing_is_known_and_works_again(serve: Serve, pools:
         assert not counters(far.pool).sync_failed
 
 
+@pytest.mark.parametrize("fua", ["yes", "no"])
+def test_a_disk_on_another_host_is_flushed_whatever_became_of_its_server(
+    serve: Serve, pools: Path, tmp_path: Path, fua: str
+) -> None:
+    remote = volatile(tmp_path / "remote", SIZE, f"fua={fua}")
+    try:
+        parameters = cache_device("disk", pools, remote.start().uri, ROOM, write="through", timeout=TIMEOUT)
+        server = serve(parameters)
+        with server.client() as client:
+            for version in 1, 2, 3:
+                for page in range(64):
+                    client.pwrite(incompressible(page, version), page * PAGE)
+                client.flush()
+                remote.kill()
+                remote.start()
+            server.kill()
+        (pools / "disk.pool").unlink()
+        server.start()
+        with server.client() as client:
+            for page in range(64):
+                assert client.pread(PAGE, page * PAGE) == incompressible(page, 3), page
+    finally:
+        remote.kill()
+
+
 def test_no_server_no_device_and_the_message_says_which(pools: Path, tmp_path: Path) -> None:
     parameters = device("far", pools, SIZE, f"nbd+unix:///?socket={tmp_path}/none", ROOM, bitmap=tmp_path / "map")
     command = nbdkit_command(tmp_path / "sock", parameters)

@@ -59,10 +59,10 @@ class Remote:
         (self.run / name).unlink()
 
 
-def volatile(run: Path, size: int) -> Remote:
-    """A disk with a volatile cache (volatile.py), of zeros and *size* bytes; to be started."""
+def volatile(run: Path, size: int, *parameters: str) -> Remote:
+    """A disk with a volatile cache (volatile.py takes the *parameters*), of zeros and *size* bytes; to be started."""
     run.mkdir()
     disk = run / "disk"
     disk.touch()
     os.truncate(disk, size)
-    return Remote(run, ["python", str(VOLATILE), f"file={disk}", f"run={run}"])
+    return Remote(run, ["python", str(VOLATILE), f"file={disk}", f"run={run}", *parameters])

@@ -132,8 +132,8 @@ static int flush_inside(struct tm_device *device)
     int error = atomic_load(&device->stale) ? clean_resync(device) : 0;
     if (!state_is_durable(device))
         return 0;
-    if (!error)
-        error = file_sync(&device->file);
+    if (!error) /* all that is in a source was written through */
+        error = device->ephemeral ? file_sync_through(&device->file) : file_sync(&device->file);
     stats_add(&device->counters->io_errors, error != 0);
     return error;
 }
