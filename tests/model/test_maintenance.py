@@ -34,8 +34,8 @@ def opened(pools: Path, disk: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setattr("tmemd.device.maintenance.GENERATION_SECONDS", math.inf)
     with ExitStack() as stack:
 
-        def opened(backing: Path | None = disk, watermark: int = 10) -> ServedDevice:
-            config = DeviceConfig("x", 8192 * PAGE, backing, LIMIT, pools, watermark=watermark)
+        def opened(backing: Path | None = disk, watermark: int = 10, prefetch: str = "no") -> ServedDevice:
+            config = DeviceConfig("x", 8192 * PAGE, backing, LIMIT, pools, watermark=watermark, prefetch=prefetch)
             served = open_device(config)
             stack.callback(served.close)
             return served
@@ -135,6 +135,23 @@ def test_room_is_made_for_pages_that_come_back_soon(opened: Open) -> None:
             if page % 20 == 0:
                 rounds(served, 1)
     assert in_tmem(served, HOT) == len(HOT)
+
+
+def test_room_is_made_for_pages_that_are_fetched_ahead(opened: Open) -> None:
+    served = opened(prefetch="yes")
+    fill(served)
+    grow_old(served, 8)
+    served.core.demote(MIB // 4)
+    served.core.compact(1 << 30)
+    where = kinds(served.pool_path)
+    in_file = [page for page in COLD if where[page] is Kind.FILE]
+    ahead = in_file[-1000:]
+    for page in ahead:
+        _core.pread(served.core, bytearray(PAGE), page * PAGE, 0)
+        if page % 20 == 0:
+            rounds(served, 1)
+    assert counters(served.pool_path).prefetch_hits > len(ahead) * 3 / 4
+    assert taken(served.pool_path) <= LIMIT
 
 
 def test_a_frozen_pool_makes_no_room(opened: Open) -> None:
