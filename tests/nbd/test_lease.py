@@ -9,6 +9,7 @@ import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,11 +68,15 @@ class Hosts:
     pools: Path
     far: FarDisk | None = None  # that this is
 
-    def start(self, host: str, **keys: object) -> Server:
-        """Serve the device there, with a pool of that host's own."""
+    def parameters(self, host: str, **keys: object) -> list[str]:
+        """Of the device there, with a pool of that host's own."""
         pools = self.pools / host
         pools.mkdir(exist_ok=True)
-        return self.serve(device("web", pools, SIZE, self.disk, 8 * MIB, lease=LEASE, timeout=1, **keys))
+        return device("web", pools, SIZE, self.disk, 8 * MIB, lease=LEASE, timeout=1, **keys)
+
+    def start(self, host: str, **keys: object) -> Server:
+        """Serve it."""
+        return self.serve(self.parameters(host, **keys))
 
 
 @pytest.fixture
@@ -176,6 +181,34 @@ def test_a_lease_that_ran_out_is_renewed_if_nobody_took_the_device(hosts: Hosts)
         os.kill(server.pid, signal.SIGCONT)
     wait_until(lambda: not counters(pool).is_fenced, "it to be renewed")
     assert read(server, FAR) == content(FAR, 1)
+
+
+def test_of_two_hosts_that_take_a_dead_ones_device_at_once_one_has_it(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.start("a").kill()
+    servers = []
+    for host in ("b", "c"):
+        (tmp_path / host).mkdir()
+        servers.append(Server(tmp_path / host, hosts.parameters(host)))
+    try:
+        with ThreadPoolExecutor() as pool:  # whose servers die with its threads
+            errors = list(pool.map(error_of, servers))
+            loser = 0 if errors[0] else 1
+            assert "has the device" in str(errors[loser])
+            assert errors[1 - loser] is None
+            write(servers[1 - loser], FAR, 1)
+            assert read(servers[1 - loser], FAR) == content(FAR, 1)
+    finally:
+        for server in servers:
+            server.kill()
+
+
+def error_of(server: Server) -> AssertionError | None:
+    """Why it does not start."""
+    try:
+        server.start()
+    except AssertionError as error:
+        return error
+    return None
 
 
 # Standing by
