@@ -17,12 +17,14 @@ from typing import Final
 from tmemd import plugin_path, version
 from tmemd.cli import commands
 from tmemd.daemon import start
+from tmemd.libvirt import program
 
 EXAMPLE: Final = Path(__file__).with_name("tmemd.toml.example")
 COMMON: Final = {"--socket", "--pools", "--json"}  # options of nearly every command of tmemctl, which are told once
 SEE: Final = {
     "tmemd(8)": "tmemctl(8), tmemd.toml(5), nbdkit-tmem-plugin(1)",
     "tmemctl(8)": "tmemd(8), tmemd.toml(5), nbdkit-tmem-plugin(1)",
+    "tmemd-libvirt(8)": "tmemctl(8), virsh(1)",
     "tmemd.toml(5)": "tmemd(8), tmemctl(8)",
     "nbdkit-tmem-plugin(1)": "nbdkit(1), nbdkit-python-plugin(3), tmemd(8), tmemctl(8)",
 }
@@ -61,6 +63,12 @@ def page(name: str, summary: str, sections: Mapping[str, Iterable[str]]) -> str:
     name_section = [".SH NAME", rf"{escape(title)} \- {escape(summary)}"]
     body = [line for heading, text in sections.items() for line in (f".SH {heading}", *text)]
     return "\n".join([*head, *name_section, *body, ".SH SEE ALSO", escape(SEE[name]), ""])
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of a program's commands."""
+    (found,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    return dict(found.choices)
 
 
 def call(command: argparse.ArgumentParser) -> str:
@@ -104,8 +112,7 @@ def daemon() -> str:
 def control() -> str:
     """The page of tmemctl."""
     parser = commands.build_parser()
-    (subparsers,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
-    parsers: dict[str, argparse.ArgumentParser] = subparsers.choices
+    parsers = subcommands(parser)
     told = [line for command in parsers.values() for line in (f".SS {escape(call(command))}", *about(command))]
     return page("tmemctl(8)", "looks at the pools of devices and changes them", {
         "SYNOPSIS": [rf"{bold('tmemctl')} \fICOMMAND\fR [\fIOPTION\fR...] [\fIARGUMENT\fR...]"],
@@ -120,6 +127,21 @@ def about(command: argparse.ArgumentParser) -> Iterator[str]:
     """What a command does, and the arguments that are its own."""
     yield from paragraphs(command.description or "")
     yield from arguments(command, COMMON)
+
+
+def libvirt() -> str:
+    """The page of tmemd-libvirt."""
+    parser = program.build_parser()
+    parsers = subcommands(parser)
+    told = [line for command in parsers.values() for line in (f".SS {escape(call(command))}", *about(command))]
+    return page("tmemd-libvirt(8)", "libvirt's hook and service for guests on devices", {
+        "SYNOPSIS": [rf"{bold('tmemd-libvirt')} [\fIOPTION\fR...] \fICOMMAND\fR [\fIARGUMENT\fR...]"],
+        "DESCRIPTION": paragraphs(f"{parser.description}\n\n{parser.epilog}"),
+        "COMMANDS": told,
+        "OPTIONS": arguments(parser),
+        "FILES": [item(bold("/etc/libvirt/hooks/qemu.d/tmemd"), "What libvirt runs."),
+                  item(bold("/var/lib/tmemd/libvirt/NAME.json"), "What became of the guest that used a device last.")],
+    })  # fmt: skip
 
 
 def configuration() -> str:
@@ -162,7 +184,10 @@ def keys(text: str) -> Iterator[str]:
         yield from [item(bold(key), meaning) for key, meaning in found] or paragraphs(paragraph)
 
 
-PAGES: Final = {"tmemd.8": daemon, "tmemctl.8": control, "tmemd.toml.5": configuration, "nbdkit-tmem-plugin.1": plugin}
+PAGES: Final = {
+    "tmemd.8": daemon, "tmemctl.8": control, "tmemd-libvirt.8": libvirt, "tmemd.toml.5": configuration,
+    "nbdkit-tmem-plugin.1": plugin,
+}  # fmt: skip
 
 
 def main() -> int:

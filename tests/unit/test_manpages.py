@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.manpages import PAGES
+from scripts.manpages import PAGES, subcommands
 from tests.support.harness import ROOT
 from tmemd.cli import commands
 from tmemd.daemon import start
@@ -24,6 +24,7 @@ from tmemd.daemonconfig import (
     PoolConfig,
     TmpfsConfig,
 )
+from tmemd.libvirt import program
 
 TABLES = (DaemonConfig, AccessConfig, TmpfsConfig, BudgetConfig, DemotionConfig, MetricsConfig, PoolConfig)
 COMMON = {"--socket", "--pools", "--json"}
@@ -51,7 +52,7 @@ def options_of(parser: argparse.ArgumentParser) -> set[str]:
 def test_they_are_written_where_man_looks(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ROOT / "scripts/manpages.py", tmp_path], cwd=ROOT, check=True)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")} == {
-        "man1/nbdkit-tmem-plugin.1", "man5/tmemd.toml.5", "man8/tmemctl.8", "man8/tmemd.8",
+        "man1/nbdkit-tmem-plugin.1", "man5/tmemd.toml.5", "man8/tmemctl.8", "man8/tmemd-libvirt.8", "man8/tmemd.8",
     }  # fmt: skip
     for path in tmp_path.glob("*/*"):
         assert path.read_text() == PAGES[path.name]()
@@ -67,6 +68,12 @@ def test_groff_has_no_complaint(name: str) -> None:
 
 def test_every_option_of_tmemd_is_told() -> None:
     assert long_options(shown(PAGES["tmemd.8"]())) == options_of(start.build_parser())
+
+
+def test_every_option_of_tmemd_libvirt_is_told() -> None:
+    parser = program.build_parser()
+    options = options_of(parser).union(*map(options_of, subcommands(parser).values()))
+    assert long_options(shown(PAGES["tmemd-libvirt.8"]())) == options
 
 
 def test_every_command_of_tmemctl_and_its_options_are_told() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -133,7 +134,7 @@ def test_detach_wipes_only_what_attach_made(
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
     for unit in (ROOT / "scripts/systemd").iterdir():
         # What is not installed here is no fault of the unit's.
-        text = unit.read_text().replace("=tmemd ", "=/bin/true ")
+        text = re.sub("=tmemd(-libvirt)? ", "=/bin/true ", unit.read_text())
         (tmp_path / unit.name.replace("@", "@example")).write_text(text)
     units = sorted(str(path) for path in tmp_path.iterdir())
     subprocess.run([sys.executable, ROOT / "scripts/manpages.py", tmp_path / "man"], cwd=ROOT, check=True)

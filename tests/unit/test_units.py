@@ -19,7 +19,12 @@ UNITS = ROOT / "scripts" / "systemd"
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
 @pytest.mark.parametrize(
-    ("unit", "instance"), [("tmemd.service",) * 2, ("tmemd-device@.service", "tmemd-device@w.service")]
+    ("unit", "instance"),
+    [
+        ("tmemd.service",) * 2,
+        ("tmemd-libvirt.service",) * 2,
+        ("tmemd-device@.service", "tmemd-device@w.service"),
+    ],
 )
 def test_exposure_is_at_most_3(tmp_path: Path, unit: str, instance: str) -> None:
     shutil.copy(UNITS / unit, tmp_path / instance)
