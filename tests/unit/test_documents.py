@@ -70,3 +70,9 @@ def test_what_is_typed_exists(path: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert words_after("make", TEXTS[path]) - targets == set()
     assert words_after("tmemctl", TEXTS[path]) - set(COMMANDS) - OLD == set()
+
+
+def test_what_virsh_is_told_is_tried() -> None:
+    tried = "".join((ROOT / "tests" / path).read_text() for path in ("vm/test_libvirt.py", "support/virt.py"))
+    told = words_after("virsh", TEXTS[ROOT / "docs/guests.md"].partition("## libvirt\n")[2].partition("\n## ")[0])
+    assert {word for word in told if f'"{word}"' not in tried} <= {"attach-disk", "dumpxml", "edit"}

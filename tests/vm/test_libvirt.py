@@ -1,114 +1,194 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""What the documents have one tell libvirt: the guest starts, and nbdkit's death fails none of its requests."""
+"""What the documents have one tell libvirt: guests start and swap, and what becomes of them in each event."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support import leftovers, virt
 from tests.support.content import compressible
-from tests.support.harness import ROOT, Serve, Server, cache_device, counters, device, doors
-from tests.support.leftovers import all_dying_with_us
-from tests.support.qemu import KERNELS, goes_on, needs_qemu, pages_done
+from tests.support.harness import wait_until
+from tests.support.qemu import needs_qemu
+from tests.support.virt import Guest, Host, documented
+from tmemd.libvirt.domain import NAMESPACE
 
-NAMESPACE = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+DISK = documented("disk", "/web.sock")
+SAVE = "/var/lib/libvirt/images/web.save"
+RUN_SINCE = "its guest has run since"
 
-pytestmark = [pytest.mark.vm, *needs_qemu]
+needs_libvirt = pytest.mark.skipif(
+    not (shutil.which("libvirtd") and shutil.which("virsh")), reason="no libvirtd, or no virsh"
+)
+pytestmark = [pytest.mark.vm, needs_libvirt, *needs_qemu]
 pytest.importorskip("libvirt", reason="no libvirt for Python")
 
 
-def documented(tag: str, about: str, document: str = "guests.md") -> str:
-    """The element of that name in the document in which there is *about*."""
-    text = (ROOT / "docs" / document).read_text()
-    elements = re.findall(rf"^ +<{tag}\b.*?</{tag}>$", text, flags=re.MULTILINE | re.DOTALL)
-    (found,) = (each for each in elements if about in each)
-    return str(found)
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with leftovers.directory("/var/tmp") as base, virt.host(base) as made:
+        yield made
 
 
-@contextmanager
-def guest(base: Path, initrd: Path, machine: str, element: str) -> Iterator[Callable[[], int]]:
-    """A domain that runs for the length of a with block; yields what tells how many pages it has written and read back.
-
-    That raises AssertionError when a request failed, or the domain ended.
-    """
-    log = base / "console"
-    in_devices = "" if element.lstrip().startswith("<qemu:") else element
-    memory, serial = (documented("memoryBacking", "memfd"), "web") if "vhostuser" in element else ("", "tmem")
-    xml = base / "domain.xml"
-    xml.write_text(f"""<domain type='qemu' {NAMESPACE}>
-      <name>web</name><memory unit='MiB'>256</memory>{memory}
-      <os>
-        <type arch='x86_64' machine='{machine}'>hvm</type>
-        <kernel>{KERNELS[-1]}</kernel><initrd>{initrd}</initrd>
-        <cmdline>console=ttyS0 quiet nowatchdog serial={serial}</cmdline>
-      </os>
-      <devices><serial type='file'><source path='{log}'/></serial>{in_devices}</devices>
-      {element if not in_devices else ""}
-    </domain>""")
-    run: list[str | Path] = [sys.executable, "-m", "tests.vm.libvirt.domain", base / "libvirt", xml]
-    with subprocess.Popen(
-        all_dying_with_us(run), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-
-        def pages_so_far() -> int:
-            assert process.poll() is None, process.communicate()[0].decode()
-            return pages_done(log)
-
-        try:
-            yield pages_so_far
-        finally:
-            process.kill()
+@pytest.fixture(scope="module")
+def swapping(host: Host, initrd: Path) -> Iterator[Guest]:
+    """One that swaps on the device web by the disk that the documents show."""
+    host.tmemctl("create", "web", "--size=192M")
+    with virt.guest(host, "web", initrd, DISK, arguments="swap=72", mib=96) as made:
+        yield made
 
 
-def survives(server: Server, base: Path, initrd: Path, machine: str, element: str) -> None:
+@pytest.fixture
+def guest(swapping: Guest) -> Guest:
+    """The same, running, and as far as it was left by the test before."""
+    if not swapping.runs():
+        swapping.start()
+    swapping.goes_on()
+    return swapping
+
+
+def survives(host: Host, device: str, initrd: Path, machine: str, *elements: str) -> None:
     """Kill the server twice while a guest writes and reads back; no request may fail."""
-    with guest(base, initrd, machine, element) as pages_so_far:
+    with virt.guest(
+        host, "other", initrd, *elements, arguments=f"serial={_serial(elements)}", machine=machine
+    ) as guest:
+        guest.start()
         for _ in range(2):
-            goes_on(pages_so_far)
-            server.kill()
-            server.start()
-        goes_on(pages_so_far)
+            guest.goes_on()
+            host.kill(device)
+            host.tmemctl("start", device)
+        guest.goes_on()
 
 
-@pytest.mark.parametrize("kind", ["pc qemu:commandline", "q35 qemu:commandline", "pc disk"])
-def test_a_guest_survives_its_server(serve: Serve, pools: Path, disks: Path, initrd: Path, kind: str) -> None:
-    server = serve(device("web", pools, "64M", disks / "backing", "64M"))
+def _serial(elements: tuple[str, ...]) -> str:
+    """What a disk of theirs says of itself."""
+    return "other" if any("vhostuser" in element for element in elements) else "tmem"
+
+
+@pytest.fixture
+def other(host: Host) -> Iterator[str]:
+    """A device that has both doors, for a guest of one test."""
+    host.tmemctl("create", "other", "--size=64M", "--vhost")
+    yield "other"
+    host.tmemctl("remove", "--force", "other")
+
+
+@pytest.mark.parametrize("kind", ["pc qemu:commandline", "q35 qemu:commandline", "q35 disk"])
+def test_a_guest_survives_its_server(host: Host, initrd: Path, other: str, kind: str) -> None:
     machine, tag = kind.split()
-    element = documented(tag, "/web.sock").replace("/run/tmemd-devices/web.sock", str(server.socket))
-    survives(server, disks, initrd, machine, element)
+    element = documented(tag, "/web.sock").replace("/web.sock", "/other.sock").replace("'web'", "'other'")
+    survives(host, other, initrd, machine, element.replace("export=web", "export=other"))
 
 
-def test_a_guest_that_shares_its_memory_survives_its_server(
-    serve: Serve, pools: Path, disks: Path, initrd: Path
-) -> None:
-    server = serve(device("web", pools, "64M", disks / "backing", "64M"), door="vhost")
-    element = documented("disk", "/web/vhost.sock").replace("/run/tmemd-devices/web/vhost.sock", str(server.vhost))
-    survives(server, disks, initrd, "q35", element)
-    assert doors(pools / "web.pool").requests
+def test_a_guest_that_shares_its_memory_survives_its_server(host: Host, initrd: Path, other: str) -> None:
+    element = documented("disk", "/web/vhost.sock").replace("/web/", "/other/")
+    survives(host, other, initrd, "q35", documented("memoryBacking", "memfd"), element)
+    assert host.pool(other)["doors"]["requests"]
 
 
-def test_a_guest_whose_disk_is_an_overlay_survives_the_server_of_the_image(
-    serve: Serve, pools: Path, disks: Path, initrd: Path
-) -> None:
-    image, overlay = disks / "golden", disks / "guest1.qcow2"
-    image.write_bytes(b"".join(compressible(page, 1) for page in range(16384)))
-    server = serve(cache_device("golden", pools, image, "128M"))
-    uri = f"nbd+unix:///golden?socket={server.socket}"
-    make = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", str(overlay)]
-    subprocess.run(make, check=True)
+def test_a_guest_whose_disk_is_an_overlay_survives_the_server_of_the_image(host: Host, initrd: Path) -> None:
+    image = "var/lib/libvirt/images/golden.img"
+    (host.base / image).write_bytes(b"".join(compressible(page, 1) for page in range(16384)))
+    host.tmemctl("create", "golden", f"--source=/{image}")
+    uri = "nbd+unix:///golden?socket=/run/tmemd-devices/golden.sock"
+    host.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", uri, "-F", "raw", "/var/lib/libvirt/images/guest1.qcow2")
     element = documented("qemu:commandline", "/golden.sock", "cache-devices.md")
-    for old, new in (
-        ("/run/tmemd-devices/golden.sock", str(server.socket)),
-        ("/var/lib/libvirt/images/guest1.qcow2", str(overlay)),
-        ('"drive":"disk"', '"drive":"disk","serial":"tmem"'),
-    ):
-        assert old in element
-        element = element.replace(old, new)
-    survives(server, disks, initrd, "pc", element)
-    assert counters(pools / "golden.pool").gets
+    assert '"drive":"disk"' in element
+    survives(host, "golden", initrd, "pc", element.replace('"drive":"disk"', '"drive":"disk","serial":"tmem"'))
+    assert host.pool("golden")["gets"]
+
+
+def test_it_goes_on_when_its_server_is_back_and_when_it_is_started_again(host: Host, guest: Guest) -> None:
+    for _ in range(2):
+        host.kill("web")
+        wait_until(lambda: guest.state() == "paused (I/O error)", "the guest to be paused")
+        assert "vdb: unspecified error" in host.virsh("domblkerror", "web")
+        host.tmemctl("start", "web")
+        wait_until(lambda: guest.state() == "running (unpaused)", "the guest to be resumed")
+        guest.goes_on()
+    host.restart_libvirtd()
+    guest.goes_on()
+    host.virsh("suspend", "web")
+    host.tmemctl("stop", "web")
+    host.tmemctl("start", "web")
+    host.virsh("resume", "web")
+    guest.goes_on()
+    host.virsh("destroy", "web")
+    guest.start()
+    guest.goes_on()
+
+
+def test_a_saved_guest_finds_its_pages_after_a_reboot(host: Host, guest: Guest) -> None:
+    host.virsh("managedsave", "web")
+    host.drained("web")
+    host.reboot("web")
+    guest.start()
+    guest.goes_on()
+
+
+def test_what_a_shutdown_of_the_host_drains_is_there_afterwards(host: Host, guest: Guest) -> None:
+    with host.without_tmemd():
+        host.virsh("save", "web", SAVE)
+    assert host.pool("web")["pages_in_tmem"]  # the drain that the hook began had nobody to ask
+    host.run("tmemd-libvirt", "drain")
+    host.reboot("web")
+    host.virsh("restore", SAVE)
+    guest.goes_on()
+
+
+def test_a_saved_guest_whose_pages_went_with_the_host_is_not_restored(host: Host, guest: Guest) -> None:
+    with host.without_tmemd():
+        host.virsh("managedsave", "web")
+    host.reboot("web")
+    assert "pages were lost with the host" in host.virsh("start", "web", status=1)
+    host.virsh("managedsave-remove", "web")
+    guest.start()
+    guest.goes_on()
+
+
+def test_a_save_file_is_restored_once_and_only_the_newest(host: Host, guest: Guest) -> None:
+    newer = f"{SAVE}.newer"
+    host.virsh("save", "web", SAVE)
+    host.virsh("restore", SAVE)
+    guest.goes_on()
+    wait_until(lambda: NAMESPACE in host.virsh("dumpxml", "web"), "the run to have a name")
+    host.virsh("save", "web", newer)
+    assert RUN_SINCE in host.virsh("restore", SAVE, status=1)
+    host.virsh("restore", newer)
+    guest.goes_on()
+    host.virsh("destroy", "web")
+    assert RUN_SINCE in host.virsh("restore", newer, status=1)
+
+
+def test_a_snapshot_of_memory_is_not_restored_when_the_guest_has_gone_on(host: Host, guest: Guest) -> None:
+    memory = f"{SAVE}.memory"
+    snapshot = ["--memspec", f"file={memory},snapshot=external", "--diskspec", "vdb,snapshot=no"]
+    host.virsh("snapshot-create-as", "web", "before", *snapshot)
+    guest.goes_on()
+    host.virsh("destroy", "web")
+    host.virsh("snapshot-delete", "web", "before", "--metadata")
+    assert RUN_SINCE in host.virsh("restore", memory, status=1)
+
+
+def test_a_device_is_plugged_in_and_out_while_the_guest_runs(host: Host, initrd: Path) -> None:
+    host.tmemctl("create", "plug", "--size=192M")
+    disk = host.base / "disk.xml"
+    disk.write_text(DISK.replace("/web.sock", "/plug.sock").replace("'web'", "'plug'"))
+    with virt.guest(host, "plug", initrd, arguments="swap=72 rounds=1", mib=96) as guest:
+        guest.start()
+        host.virsh("attach-device", "plug", disk)
+        guest.says("guest: swaps no more")
+        assert host.pool("plug")["trims"]
+        host.virsh("detach-device", "plug", disk)
+        guest.says("guest: its disk is gone")
+        host.virsh("attach-device", "plug", disk)
+        guest.goes_on()
+
+
+def test_a_guest_whose_device_cannot_be_had_is_not_started(host: Host, initrd: Path) -> None:
+    with virt.guest(host, "lost", initrd, DISK.replace("/web.sock", "/nowhere.sock")):
+        said = host.virsh("start", "lost", status=1)
+    assert "tmemctl: no device nowhere is defined" in said
