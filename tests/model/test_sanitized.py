@@ -14,7 +14,12 @@ from tests.support.harness import ROOT
 from tests.support.sanitizers import LIBRARY, build
 
 HERE = Path(__file__).parent
-PARTS = [["fragmentation"], ["model"], ["invariants", "demotion", "heat", "statistics", "promotion"]]
+PARTS = [
+    ["model/test_fragmentation"],
+    ["model/test_model"],
+    [f"model/test_{name}" for name in ("invariants", "demotion", "heat", "statistics", "promotion")],
+    ["save/test_damaged", "save/test_round_trip"],
+]
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +38,9 @@ def test_under_asan_and_ubsan(environment: dict[str, str], tmp_path: Path, names
     )
     assert found.stdout.startswith(str(LIBRARY))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", f"pythonpath={LIBRARY} {ROOT}"]
-    tests = [str(HERE / f"test_{name}.py") for name in names]
+    tests = [str(HERE.parent / f"{name}.py") for name in names]
     result = subprocess.run(
-        [*command, f"--basetemp={tmp_path}/inner", *tests],
+        [*command, "-m", "not slow", f"--basetemp={tmp_path}/inner", *tests],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr

@@ -10,15 +10,21 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from crc32c import crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support import leftovers, savefile
+from tests.support.content import PAGE
 from tests.support.saving import PAGES, SIZE, Host, fill, read
+from tmemd.binding import _core
 from tmemd.store.poolfile import PoolError
-from tmemd.store.savefile import Reader
+from tmemd.store.savefile import Reader, SaveHeader
 
 FLIPS = 400
 
@@ -116,6 +122,55 @@ NO_RECORDS = [
 def test_what_is_sealed_and_cannot_be(data: bytes, record: bytes) -> None:
     begin = savefile.header(data)[1]
     assert "is damaged at page" in refusal(data[:begin] + record + data[begin:])
+
+
+RECORDS = st.lists(
+    st.tuples(
+        st.integers(0, 40),  # pages further on
+        st.sampled_from([*range(3), *range(16, 20), 3, 99]),  # encodings
+        st.one_of(
+            st.binary(max_size=64), st.binary(min_size=8, max_size=8), st.just(bytes(range(256)) * 16),
+            st.integers(0, 2 * PAGES).map(lambda n: struct.pack("<I", n)),
+        ),
+    ),
+    max_size=12,
+)  # fmt: skip
+
+
+@settings(max_examples=150, database=None)
+@given(RECORDS, st.binary(max_size=80))
+def test_whatever_is_sealed_is_refused_or_a_page(records: list[tuple[int, int, bytes]], rest: bytes) -> None:
+    with leftovers.directory("/dev/shm") as place:
+        host = Host(place / "here", place / "web")
+        with host.device() as core:
+            header = savefile_header(core)
+            body, page = header, 0
+            for further, encoding, payload in records:
+                page += further
+                body += sealed(page, encoding, payload)
+                page += 1
+            for device in (None, core):
+                with pytest.raises(PoolError, match="FILE"):
+                    Reader(io.BytesIO(body + rest), "FILE").run(device, lambda *_: None)
+            for at in range(PAGES - 1):
+                with suppress(OSError):  # what is no page after all is damaged, or lost
+                    read(core, at * PAGE, PAGE)
+
+
+def savefile_header(core: _core.Device) -> bytes:
+    """One that any device's file can begin with."""
+    return SaveHeader(
+        name="web", size=core.size, uuid=UUID(int=1), epoch=1, changes=0, whole=True, written_by="0"
+    ).pack()
+
+
+@pytest.mark.parametrize("wrong", [b'"size":0,', b'"size":99999999999999999999,', b'"size":-1,', b'"name":"../x",'])
+def test_a_header_that_cannot_be(data: bytes, wrong: bytes) -> None:
+    length = struct.unpack_from("<I", data, 12)[0]
+    key = wrong.partition(b":")[0]
+    description = re.sub(re.escape(key) + rb":[^,]*,", wrong, data[16 : 16 + length])
+    start = data[:12] + struct.pack("<I", len(description)) + description
+    assert "nothing that can be understood" in refusal(start + struct.pack("<I", crc32c(start)))
 
 
 def test_a_newer_version_is_refused_and_more_in_the_description_is_not(data: bytes) -> None:

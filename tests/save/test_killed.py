@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import random
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import leftovers
-from tests.support.harness import MIB
+from tests.support.harness import MIB, wait_until
 from tests.support.reference import Reference
 from tests.support.saving import SIZE, Host, fill, killed_after, killed_at
+from tmemd.store import poolfile
 from tmemd.store.poolfile import PoolError
 
 
@@ -133,3 +137,33 @@ def test_at_any_moment(saved: Path, tmp_path: Path, pools: Path) -> None:
         seen.add(restore_killed(kill, pools, tmp_path, saved, with_file=True, reboot=False))
     assert seen <= {None, b"", bytes(SIZE), Path(f"{saved}.content").read_bytes()}
     assert None in seen
+
+
+def test_ctrl_c_leaves_no_save_file_and_says_what_is_half_restored(host: Host, saved: Path, tmp_path: Path) -> None:
+    ctl = [sys.executable, "-m", "tmemd.cli"]
+    with subprocess.Popen(
+        [*ctl, "restore", "--force", f"--pools={host.pools}", "web", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as restoring:
+        assert restoring.stdin
+        restoring.stdin.write(saved.read_bytes()[:-1])  # and nothing comes any more
+        restoring.stdin.flush()
+        wait_until(lambda: is_half_restored(host), "the restore to begin")
+        restoring.send_signal(signal.SIGINT)
+        assert restoring.wait() == 130
+        assert restoring.stderr
+        assert b"web is half restored, and nobody can serve it" in restoring.stderr.read()
+    assert host.ctl("restore", "web", str(saved)) == 0
+    with subprocess.Popen(
+        [*ctl, "save", "--whole", f"--pools={host.pools}", "web", "-"], stdout=subprocess.PIPE
+    ) as saving:
+        assert saving.stdout
+        saving.stdout.read(1)  # the rest does not fit into the pipe
+        saving.send_signal(signal.SIGINT)
+        assert saving.wait() == 130
+    assert not list(tmp_path.glob(".*"))
+
+
+def is_half_restored(host: Host) -> bool:
+    with open(host.pool, "rb") as pool:
+        identity = poolfile.read_identity(pool.fileno(), host.pool)
+    return identity is not None and identity.is_restoring

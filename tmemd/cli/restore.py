@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -38,12 +39,22 @@ def run(arguments: argparse.Namespace) -> int:
             Reader(file, where).run(None, lambda done, _: advance(completed=done))
             file.seek(0)
         advance(description=f"restore {status.name}", completed=0)
-        _restore(status, file, where, arguments, lambda done, _: advance(completed=done))
+        try:
+            _restore(status, file, where, arguments, lambda done, _: advance(completed=done))
+        except BaseException:
+            _warn_if_half(arguments)
+            raise
     if arguments.json:
         common.print_json(common.client(arguments).pool(status.name).flat())
     else:
         print(f"{status.name}: restored from {where}")
     return 0
+
+
+def _warn_if_half(arguments: argparse.Namespace) -> None:
+    with suppress(PoolError):
+        if common.client(arguments).pool(arguments.name).half_restored:
+            common.warn(f"{arguments.name} is half restored, and nobody can serve it until it is restored again")
 
 
 def _open(file: str) -> FileIO:

@@ -2,8 +2,8 @@
 """Save the pages of a device that nobody serves to a file, from which restore brings them back, here or elsewhere.
 
 Saved is what is not in its newest version in the backing file, which goes along then; with --whole it is every page.
-The file is there when it is whole and on the disk, and not before. Stop the device first: its guest waits until it is
-started again.
+The file is there when it is whole and on the disk, and not before. Stop the device first (tmemctl stop): its guest
+waits until it is started again.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def idle(arguments: argparse.Namespace, done: str) -> PoolStatus:
     status = common.client(arguments).pool(arguments.name)
     if status.served:
         raise PoolError(
-            f"pool {status.name} is served, and can be {done} only while it is not: stop its device, whose guest waits"
-            " until it is started again"
+            f"pool {status.name} is served, and can be {done} only while it is not: stop its device ('tmemctl stop"
+            f" {status.name}'), whose guest waits until it is started again"
         )
     return status
 

@@ -13,14 +13,14 @@ import os
 import struct
 from collections.abc import Callable
 from io import BufferedIOBase, RawIOBase
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 from uuid import UUID
 
 import msgspec
 from crc32c import crc32c
 
 from tmemd.binding import _core
-from tmemd.store.poolfile import PoolError
+from tmemd.store.poolfile import NAME_PATTERN, PoolError
 
 MAGIC: Final = b"TMEMSAVE"
 VERSION: Final = 1
@@ -30,6 +30,7 @@ _CRC: Final = struct.Struct("<I")
 _HEAD: Final = struct.Struct("<IIHH")  # of a record: page, CRC, payload length, encoding
 _SEALED: Final = struct.Struct("<IHH")  # what of it the CRC covers, before the payload
 _COUNTS: Final = struct.Struct("<QQQI")
+MAX_SIZE: Final = 1 << 44
 _MAX_DESCRIPTION: Final = 64 << 10
 _CHUNK: Final = 4 << 20
 
@@ -39,11 +40,11 @@ Progress: TypeAlias = Callable[[int, int | None], None]  # how much is done, and
 class SaveHeader(msgspec.Struct, frozen=True, kw_only=True):
     """Which device a save file is of, and how it was when it was saved. What it does not know a reader ignores."""
 
-    name: str
-    size: int  # of the device, in bytes
+    name: Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIZE)]  # of the device, in bytes
     uuid: UUID
-    epoch: int
-    changes: int  # requests that changed it in this epoch
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    changes: Annotated[int, msgspec.Meta(ge=0)]  # requests that changed it in this epoch
     whole: bool  # it has all pages; else it goes along with the backing file
     written_by: str  # version of tmemd
 
