@@ -18,7 +18,7 @@ PARTS = [
     ["model/test_fragmentation"],
     ["model/test_model"],
     [f"model/test_{name}" for name in ("invariants", "demotion", "heat", "statistics", "promotion")],
-    ["save/test_damaged", "save/test_round_trip"],
+    ["save/test_damaged"],
 ]
 
 pytestmark = pytest.mark.slow
