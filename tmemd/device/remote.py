@@ -75,7 +75,7 @@ class Watch:
         self._core, self._remote, self._overflow, self._config = core, remote, overflow, config
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._is_away = False
+        self._why = ""  # it is away
 
     def start(self, log: Callable[[str], None]) -> None:
         """Begin, in a thread of this process: connecting may take long."""
@@ -104,15 +104,16 @@ class Watch:
                 overflow.write_back()
 
     def _tell(self, status: _core.RemoteStatus, log: Callable[[str], None]) -> None:
-        is_away = not status.connections
-        if is_away == self._is_away or (is_away and not status.why):
+        """Once for each reason that it is away, and once that it is back."""
+        why = "" if status.connections else status.why
+        if why == self._why or not (why or status.connections):
             return
-        self._is_away = is_away
-        if is_away:
+        self._why = why
+        if why:
             writes = f"; writes go to {self._config.overflow}" if self._overflow else ""
             log(
-                f"{self._core.name}: {self._config.file} is away ({status.why}): pages in RAM are served, what needs it"
-                f" waits {self._config.timeout:g} s{writes}"
+                f"{self._core.name}: {self._config.file} is away ({why}): pages in RAM are served, what needs it waits"
+                f" {self._config.timeout:g} s{writes}"
             )
         else:
             log(f"{self._core.name}: {self._config.file} is back")
