@@ -489,3 +489,26 @@ def refusal(run: Path, parameters: list[str]) -> str:
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert ended.returncode
     return ended.stderr
+
+
+@pytest.mark.parametrize("key", ["right", "wrong"])
+def test_a_server_that_speaks_tls_knows_who_may_come(serve: Serve, pools: Path, tmp_path: Path, key: str) -> None:
+    for name, secret in ("theirs", "11" * 32), ("right", "11" * 32), ("wrong", "22" * 32):
+        (tmp_path / name).write_text(f"web:{secret}\n")
+    server = Remote(tmp_path, ["--tls=require", f"--tls-psk={tmp_path}/theirs", "memory", str(SIZE)]).start()
+    server.uri = f"nbds+unix://web@/?socket={server.socket}&tls-psk-file={tmp_path / key}"
+    try:
+        if key == "wrong":
+            parameters = device("far", pools, SIZE, server.uri, ROOM, bitmap=tmp_path / "map")
+            assert "gnutls" in refusal(tmp_path, parameters)
+            return
+        far = Far(serve, pools, server)
+        with far.server.client() as client:
+            far.fill(client, 1)
+            server.kill()  # with what it had in memory
+            server.start()
+            wait_until(lambda: far.state().connects > 4, "it to be connected again")
+            far.fill(client, 2)
+            far.check(client, 2)
+    finally:
+        server.kill()
