@@ -95,6 +95,7 @@ cdef extern from "tmem.h" nogil:
         bint bounded
         int use
         bint keep
+        bint spares_ahead
 
     int tm_demote(tm_device *device, uint64_t nbytes, tm_filter filter, uint64_t *freed)
     int tm_drain(tm_device *device)
@@ -472,7 +473,7 @@ cdef class Device:
     def demote(self, uint64_t nbytes, *, unsigned min_age=0, bint raw_only=False, bint bounded=False):
         """Move the coldest of the pages chosen to the file until *nbytes* of records are gone; returns how many were."""
         cdef tm_device *device = self.handle(0, 0)
-        cdef tm_filter chosen = tm_filter(min_age, raw_only, bounded, 0, False)
+        cdef tm_filter chosen = tm_filter(min_age, raw_only, bounded, 0, False, False)
         cdef uint64_t freed
         cdef int code
         with nogil:

@@ -55,6 +55,8 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
         return false;
     if (demotion->choice.raw_only && word_encoding(word) != TM_RAW)
         return false;
+    if (demotion->choice.spares_ahead && word_is_ahead(word))
+        return false;
     enum tm_use use = word & TM_WORD_AGAIN ? TM_USED_AGAIN : TM_USED_ONCE;
     if (demotion->choice.use && demotion->choice.use != use)
         return false;

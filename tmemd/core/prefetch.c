@@ -64,13 +64,20 @@ static bool put(struct tm_device *device, uint64_t page, uint64_t word, const ui
     return stored;
 }
 
-/* Let go of what is as old as pages that were fetched ahead in vain. */
+/* Let go of what was fetched ahead of a cache device, used once and not admitted, which is older
+ * than all else: it looks through the index, so only when there must be enough of that. */
 static bool make_room(struct tm_device *device)
 {
-    struct tm_filter ancient = {.min_age = TM_ANCIENT, .bounded = true};
-    uint64_t used = atomic_load(&device->counters->used), freed = 0;
-    if (device->ephemeral)
-        tm_demote(device, used / EVICT_SHARE, ancient, &freed);
+    struct tm_counters *counters = device->counters;
+    struct tm_filter used = {
+        .min_age = TM_ANCIENT, .bounded = true, .use = TM_USED_ONCE, .spares_ahead = true};
+    uint64_t hits = atomic_load(&counters->prefetch_hits), freed,
+             before = atomic_load(&device->prefetch.recycled);
+    if (!device->ephemeral ||
+        hits - before <= atomic_load(&counters->pages_in_tmem) / EVICT_SHARE ||
+        !atomic_compare_exchange_strong(&device->prefetch.recycled, &before, hits))
+        return false;
+    tm_demote(device, atomic_load(&counters->used) / EVICT_SHARE, used, &freed);
     return freed > 0;
 }
 

@@ -38,7 +38,8 @@ enum state_mode { STATE_WRITE_BACK, STATE_CHANGING, STATE_DURABLE };
 struct prefetch {
     enum tm_prefetch mode;
     struct ahead ahead;
-    pthread_mutex_t lock; /* of all that follows; who finds it taken learns nothing */
+    _Atomic uint64_t recycled; /* hits until what was used once was last let go of */
+    pthread_mutex_t lock;      /* of all that follows; who finds it taken learns nothing */
     struct trend trend;
     uint64_t misses;
     uint64_t judged_reads, judged_ns; /* from the file until it was last judged what they cost */

@@ -76,7 +76,8 @@ struct tm_filter {
     bool bounded; /* the control page's bound on demotion's writes holds; what the file has already
                      costs none */
     enum tm_use use;
-    bool keep; /* they stay in tmem, clean */
+    bool keep;         /* they stay in tmem, clean */
+    bool spares_ahead; /* pages that were fetched ahead, and not used since, stay */
 };
 /* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from
  * tmem; *freed tells how many. Pages of an ephemeral pool just go. It takes tm_compact to give
