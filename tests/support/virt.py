@@ -121,9 +121,8 @@ def host(base: Path) -> Iterator[Host]:
     try:
         wait_until(made.is_up, "libvirtd and tmemd")
         shutil.copy(ROOT / "scripts/libvirt/tmemd", base / "etc/libvirt/hooks/qemu.d")
-        made.run(
-            "sh", "-c", "kill -HUP $(pidof libvirtd)"
-        )  # systemctl reload libvirtd: a first hook is looked for then
+        made.run("sh", "-c", "kill -HUP $(pidof libvirtd)")  # systemctl reload libvirtd
+        wait_until(lambda: _is_hooked(made), "libvirtd to know the hook")
         made.start("tmemd-libvirt", "watch")
         yield made
     finally:
@@ -195,6 +194,12 @@ def guest(
             host.virsh("destroy", name)
         host.virsh("undefine", "--managed-save", name)
         made.console.unlink(missing_ok=True)
+
+
+def _is_hooked(host: Host) -> bool:
+    """Whether it is the hook that keeps a guest from starting whose device is not there."""
+    with guest(host, "probe", KERNELS[-1], documented("disk", "/web.sock").replace("/web.sock", "/nowhere.sock")):
+        return "no device nowhere is defined" in host.virsh("start", "probe", status=1)
 
 
 def _those(elements: tuple[str, ...], begin: str) -> str:
