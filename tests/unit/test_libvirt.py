@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -328,6 +329,22 @@ def test_who_is_served_is_greeted(tmp_path: Path, listener: Callable[[bytes], No
         listener(words)
         assert devices.is_served("web", 10, tmp_path) is served
     assert not devices.is_served("db", 10, tmp_path)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_is_served_by_hand_is_not_started(
+    tmp_path: Path, listener: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    script = tmp_path / "tmemctl"
+    script.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked; echo no such device >&2; exit {status}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    listener(b"NBDMAGICIHAVEOPT")
+    devices.start("web", tmp_path)
+    assert (tmp_path / "asked").read_text() == "start -- web\n"
+    if status:
+        with pytest.raises(DeviceError, match="no such device"):
+            devices.start("db", tmp_path)
 
 
 def test_drain_is_of_what_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -35,13 +35,13 @@ def is_served(device: str, seconds: float, sockets: Path = Path(SOCKETS)) -> boo
         return False
 
 
-def start(device: str) -> None:
+def start(device: str, sockets: Path = Path(SOCKETS)) -> None:
     """Start a device, or see that it runs, and return when its clients are served. Raises DeviceError.
 
     One that is served by hand is not started.
     """
     said = _tmemctl("start", device, timeout=START_SECONDS)
-    if said and not is_served(device, _LOOK_SECONDS):
+    if said and not is_served(device, _LOOK_SECONDS, sockets):
         raise DeviceError(said)
 
 
