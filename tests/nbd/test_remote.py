@@ -414,6 +414,16 @@ def test_writes_go_to_the_overflow_file_while_it_is_away_and_back_afterwards(
     assert counters(far.pool).bad_checksums == 0
 
 
+def test_a_write_does_not_wait_for_the_server_where_there_is_an_overflow_file(
+    serve: Serve, pools: Path, remote: Remote
+) -> None:
+    far = far_with_overflow(serve, pools, remote, timeout=3600)
+    with far.server.client() as client:
+        far.fill(client, 1)
+        remote.kill()
+        far.fill(client, 2)
+
+
 def test_pages_are_written_again_while_they_are_written_back(serve: Serve, pools: Path, remote: Remote) -> None:
     remote.tell("synced")
     far = far_with_overflow(serve, pools, remote)

@@ -236,6 +236,7 @@ int overflow_new(struct remote *remote, int fd, uint64_t pages, struct overflow 
     overflow->store =
         (struct store){.ops = &ops, .forgets = behind->forgets, .unsure = behind->unsure};
     overflow->remote = remote;
+    remote_be_brief(remote);
     overflow->pages = pages;
     locks_init(&overflow->locks);
     int error = local_init(&overflow->local, fd, true, false);

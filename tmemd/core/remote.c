@@ -25,13 +25,15 @@ enum {
     CONNECT_MS = 5000, /* for one attempt */
     BACKOFF_FIRST_MS = 100,
     BACKOFF_MOST_MS = 5000,
-    LASTING_MS = 1000,   /* a connection that is lost sooner is no better than none */
+    LASTING_MS = 1000, /* a connection that is lost sooner is no better than none */
+    BRIEF_MS = 1000,
     ZERO_MOST = 1 << 30, /* bytes of one request */
 };
 
 struct remote {
     struct store store;
     _Atomic bool unsure; /* the store's */
+    bool brief;          /* changes that find it away do not wait for long */
     char *uri;
     unsigned n_made, n_links; /* links, and of these wanted: 1 if the server does not see to all its
                                  connections together */
@@ -152,8 +154,10 @@ static int run(struct remote *remote, enum link_op op, uint64_t offset, size_t l
     struct link_request request = {
         .op = op, .flags = flags, .offset = offset, .length = length, .buffer = buffer};
     uint64_t deadline = link_now() + remote->timeout_ms;
+    bool brief = remote->brief && op != LINK_READ;
     for (unsigned tries = 0;; tries++) {
-        struct link *link = get_link(remote, deadline);
+        struct link *link =
+            get_link(remote, brief ? earlier(deadline, link_now() + BRIEF_MS) : deadline);
         if (!link) {
             atomic_fetch_add(&remote->time_outs, 1);
             return ETIMEDOUT;
@@ -282,6 +286,8 @@ void remote_free(struct remote *remote)
 }
 
 uint64_t remote_size(const struct remote *remote) { return remote->limits.size; }
+
+void remote_be_brief(struct remote *remote) { remote->brief = true; }
 
 bool remote_is_away(struct remote *remote) { return !pick(remote); }
 

@@ -37,6 +37,8 @@ int remote_expect(struct remote *remote, uint64_t offset, size_t length, const v
 uint64_t remote_size(const struct remote *remote);
 /* Whether no connection is known to live. */
 bool remote_is_away(struct remote *remote);
+/* From now on a change that finds it away is ETIMEDOUT after a second: something else takes it. */
+void remote_be_brief(struct remote *remote);
 
 int remote_read(struct remote *remote, uint64_t offset, size_t length, void *buffer);
 /* through: it is durable when this returns. */
