@@ -37,6 +37,11 @@ _LIBVIRT: Final = """\
 </disk>
 """
 _LIBVIRT_VHOST: Final = """\
+<memoryBacking>
+  <source type='memfd'/>
+  <access mode='shared'/>
+</memoryBacking>
+
 <disk type='vhostuser' device='disk'>
   <driver name='qemu' type='raw'/>
   <source type='unix' path='{vhost}'>
