@@ -38,8 +38,8 @@ from tmemd.store.directory import Pools
 
 PAGES: Final = 20_000
 FILL: Final = 2500  # pages a second
-RATE: Final = 250  # reads a second
-SETTLED: Final = 90.0  # seconds after which waiting counts: RAM comes to a pool as fast as it reads its pages back
+RATE: Final = 400  # reads a second
+SETTLED: Final = 60.0  # seconds after which waiting counts: RAM comes to a pool as fast as it reads its pages back
 GUESTS: Final = ("near", "far")
 
 
@@ -126,17 +126,20 @@ def device(name: str, folder: Path, pools: Path, backing: str) -> Iterator[nbd.N
         server.kill()
 
 
-def govern(pools: Pools, budget: int, threads: list[threading.Thread]) -> dict[str, PoolStatus]:
-    """Set targets until all threads have ended; returns the pools as they are then."""
+def govern(pools: Pools, budget: int, threads: list[threading.Thread]) -> list[dict[str, PoolStatus]]:
+    """Set targets until all threads have ended; returns the pools as they were when it had settled, and are then."""
     config = f'[budget]\nminimum = "{budget}"\nmaximum = "{budget}"\nreserve = "0"\n'
     governor = Governor(pools, lambda _: PoolSettings(), parse_config(config))
     start = time.monotonic()
+    looks: list[dict[str, PoolStatus]] = []
     for number in count():
         time.sleep(max(0.0, start + number * TICK - time.monotonic()))
         governor.tick()
+        if not looks and number * TICK >= SETTLED:
+            looks.append({status.name: status for status in operations.statuses(pools)})
         if not any(thread.is_alive() for thread in threads):
             break
-    return {status.name: governor.measured(status) for status in operations.statuses(pools)}
+    return [*looks, {status.name: governor.measured(status) for status in operations.statuses(pools)}]
 
 
 def measure(corpus: list[bytes], args: argparse.Namespace, *, knows_distance: bool) -> dict[str, Any]:
@@ -159,12 +162,13 @@ def measure(corpus: list[bytes], args: argparse.Namespace, *, knows_distance: bo
         stack.callback(stop.set)
         for thread in threads:
             thread.start()
-        known = govern(pools, args.budget << 20, threads)
+        settled, known = govern(pools, args.budget << 20, threads)
     if errors := [player.error for player in players.values() if player.error]:
         raise errors[0]
     return {
         name: asdict(player.waited)
         | {"target_bytes": known[name].target_bytes, "miss_seconds": known[name].miss_seconds}
+        | {"misses": known[name].counters.file_reads - settled[name].counters.file_reads}
         for name, player in players.items()
     }
 
@@ -188,7 +192,7 @@ def main() -> int:
     if args.json:
         print(json.dumps([{"knows_distance": knows, **result} for knows, result in found]))
         return 0
-    table = common.table("", "NEAR WAITS", "FAR WAITS", "BOTH", "NEAR HAS", "FAR HAS", "NEAR MISS", "FAR MISS")
+    table = common.table("", "NEAR WAITS", "FAR WAITS", "BOTH", "NEAR HAS", "FAR HAS", "NEAR MISSES", "FAR MISSES")
     for knows, result in found:
         of = [result[name] for name in GUESTS]
         waits = [each["seconds"] for each in of]
@@ -196,7 +200,7 @@ def main() -> int:
             "fair" if knows else "all taken to be near",
             *(f"{wait:.2f} s" for wait in (*waits, sum(waits))),
             *(f"{each['target_bytes'] >> 20} MiB" for each in of),
-            *(f"{(each['miss_seconds'] or 0) * 1e6:.0f} us" for each in of),
+            *(f"{each['misses']} of {(each['miss_seconds'] or 0) * 1e6:.0f} us" for each in of),
         )
     common.print_table(table)
     return 0

@@ -284,6 +284,15 @@ def test_however_far_a_file_is_others_keep_what_is_hot_and_within_their_share(se
     assert by_name("fair")([hot("near", 50 * MIB), far], 100 * MIB)["near"] >= 49 * MIB
 
 
+def test_what_is_read_back_from_a_far_file_finds_room_beyond_the_share() -> None:
+    """More than the device keeps free for writes, a twentieth, or it would never grow."""
+    known = [pool(name, heat=(*[2 * MIB] * 15, 70 * MIB), used=95 * MIB, file_reads=500) for name in ("near", "far")]
+    alike = by_name("fair")(known, 200 * MIB)
+    assert alike["near"] == alike["far"] == 100 * MIB
+    known[1] = msgspec.structs.replace(known[1], read_seconds=2e-3)
+    assert by_name("fair")(known, 200 * MIB)["far"] > 100 * MIB
+
+
 def test_a_file_that_nothing_was_read_from_yet_is_as_near_as_any() -> None:
     heat = (*[0] * 8, 100 * MIB)
     known = [pool("new", heat=heat, read_unknown=True), pool("disk", heat=heat, read_seconds=5e-3)]

@@ -37,10 +37,10 @@ _WRITE: Final = 0.8
 # Up to this ratio two files may lie on one disk: in 14 recordings of devices that do, reads of one took up to 2.4 times
 # as long as those of another in nine ticks of ten, 3.2 at most in those that the constants here were chosen by. Behind
 # it a file counts as this part of what it is further away. With one device of skewed, batch, sliding or bursts 10 or 50
-# times as far, all wait 0.28 to 0.99 of what they did without that (median 0.86); with 3: 0.25 to 0.99 (0.85).
+# times as far, all wait 0.29 to 0.97 of what they did without that (median 0.86); with 3: 0.29 to 0.98 (0.86).
 _SAME: Final = 4
 # However far a file is, or seems to be while it hangs, its pool reaches back so many times as far as one beside it.
-# With 16 the same; with 2: 0.36 to 0.99 (0.89).
+# With 16: 0.29 to 0.97 (0.87); with 2: 0.34 to 0.98 (0.88).
 _MOST: Final = 8.0
 # Where the lightest pools, or those with the nearest files, have less than this part of all pages, the next sets the
 # scale. Recordings have one weight.
@@ -67,8 +67,9 @@ def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
         return {}
     weights = [demand.weight for demand in demands]
     floors = [demand.minimum for demand in demands]
-    rooms = _rooms(demands, budget)
-    for wants in zip(*map(_wants, demands, rooms, _reaches(demands)), strict=True):
+    costs = _costs(demands)
+    rooms = _rooms(demands, costs, budget)
+    for wants in zip(*map(_wants, demands, rooms, _reaches(demands, costs)), strict=True):
         ceilings = [
             max(floor, min(want, demand.cap)) for demand, floor, want in zip(demands, floors, wants, strict=True)
         ]
@@ -79,17 +80,18 @@ def fair(demands: Sequence[Demand], budget: int) -> dict[str, int]:
     return {demand.name: target for demand, target in zip(demands, targets, strict=True)}
 
 
-def _rooms(demands: Sequence[Demand], budget: int) -> list[int]:
+def _rooms(demands: Sequence[Demand], costs: Sequence[float], budget: int) -> list[int]:
     """The bytes that each can fill until the next targets: what others would demote for more than that is lost.
 
     What is read from the file finds room only as far as the pool has less than its share: a guest that reads all it
-    has, once, would otherwise take the RAM of those who read theirs again. An ephemeral pool puts nothing else.
+    has, once, would otherwise take the RAM of those who read theirs again. An ephemeral pool puts nothing else. Where
+    the file is far both reach further, or nothing would come back beyond what the device keeps free for writes.
     """
     unit = budget / sum(demand.weight for demand in demands)
     rooms = []
-    for demand in demands:
-        own, ahead = unit * demand.weight, _TICKS_AHEAD * demand.page_bytes
-        back = min(demand.file_reads * ahead, own * _RETURN - demand.used)
+    for demand, cost in zip(demands, costs, strict=True):
+        own, ahead, far = unit * demand.weight, _TICKS_AHEAD * demand.page_bytes, max(1.0, cost)
+        back = min(demand.file_reads * ahead * far, own * _RETURN * far - demand.used)
         puts = 0 if demand.is_ephemeral else demand.puts
         rooms.append(int(own / _START + puts * ahead + max(back, 0.0)))
     return rooms
@@ -111,14 +113,14 @@ def _wants(demand: Demand, room: int, reach: Reach) -> Iterator[int]:
     yield demand.cap
 
 
-def _reaches(demands: Sequence[Demand]) -> list[Reach]:
+def _reaches(demands: Sequence[Demand], costs: Sequence[float]) -> list[Reach]:
     """In proportion to weight, what a miss costs, and how often pages that are not hot are read, a byte, up to others'.
 
     A guest's hot pages count for less only if it also reads less than it puts, as a job or a leak does.
     """
     reads = fsum(demand.use.warm_reads for demand in demands)
     held = fsum(demand.use.warm_bytes for demand in demands)
-    lightest, costs = _lightest(demands), _costs(demands)
+    lightest = _lightest(demands)
     reaches = []
     for demand, cost in zip(demands, costs, strict=True):
         use, weight = demand.use, demand.weight / lightest * cost
