@@ -198,6 +198,19 @@ def test_after_a_reboot_a_device_is_what_it_was(host: Host, tmp_path: Path) -> N
     assert host.content() == truth.whole()
 
 
+def test_pages_of_which_no_checksum_is_known_are_in_the_file(host: Host, tmp_path: Path) -> None:
+    with host.device() as core:
+        truth = fill(core)
+        core.drain()
+    host.lose_pool()
+    host.begin()
+    save(host, tmp_path / "file")
+    records = list(savefile.records((tmp_path / "file").read_bytes()))
+    assert savefile.UNVERIFIED in {record.encoding for record in records}
+    restore(host, tmp_path / "file")
+    assert host.content() == truth.whole()
+
+
 def test_what_has_changed_since_is_kept(host: Host, tmp_path: Path, capsys: Output) -> None:
     with host.device() as core:
         old = fill(core)
