@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import pwd
-import select
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from tmemd.cli import common
 from tmemd.protocol import PoolStatus
@@ -23,7 +22,6 @@ from tmemd.store.poolfile import PoolError
 # Debian's package lies where no Python looks.
 _ENVIRONMENT: Final = {"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
 _MOST_SAID: Final = 4096  # bytes
-_INTERVAL: Final = 0.1  # seconds between two looks at how far it is
 
 
 def is_us(status: PoolStatus) -> bool:
@@ -38,11 +36,10 @@ def run(
     *,
     stdin: int = subprocess.DEVNULL,
     stdout: int = subprocess.DEVNULL,
-    advance: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run tmemctl *command* on a pool as its owner; *advance* is called now and then.
+    """Run tmemctl *command* on a pool as its owner, and pass on what it says on standard error.
 
-    What it says goes to standard error. Raises PoolError where it was not *done*.
+    Raises PoolError where it was not *done*.
     """
     name, group, groups = _account(status)
     words = [sys.executable, "-P", "-m", "tmemd.cli", command[0], f"--pools={Path(status.path).parent}", *command[1:]]
@@ -51,7 +48,7 @@ def run(
             words, user=status.uid, group=group, extra_groups=groups, cwd="/", env=_ENVIRONMENT,
             start_new_session=True, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
-            said = _listen(process, advance)
+            said = _listen(process)
     except PermissionError:
         raise PoolError(f"pool {status.name} belongs to {name}: run this as that user or as root") from None
     for line in said.decode(errors="replace").splitlines():
@@ -69,20 +66,11 @@ def _account(status: PoolStatus) -> tuple[str, int, list[int]]:
     return user.pw_name, user.pw_gid, os.getgrouplist(user.pw_name, user.pw_gid)
 
 
-def _listen(process: subprocess.Popen[bytes], advance: Callable[[], None]) -> bytes:
+def _listen(process: subprocess.Popen[bytes]) -> bytes:
     """What it says, up to a bound. Who interrupts us ends it, too."""
     assert process.stderr
-    pipe: IO[bytes] = process.stderr
-    said = b""
     try:
-        while len(said) < _MOST_SAID:
-            advance()
-            if select.select([pipe], [], [], _INTERVAL)[0]:
-                part = os.read(pipe.fileno(), _MOST_SAID - len(said))
-                if not part:
-                    break
-                said += part
+        return process.stderr.read(_MOST_SAID)
     except BaseException:
         process.kill()
         raise
-    return said
