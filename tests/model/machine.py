@@ -132,7 +132,7 @@ class Machine(RuleBasedStateMachine):
         self.read((offset, min(length, 8 * PAGE)))
         event("promoted" if self.rig.counters().promotions > before else "not promoted")
 
-    @rule(page=_PAGE, step=st.sampled_from([1, -1, 3, 8]), count=st.integers(8, 100))
+    @rule(page=_PAGE, step=st.sampled_from([1, -1, 3, 8]), count=st.integers(8, 40))
     def read_along(self, page: int, step: int, count: int) -> None:
         """Pages that are fetched ahead are what was written, also those that are written while they are."""
         if not self.backing:
