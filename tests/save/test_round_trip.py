@@ -346,6 +346,8 @@ def test_who_is_served_half_made_or_a_cache_is_told_what_to_do(
         assert main(["save", name, str(tmp_path / "file"), f"--pools={pools}"]) == 1
         assert words in capsys.readouterr().err
     assert not (tmp_path / "file").exists()
+    assert main(["restore", "none", str(tmp_path / "file"), f"--pools={pools}"]) == 1
+    assert "there is no pool none to restore to: start its device once" in capsys.readouterr().err
 
 
 def test_streams_go_through_pipes(host: Host, other: Host) -> None:

@@ -32,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Restore it."""
+    if all(each.name != arguments.name for each in common.client(arguments).pools()):
+        raise PoolError(f"there is no pool {arguments.name} to restore to: start its device once, and stop it")
     status = idle(arguments, "restored")
     where = "standard input" if arguments.file == STANDARD else arguments.file
     with _open(arguments.file) as file, work.bar(f"check {where}", savefile.size_of(file.fileno())) as advance:
