@@ -69,3 +69,18 @@ def test_invariant_6_every_prefix_with_any_unsynced_writes_missing(
     assert dead[Kind.TORN]
     assert ends[-signal.SIGKILL]
     assert failed or not failures
+
+
+@pytest.mark.slow
+def test_a_tail_whose_making_was_killed_anywhere_is_made_again(pools: Path) -> None:
+    ends: Counter[int] = Counter()
+    for number in range(3, 17):  # of what is done to the file until it is served
+        base = pools / str(number)
+        base.mkdir()
+        world = World(base, number, inside=True)
+        world.live([], f"{number}a")
+        if number % 2:
+            world.host_dies()
+        world.live(history(number, 4))
+        ends += world.ends
+    assert ends == {-signal.SIGKILL: 14, 0: 14}
