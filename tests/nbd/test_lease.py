@@ -23,6 +23,8 @@ from tmemd.device.files import LocalStore
 from tmemd.store import tail
 from tmemd.store.requests import Request
 
+pytestmark = pytest.mark.slow  # most of it waits for leases to run out
+
 LEASE = 2.0  # seconds
 SIZE = 64 * MIB
 FAR = 8192  # a page that is written through by nobody
