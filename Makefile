@@ -90,7 +90,7 @@ test-package: build deb  ## install, upgrade, remove and purge the package in a 
 test-quick: build  ## without guests and what takes long (two and a half minutes on two cores)
 	pytest -n auto -m 'not vm and not slow'
 
-migrations: build  ## a guest that swaps moves from host to host ten times, in both modes (ten minutes)
+migrations: build  ## a guest that swaps moves from host to host ten times, in both modes (five minutes)
 	MIGRATIONS=10 pytest -s tests/vm/test_migration.py
 
 test-ceph: build  ## on a Ceph of one monitor and one OSD, which it installs and makes (root; three minutes)
