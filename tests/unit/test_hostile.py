@@ -40,6 +40,7 @@ VALID: list[protocol.Request] = [
     protocol.Freeze(None, True),
     protocol.Ask("web", "demote", MIB, 3, True),
     protocol.Destroy("web", True),
+    protocol.Rename("web", "other"),
     protocol.Host(),
     protocol.Events(0),
 ]

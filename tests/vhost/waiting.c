@@ -14,7 +14,7 @@ static void before_store(const void *at, uint64_t value);
 #include "virtqueue.c"
 #undef __atomic_store_n
 
-enum { PAGES = 512, SIZE = 32, IN_RAM = 0, IN_FILE = 256, OK = 0 };
+enum { PAGES = 512, SIZE = 128, IN_RAM = 0, IN_FILE = 256, OK = 0 };
 
 static struct tm_config disk;
 static struct vhost_config config;

@@ -13,7 +13,7 @@
 #include "vhost.h"
 #include "virtqueue.h"
 
-enum { QUEUE_THREADS = 64 };
+enum { QUEUE_THREADS = 32 };
 
 struct queue {
     struct virtqueue ring;
