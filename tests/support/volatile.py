@@ -3,12 +3,14 @@
 
   nbdkit python volatile.py file=FILE run=DIR [fua=no]
 
-While DIR/hang is there no request is answered; while DIR/fail is there each is an error; with DIR/size the export has
+While DIR/hang is there no request is answered; the first write that finds DIR/stall takes it for DIR/stalled, and
+is not made while that is there; while DIR/fail is there each is an error; with DIR/size the export has
 as many bytes as stand there; with DIR/synced nothing is volatile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -77,8 +79,17 @@ def pread(h: int, buf: bytearray, offset: int, flags: int) -> None:  # noqa: ARG
         buf[:] = data[offset - first : offset - first + len(buf)]
 
 
+def _stall() -> None:
+    run = Path(_config["run"])
+    with contextlib.suppress(OSError):
+        (run / "stall").rename(run / "stalled")
+        while _told("stalled"):
+            time.sleep(0.005)
+
+
 def pwrite(h: int, buf: bytes, offset: int, flags: int) -> None:  # noqa: ARG001
     _obey()
+    _stall()
     assert offset % SECTOR == len(buf) % SECTOR == 0
     with _lock:
         for at in range(0, len(buf), SECTOR):

@@ -3,20 +3,25 @@
 #include "link.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <libnbd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "tmem.h"
 
 enum {
-    REQUEST_MOST = 32 << 20
-}; /* of a server that names no maximum (the NBD protocol's advice) */
+    REQUEST_MOST = 32 << 20, /* of a server that names no maximum (the NBD protocol's advice) */
+    ABSENT_MS = 5000,
+};
 
 uint64_t link_now(void)
 {
@@ -44,7 +49,7 @@ int link_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t deadlin
 
 int link_init(struct link *link)
 {
-    *link = (struct link){.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+    *link = (struct link){.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .late = -1};
     pthread_mutex_init(&link->lock, NULL);
     return link->wake < 0 ? errno : 0;
 }
@@ -54,6 +59,8 @@ void link_destroy(struct link *link)
     nbd_close(link->nbd);
     if (link->wake >= 0)
         close(link->wake);
+    if (link->late >= 0)
+        close(link->late);
     pthread_mutex_destroy(&link->lock);
 }
 
@@ -177,6 +184,19 @@ static int check_mark(struct nbd_handle *nbd, uint64_t deadline, const struct li
     return ESTALE;
 }
 
+/* Over TCP a host that is gone, or cannot be reached, is a lost connection after some seconds. One
+ * that answers for a server that hangs is not. Elsewhere these options fail, and nothing is lost.
+ */
+static void notice_absence(int fd)
+{
+    int on = 1, seconds = ABSENT_MS / 1000;
+    unsigned ms = ABSENT_MS;
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof ms);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &seconds, sizeof seconds);
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &seconds, sizeof seconds);
+}
+
 /* No structured replies: with them qemu-nbd looks for holes before each read (RBD, 16 in flight: a
  * quarter as many reads a second), and hangs up instead of answering an error. */
 static int connect_to(struct nbd_handle *nbd, const char *uri, uint64_t deadline,
@@ -186,6 +206,8 @@ static int connect_to(struct nbd_handle *nbd, const char *uri, uint64_t deadline
         nbd_set_request_structured_replies(nbd, false) < 0 || nbd_aio_connect_uri(nbd, uri) < 0)
         return failure(error, error_size);
     int failed = pump(nbd, deadline, nbd_aio_is_ready, error, error_size);
+    if (!failed)
+        notice_absence(nbd_aio_get_fd(nbd));
     return failed ? failed : check_limits(nbd, limits, error, error_size);
 }
 
@@ -231,10 +253,29 @@ static void finish(struct link *link, struct link_request *request, int error)
     pthread_cond_signal(&request->turn);
 }
 
+static bool has_changes(const struct link *link)
+{
+    const struct link_request *request = link->requests;
+    while (request && (request->op == LINK_READ || request->op == LINK_FLUSH))
+        request = request->next;
+    return request != NULL;
+}
+
+/* What was sent in whole the server may make when it likes, until it closes the connection. */
+static void keep_late(struct link *link)
+{
+    if (link->late >= 0 || !has_changes(link))
+        return;
+    link->late = fcntl(nbd_aio_get_fd(link->nbd), F_DUPFD_CLOEXEC, 0);
+    shutdown(link->late, SHUT_WR);
+}
+
 /* Nobody polls, or who does calls this. libnbd calls nobody back afterwards, and no longer touches
  * the buffers. */
 static void hang_up(struct link *link)
 {
+    if (!has_ended(link->nbd))
+        keep_late(link);
     nbd_close(link->nbd);
     atomic_store(&link->nbd, NULL);
     atomic_fetch_add(&link->hang_ups, 1);
@@ -356,6 +397,24 @@ int link_run(struct link *link, struct link_request *request, uint64_t deadline)
     pthread_mutex_unlock(&link->lock);
     pthread_cond_destroy(&request->turn);
     return request->error == ESHUTDOWN ? ENOTCONN : request->error;
+}
+
+int link_late(struct link *link)
+{
+    char answers[TM_PAGE];
+    ssize_t n = 0;
+    if (atomic_load(&link->late) < 0)
+        return -1;
+    pthread_mutex_lock(&link->lock);
+    int late = atomic_load(&link->late);
+    while (late >= 0 && (n = recv(late, answers, sizeof answers, MSG_DONTWAIT)) > 0)
+        ;
+    if (late >= 0 && (n == 0 || (errno != EAGAIN && errno != EINTR))) {
+        close(late);
+        atomic_store(&link->late, late = -1);
+    }
+    pthread_mutex_unlock(&link->lock);
+    return late;
 }
 
 void link_look(struct link *link)

@@ -40,6 +40,7 @@ struct link {
     _Atomic bool doomed;           /* to be closed by who polls; is looked at likewise */
     int wake;                      /* an eventfd: has who polls look again */
     _Atomic uint64_t hang_ups;     /* how often the connection was lost */
+    _Atomic int late; /* a connection that was given up while changes were under way; -1: none */
 };
 
 int link_init(struct link *link);
@@ -61,6 +62,9 @@ int link_open(struct link *link, const char *uri, uint64_t deadline, const struc
 /* Send the request and wait for its answer until `deadline`, when the connection is given up, and
  * with it what else is under way there. Returns its error; ENOTCONN: ask again elsewhere. */
 int link_run(struct link *link, struct link_request *request, uint64_t deadline);
+/* A socket to poll for, as long as the server may still make changes that were under way when their
+ * connection was given up: it has not closed that. -1: there are none. */
+int link_late(struct link *link);
 /* Notice whether the server has left, if nobody polls. */
 void link_look(struct link *link);
 

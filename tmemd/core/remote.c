@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <libnbd.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -147,6 +148,22 @@ static struct link *get_link(struct remote *remote, uint64_t deadline)
     return link;
 }
 
+/* Wait until the server is done with all changes whose connections were given up: one of them could
+ * come true after a newer one that is sent now. Returns whether it is. */
+static bool await_late(struct remote *remote, uint64_t deadline)
+{
+    for (unsigned i = 0; i < remote->n_made; i++) {
+        struct pollfd late = {.events = POLLIN};
+        while ((late.fd = link_late(&remote->links[i])) >= 0) {
+            uint64_t now = link_now(), left = earlier(deadline - earlier(now, deadline), 100);
+            if (!left)
+                return false;
+            poll(&late, 1, (int)left);
+        }
+    }
+    return true;
+}
+
 /* Have it answered, on whatever connection. ETIMEDOUT: by none in time. */
 static int run(struct remote *remote, enum link_op op, uint64_t offset, size_t length, void *buffer,
                uint32_t flags)
@@ -156,8 +173,9 @@ static int run(struct remote *remote, enum link_op op, uint64_t offset, size_t l
     uint64_t deadline = link_now() + remote->timeout_ms;
     bool brief = remote->brief && op != LINK_READ;
     for (unsigned tries = 0;; tries++) {
-        struct link *link =
-            get_link(remote, brief ? earlier(deadline, link_now() + BRIEF_MS) : deadline);
+        uint64_t until = brief ? earlier(deadline, link_now() + BRIEF_MS) : deadline;
+        bool ready = op == LINK_READ || op == LINK_FLUSH || await_late(remote, until);
+        struct link *link = ready ? get_link(remote, until) : NULL;
         if (!link) {
             atomic_fetch_add(&remote->time_outs, 1);
             return ETIMEDOUT;
@@ -289,7 +307,7 @@ uint64_t remote_size(const struct remote *remote) { return remote->limits.size; 
 
 void remote_be_brief(struct remote *remote) { remote->brief = true; }
 
-bool remote_is_away(struct remote *remote) { return !pick(remote); }
+bool remote_is_away(struct remote *remote) { return !pick(remote) || !await_late(remote, 0); }
 
 struct store *remote_store(struct remote *remote) { return &remote->store; }
 

@@ -35,7 +35,7 @@ int remote_expect(struct remote *remote, uint64_t offset, size_t length, const v
 
 /* Bytes of the export, once it was connected. */
 uint64_t remote_size(const struct remote *remote);
-/* Whether no connection is known to live. */
+/* Whether no connection is known to live, or changes must wait for one that was given up. */
 bool remote_is_away(struct remote *remote);
 /* From now on a change that finds it away is ETIMEDOUT after a second: something else takes it. */
 void remote_be_brief(struct remote *remote);
