@@ -131,7 +131,7 @@ static void test_when_all_threads_wait_the_next_one_goes_on(void)
     struct front *front = begin();
     hold(true);
     for (uint16_t n = 0; n < QUEUE_THREADS; n++)
-        ask(front, (uint16_t)(3 * n), IN_FILE + 16 + n);
+        ask(front, (uint16_t)(3 * n), IN_FILE + QUEUE_THREADS + n);
     await_readers(QUEUE_THREADS);
     ask(front, 3 * QUEUE_THREADS, IN_RAM + 1);
     hold(false);
@@ -162,21 +162,21 @@ static void check_stop(const struct wire *wire, const int *fds, unsigned n_fds, 
 static void test_who_stops_a_queue_waits_for_what_was_taken(void)
 {
     struct wire wire = {VHOST_GET_VRING_BASE, VHOST_VERSION, 8, {0}};
-    check_stop(&wire, NULL, 0, IN_FILE + 32);
+    check_stop(&wire, NULL, 0, IN_FILE + 2 * QUEUE_THREADS + 0);
     wire.flags |= VHOST_NEED_REPLY;
     wire.request = VHOST_RESET_DEVICE;
-    check_stop(&wire, NULL, 0, IN_FILE + 33);
+    check_stop(&wire, NULL, 0, IN_FILE + 2 * QUEUE_THREADS + 1);
     wire.request = VHOST_SET_VRING_ENABLE;
-    check_stop(&wire, NULL, 0, IN_FILE + 34);
+    check_stop(&wire, NULL, 0, IN_FILE + 2 * QUEUE_THREADS + 2);
     wire.request = VHOST_SET_VRING_NUM;
     wire.payload.state.num = SIZE;
-    check_stop(&wire, NULL, 0, IN_FILE + 35);
+    check_stop(&wire, NULL, 0, IN_FILE + 2 * QUEUE_THREADS + 3);
     wire.request = VHOST_SET_MEM_TABLE;
     wire.payload.u64 = 0;
-    check_stop(&wire, NULL, 0, IN_FILE + 36);
+    check_stop(&wire, NULL, 0, IN_FILE + 2 * QUEUE_THREADS + 4);
     int kick = eventfd(0, EFD_CLOEXEC);
     wire.request = VHOST_SET_VRING_KICK;
-    check_stop(&wire, &kick, 1, IN_FILE + 37);
+    check_stop(&wire, &kick, 1, IN_FILE + 2 * QUEUE_THREADS + 5);
     close(kick);
 }
 
@@ -198,7 +198,7 @@ static void test_who_stops_a_queue_waits_for_what_the_last_process_left(void)
     struct inflight_queue *area = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     CHECK(area != MAP_FAILED && front_set_state(front, VHOST_SET_VRING_ENABLE, 0, 0) == 0);
     for (uint16_t i = 0; i < LEFT; i++)
-        ask(front, (uint16_t)(3 * i), IN_FILE + 80 + i);
+        ask(front, (uint16_t)(3 * i), IN_FILE + 3 * QUEUE_THREADS + i);
     mark(area, LEFT);
     hold(true);
     CHECK(front_set_state(front, VHOST_SET_VRING_ENABLE, 0, 1) == 0);
@@ -209,7 +209,7 @@ static void test_who_stops_a_queue_waits_for_what_the_last_process_left(void)
     CHECK(front_receive(front, &stop, &(int){0}) && stop.payload.state.num == LEFT);
     CHECK(front_used_index(front, 0) == LEFT);
     for (uint16_t i = 0; i < LEFT; i++)
-        CHECK(has(front, (uint16_t)(3 * i), IN_FILE + 80 + i) &&
+        CHECK(has(front, (uint16_t)(3 * i), IN_FILE + 3 * QUEUE_THREADS + i) &&
               !area->descriptors[3 * i].inflight);
     end(front);
     munmap(area, bytes);
@@ -242,7 +242,7 @@ static void test_who_hangs_up_leaves_nothing_half_done(void)
     pthread_t thread;
     int fd = dup(front->fd);
     hold(true);
-    ask(front, 0, IN_FILE + 48);
+    ask(front, 0, IN_FILE + 200);
     await_readers(1);
     CHECK(pthread_create(&thread, NULL, let_go, front) == 0);
     end(front);
@@ -259,7 +259,7 @@ static void test_a_queue_that_is_damaged_answers_what_was_taken(void)
     struct pollfd hung = {.fd = front->socket, .events = POLLRDHUP};
     uint8_t status;
     hold(true);
-    ask(front, 0, IN_FILE + 49);
+    ask(front, 0, IN_FILE + 201);
     await_readers(1);
     front_offer(front, 0, SIZE);
     CHECK(poll(&hung, 1, -1) == 1);
@@ -281,7 +281,7 @@ static void before_store(const void *at, uint64_t value)
         return;
     atomic_store(&eager, NULL);
     hold(true);
-    ask(front, 0, IN_FILE + 65);
+    ask(front, 0, IN_FILE + 203);
     /* Whoever takes that has time to, unless he has to wait for us. */
     for (int i = 0; i < 10000 && !has_readers(); i++)
         sched_yield();
@@ -297,7 +297,7 @@ static void test_a_head_that_is_used_again_at_once_is_marked(void)
     CHECK(area != MAP_FAILED);
     CHECK(front_set_fd(front, VHOST_SET_VRING_KICK, 0, front->kick[0]) == 0);
     hold(true);
-    ask(front, 0, IN_FILE + 64);
+    ask(front, 0, IN_FILE + 202);
     await_readers(1);
     atomic_store(&eager, front);
     hold(false);
@@ -309,7 +309,7 @@ static void test_a_head_that_is_used_again_at_once_is_marked(void)
     CHECK(front_wait(front, 0, 2));
     CHECK(__atomic_load_n(&area[MARK], __ATOMIC_ACQUIRE) == 1);
     hold(false);
-    CHECK(front_wait(front, 0, 1) && has(front, 0, IN_FILE + 65));
+    CHECK(front_wait(front, 0, 1) && has(front, 0, IN_FILE + 203));
     end(front);
     CHECK(area[MARK] == 0 && area[MARK + 3 * sizeof(struct inflight_descriptor)] == 0);
     munmap(area, bytes);
