@@ -75,7 +75,7 @@ class Watch:
         self._core, self._remote, self._overflow, self._config = core, remote, overflow, config
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._why = ""  # it is away
+        self._told = ""
 
     def start(self, log: Callable[[str], None]) -> None:
         """Begin, in a thread of this process: connecting may take long."""
@@ -104,11 +104,12 @@ class Watch:
                 overflow.write_back()
 
     def _tell(self, status: _core.RemoteStatus, log: Callable[[str], None]) -> None:
-        """Once for each reason that it is away, and once that it is back."""
+        """Once that it is away, once that another came back (those reasons of the core begin with 'it'), and its end."""
         why = "" if status.connections else status.why
-        if why == self._why or not (why or status.connections):
+        told = why if why.startswith("it ") else "away" if why else ""
+        if told == self._told or not (why or status.connections):
             return
-        self._why = why
+        self._told = told
         if why:
             writes = f"; writes go to {self._config.overflow}" if self._overflow else ""
             log(
