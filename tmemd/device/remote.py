@@ -104,7 +104,7 @@ class Watch:
                 overflow.write_back()
 
     def _tell(self, status: _core.RemoteStatus, log: Callable[[str], None]) -> None:
-        """Once that it is away, once that another came back (those reasons of the core begin with 'it'), and its end."""
+        """Once that it is away, once that another came back (the core says "it ..." then), and the end."""
         why = "" if status.connections else status.why
         told = why if why.startswith("it ") else "away" if why else ""
         if told == self._told or not (why or status.connections):
