@@ -15,6 +15,7 @@ from typing import Any
 from tests.support.harness import ROOT, environment, wait_until
 from tests.support.leftovers import all_dying_with_us, dying_with_us
 from tests.support.qemu import KERNELS
+from tmemd.libvirt.records import Records
 
 _STEP = re.compile(r"^(?:hog: .* s |guest: \d+ pages done)", re.MULTILINE)
 _WRONG = re.compile(r"WRONG|Kernel panic|guest: .*failed|Killed process|Out of memory|I/O error|Read-error")
@@ -199,7 +200,9 @@ def guest(
 def _is_hooked(host: Host) -> bool:
     """Whether it is the hook that keeps a guest from starting whose device is not there."""
     with guest(host, "probe", KERNELS[-1], documented("disk", "/web.sock").replace("/web.sock", "/nowhere.sock")):
-        return "no device nowhere is defined" in host.virsh("start", "probe", status=1)
+        said = host.virsh("start", "probe", status=1)
+    host.run("rm", "-f", Records().path("nowhere"))  # libvirt 9.0 does not say that it failed to start
+    return "no device nowhere is defined" in said
 
 
 def _those(elements: tuple[str, ...], begin: str) -> str:

@@ -54,18 +54,8 @@ def status(device: str) -> PoolStatus | None:
 
 
 def drain(device: str) -> str:
-    """Move all that a device has in RAM to its file; returns what went wrong, '' for nothing, or nothing to move."""
-    said = _tmemctl("drain", device)
-    return said if said and not _has_no_pool(device) else ""
-
-
-def _has_no_pool(device: str) -> bool:
-    """Whether tmemd says so: of a device that was never there, or was removed, a record may have stayed."""
-    try:
-        pools = Client.of_daemon(Path(os.environ.get("TMEMD_SOCKET") or DEFAULT_SOCKET)).pools()
-    except PoolError:
-        return False
-    return all(pool.name != device for pool in pools)
+    """Move all that a device has in RAM to its file; returns what went wrong, '' for nothing."""
+    return _tmemctl("drain", device)
 
 
 def _tmemctl(command: str, device: str, timeout: float | None = None) -> str:
