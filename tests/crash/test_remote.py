@@ -155,11 +155,8 @@ ACTS = {
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[Remote]:
-    server = volatile(tmp_path / "remote", SIZE)
-    try:
+    with volatile(tmp_path / "remote", SIZE) as server:
         yield server.start()
-    finally:
-        server.kill()
 
 
 MakeWorld = Callable[[int, str, bool], World]

@@ -19,11 +19,8 @@ PAGE_WRITTEN = 2048
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[Remote]:
-    server = volatile(tmp_path / "remote", SIZE)
-    try:
+    with volatile(tmp_path / "remote", SIZE) as server:
         yield server.start()
-    finally:
-        server.kill()
 
 
 def write(client: nbd.NBD, version: int) -> None:

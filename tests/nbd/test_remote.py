@@ -42,11 +42,8 @@ TIMEOUT = 2.0
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Iterator[Remote]:
-    server = volatile(tmp_path / "remote", SIZE)
-    try:
+    with volatile(tmp_path / "remote", SIZE) as server:
         yield server.start()
-    finally:
-        server.kill()
 
 
 class Far:

@@ -24,6 +24,12 @@ class Remote:
         self.uri = f"nbd+unix:///?socket={self.socket}"
         self._process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> Remote:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
     def start(self) -> Remote:
         """Start, and wait until it listens."""
         self.socket.unlink(missing_ok=True)
