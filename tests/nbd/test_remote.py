@@ -361,6 +361,81 @@ def test_no_server_no_device_and_the_message_says_which(pools: Path, tmp_path: P
     assert not list(pools.iterdir())
 
 
+@pytest.mark.parametrize("keys", [{}, {"flush": "durable"}, {"overflow": "{run}/overflow"}], ids=str)
+def test_a_device_whose_process_died_is_served_from_ram_while_its_server_is_away(
+    serve: Serve, pools: Path, remote: Remote, keys: dict[str, str]
+) -> None:
+    remote.tell("synced")
+    far = Far(serve, pools, remote, **{key: value.format(run=remote.run) for key, value in keys.items()})
+    with far.server.client() as client:
+        far.fill(client, 1)
+        here = far.in_tmem()
+        assert len(here) > PAGES / 4
+        for page in (trimmed := here[:8]):  # for what is written meanwhile
+            client.trim(PAGE, page * PAGE)
+        here = here[8:]
+        remote.kill()
+        far.server.kill()
+    far.server.start()
+    newest = {page: 1 for page in range(FIRST, FIRST + PAGES) if page not in trimmed}
+    with far.server.client() as client:
+        assert far.state().is_away
+        for page in here:
+            assert client.pread(PAGE, page * PAGE) == incompressible(page, 1)
+        if "flush" not in keys:  # that one's writes need the server
+            for page in here:
+                client.pwrite(incompressible(page, 2), page * PAGE)
+                newest[page] = 2
+        far.server.kill()  # and once more
+    far.server.start()
+    with far.server.client() as client:
+        remote.start()
+        for page, version in newest.items():
+            assert client.pread(PAGE, page * PAGE) == incompressible(page, version), page
+        assert far.drain() == 0
+        wait_until(lambda: far.server.log().count("is back") == 1, "that to be said")
+    assert far.server.log().count("is away") == 2
+    assert counters(far.pool).bad_checksums == 0
+
+
+@pytest.mark.parametrize("size", [SIZE - MIB, SIZE + MIB])
+def test_it_does_not_go_on_with_another_server(far: Far, size: int) -> None:
+    with far.server.client() as client:
+        far.fill(client, 1)
+        assert far.drain() == 0
+        far.remote.kill()
+        far.server.kill()
+    far.server.start()
+    with far.server.client() as client:
+        far.remote.tell("size", str(size))
+        far.remote.start()
+        with pytest.raises(nbd.Error, match="EIO"):
+            client.pread(PAGE, FIRST * PAGE)
+        assert "another export than before" in far.server.log()
+
+
+@pytest.mark.parametrize("change", ["no pool", "another pool", "another server", "a tail"])
+def test_a_device_of_which_only_the_server_has_all_waits_for_it(
+    serve: Serve, pools: Path, remote: Remote, change: str
+) -> None:
+    bitmap = "inside" if change == "a tail" else remote.run / "map"
+    parameters = device("far", pools, SIZE - MIB, remote.uri, ROOM, bitmap=bitmap, timeout=TIMEOUT)
+    pool, server = pools / "far.pool", serve(parameters)
+    server.kill()
+    first = pool.read_bytes()
+    if change in ("no pool", "another pool"):
+        pool.unlink()
+    if change == "another pool":  # than the one that was in use with the bitmap last
+        server.start().kill()
+        pool.write_bytes(first)
+    if change == "another server":
+        parameters = [word.replace("remote.sock", "other.sock") for word in parameters]
+    remote.kill()
+    said = refusal(remote.run, parameters)
+    assert "No such file" in said or "Connection refused" in said
+    assert pool.exists() == (change != "no pool")
+
+
 def test_a_golden_image_of_another_host(serve: Serve, pools: Path, remote: Remote) -> None:
     with (remote.run / "disk").open("r+b") as image:
         image.seek(FIRST * PAGE)

@@ -26,6 +26,7 @@ class RemoteStatus(NamedTuple):
     """How a remote is: sizes in bytes, times in seconds, counts since the process began."""
 
     size: int
+    abilities: int  # for `Remote.know`
     read_only: bool
     can_flush: bool
     can_zero: bool
@@ -47,6 +48,8 @@ class Remote:
     def __init__(self, uri: str, *, connections: int, timeout: float) -> None: ...
     def connect(self) -> None:
         """Connect within the time-out, as far as it is not. Raises OSError, which says what was wrong."""
+    def know(self, size: int, abilities: int) -> None:
+        """Before it is connected: use only an export whose status said so. Raises OSError."""
     def expect(self, offset: int, content: bytes) -> None:
         """Use no server from now on that has not these bytes, at most 512, at *offset*."""
     def read(self, offset: int, length: int) -> bytes:

@@ -22,6 +22,8 @@ cdef extern from "layout.h" nogil:
         uint64_t repeats
         uint64_t away_ms
         uint64_t overflow
+        uint64_t export_bytes
+        uint64_t abilities
 
 cdef extern from *:
     """
@@ -163,6 +165,7 @@ cdef extern from "remote.h" nogil:
 
     struct remote_status:
         uint64_t size
+        uint64_t abilities
         bint read_only
         bint can_flush
         bint can_zero
@@ -178,6 +181,7 @@ cdef extern from "remote.h" nogil:
     void remote_free(remote *remote)
     store *remote_store(remote *remote)
     int remote_connect(remote *remote, char *why, size_t why_size)
+    int remote_know(remote *remote, uint64_t size, uint64_t abilities)
     int remote_expect(remote *remote, uint64_t offset, size_t length, const void *expected)
     int remote_read(remote *remote, uint64_t offset, size_t length, void *buffer)
     int remote_write(remote *remote, uint64_t offset, size_t length, const void *buffer, bint through)
@@ -265,6 +269,7 @@ class RemoteStatus(NamedTuple):
     """How a remote is: sizes in bytes, times in seconds, counts since the process began."""
 
     size: int
+    abilities: int
     read_only: bool
     can_flush: bool
     can_zero: bool
@@ -301,6 +306,12 @@ cdef class Remote:
             code = remote_connect(self.remote, why, sizeof(why))
         if code:
             raise OSError(code, (<bytes>why).decode(errors="replace") or os.strerror(code))
+
+    def know(self, uint64_t size, uint64_t abilities):
+        """Before it is connected: use only an export whose status said so. Raises OSError."""
+        cdef int code = remote_know(self.remote, size, abilities)
+        if code:
+            fail(code)
 
     def expect(self, uint64_t offset, bytes content not None):
         """Use no server from now on that has not these bytes, at most 512, at *offset*."""
@@ -340,7 +351,7 @@ cdef class Remote:
         cdef remote_status s
         remote_get_status(self.remote, &s)
         return RemoteStatus(
-            s.size, s.read_only, s.can_flush, s.can_zero, s.connections, s.connects, s.losses, s.time_outs, s.repeats,
+            s.size, s.abilities, s.read_only, s.can_flush, s.can_zero, s.connections, s.connects, s.losses, s.time_outs, s.repeats,
             s.away_ms / 1000, (<bytes><char *>s.why).decode(errors="replace"),
         )
 
@@ -547,6 +558,7 @@ cdef class Device:
         state.connections, state.connects, state.losses = status.connections, status.connects, status.losses
         state.time_outs, state.repeats = status.time_outs, status.repeats
         state.away_ms, state.overflow = <uint64_t>(status.away * 1000), overflow
+        state.export_bytes, state.abilities = status.size, status.abilities
         state.published = 1
 
     def serve_vhost(self, int socket, *, str serial, uint32_t block_bytes, bint read_only, uint32_t poll_us):

@@ -81,6 +81,9 @@ struct tm_remote {
     _Atomic uint64_t time_outs, repeats;    /* requests failed, and sent again */
     _Atomic uint64_t away_ms;               /* since none is connected */
     _Atomic uint64_t overflow;              /* pages in the local file instead */
+    _Atomic uint64_t export_bytes,
+        abilities; /* what the export was like when it was last there
+                      (remote_know): kept while nobody serves the device */
 };
 
 /* The statistics page; tmemd.store.poolfile.Latencies and Ages name the same fields. Writer: the

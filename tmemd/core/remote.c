@@ -21,6 +21,7 @@
 
 #include "link.h"
 #include "store.h"
+#include "tmem.h"
 
 enum {
     CONNECT_MS = 5000, /* for one attempt */
@@ -41,8 +42,8 @@ struct remote {
     uint32_t timeout_ms;
     pthread_mutex_t lock; /* guards what follows up to `links`; not held over a connect */
     pthread_cond_t changed;
-    struct link_limits limits; /* of the first connection, before any request; fixed from then on,
-                                  as is n_links */
+    struct link_limits limits; /* known before any request, from the first connection or by
+                                  remote_know; fixed from then on, as is n_links */
     bool connecting;           /* somebody is */
     uint64_t next_try, backoff_ms, away_since;
     struct link_mark mark;
@@ -92,6 +93,12 @@ static void note_try(struct remote *remote, struct link *link, int error)
         *connected = now;
 }
 
+static void learn(struct remote *remote, const struct link_limits *limits)
+{
+    remote->limits = *limits;
+    remote->n_links = limits->can_multi_conn ? remote->n_links : 1;
+}
+
 /* Connect a link by `deadline`, or note why not. With the lock, which is let go of meanwhile;
  * `connecting` keeps others out. */
 static int connect_link(struct remote *remote, struct link *link, uint64_t deadline)
@@ -111,10 +118,8 @@ static int connect_link(struct remote *remote, struct link *link, uint64_t deadl
     memcpy(remote->why, why, sizeof why);
     note_try(remote, link, error);
     if (!error) {
-        if (!remote->limits.size) {
-            remote->limits = limits;
-            remote->n_links = limits.can_multi_conn ? remote->n_links : 1;
-        }
+        if (!remote->limits.size)
+            learn(remote, &limits);
         remote->away_since = 0;
         atomic_fetch_add(&remote->connects, 1);
     }
@@ -326,6 +331,40 @@ int remote_connect(struct remote *remote, char *why, size_t why_size)
     return error;
 }
 
+/* In one word: the most and the least bytes of a request, and what it can. */
+static uint64_t pack(const struct link_limits *limits)
+{
+    return (uint64_t)limits->most << 32 | (uint64_t)limits->least << 8 | limits->read_only |
+           limits->can_flush << 1 | limits->can_fua << 2 | limits->can_zero << 3 |
+           limits->can_multi_conn << 4;
+}
+
+static struct link_limits unpack(uint64_t size, uint64_t abilities)
+{
+    return (struct link_limits){
+        .size = size,
+        .least = (uint32_t)abilities >> 8,
+        .most = (uint32_t)(abilities >> 32),
+        .read_only = abilities & 1,
+        .can_flush = abilities >> 1 & 1,
+        .can_fua = abilities >> 2 & 1,
+        .can_zero = abilities >> 3 & 1,
+        .can_multi_conn = abilities >> 4 & 1,
+    };
+}
+
+int remote_know(struct remote *remote, uint64_t size, uint64_t abilities)
+{
+    struct link_limits limits = unpack(size, abilities);
+    if (!size || !limits.least || limits.least > TM_PAGE || limits.most < TM_PAGE)
+        return EINVAL;
+    pthread_mutex_lock(&remote->lock);
+    learn(remote, &limits);
+    note_absence(remote);
+    pthread_mutex_unlock(&remote->lock);
+    return 0;
+}
+
 int remote_expect(struct remote *remote, uint64_t offset, size_t length, const void *expected)
 {
     if (length > LINK_MARK_MOST)
@@ -355,6 +394,7 @@ void remote_get_status(struct remote *remote, struct remote_status *status)
     pthread_mutex_lock(&remote->lock);
     *status = (struct remote_status){
         .size = remote->limits.size,
+        .abilities = pack(&remote->limits),
         .read_only = remote->limits.read_only,
         .can_flush = remote->limits.can_flush,
         .can_zero = remote->limits.can_zero,

@@ -29,6 +29,9 @@ struct store *remote_store(struct remote *remote);
 /* Connect once, as far as it is not, within the time-out. Returns 0, or an errno and says why.
  * Later connections, made by whoever needs them, must find an export of the same size. */
 int remote_connect(struct remote *remote, char *why, size_t why_size);
+/* Take the export to be like that, before any connection is made: no other is used. The numbers are
+ * as of remote_status. EINVAL: they cannot be. */
+int remote_know(struct remote *remote, uint64_t size, uint64_t abilities);
 /* Have each later connection look for these bytes, at most 512: a server that comes back as another
  * is not used. EINVAL for more. */
 int remote_expect(struct remote *remote, uint64_t offset, size_t length, const void *expected);
@@ -50,7 +53,7 @@ int remote_write(struct remote *remote, uint64_t offset, size_t length, const vo
 void remote_look_after(struct remote *remote);
 
 struct remote_status {
-    uint64_t size;
+    uint64_t size, abilities; /* of the export; abilities: for remote_know */
     bool read_only, can_flush, can_zero;
     unsigned connections;      /* now; 0: it is away */
     uint64_t connects, losses; /* of connections, ever */

@@ -18,7 +18,7 @@ from tmemd.device import files, remote
 from tmemd.device.config import DeviceConfig, Uri
 from tmemd.device.files import LocalStore
 from tmemd.device.lease import HeldError, Keeper, Lease
-from tmemd.device.remote import RemoteStore
+from tmemd.device.remote import AwayError, RemoteStore
 from tmemd.store import bitmapfile, tail
 from tmemd.store.bitmapfile import BitmapHeader
 from tmemd.store.poolfile import PAGE, PoolError
@@ -43,6 +43,7 @@ class Backing:
     header: BitmapHeader | None = None
     direct: bool = False
     remote: _core.Remote | None = None  # instead of fd
+    away: AwayError | None = None  # why that could not be connected
     overflow: _core.Overflow | None = None  # of that
     tail: Tail | None = None
     lease: Lease | None = None  # on the tail, once we have it
@@ -109,11 +110,14 @@ def find(config: DeviceConfig) -> Backing:
         on_error.callback(backing.close)
         _check_directories(backing)
         if isinstance(path, Uri):
-            backing.remote = remote.connect(config, path, write=True)
-            _check_length(backing)
+            backing.remote, backing.away = remote.reach(config, path, write=True)
+            if not backing.away:
+                _check_length(backing)
         elif path.exists():
             _open(backing, path)
         is_there = backing.fd >= 0 or backing.remote is not None
+        if backing.away and (backing.bitmap_path is None or not backing.bitmap_path.exists()):
+            raise backing.away
         if backing.bitmap_path is None:
             if is_there:
                 _find_tail(backing, config.name)
@@ -123,6 +127,16 @@ def find(config: DeviceConfig) -> Backing:
             _check_empty(backing, f"bitmap ({backing.bitmap_path})", backing.length)
         on_error.pop_all()
     return backing
+
+
+def go_on_without(backing: Backing, export_bytes: int, abilities: int) -> None:
+    """Have the device served although its server is `away`, which was like that. Raises AwayError."""
+    assert backing.away
+    assert backing.remote
+    with suppress(OSError):
+        backing.remote.know(export_bytes, abilities)
+    if backing.length < backing.size:
+        raise backing.away
 
 
 @dataclass(frozen=True)
@@ -389,7 +403,7 @@ def _open_bitmap(backing: Backing, bitmap_path: Path) -> None:
     if header.size != backing.size:
         raise PoolError(f"{bitmap_path}: the bitmap is of a device of {header.size} bytes, not of size={backing.size}")
     length = backing.length if backing.fd >= 0 or backing.remote else 0
-    if length < backing.size:
+    if length < backing.size and not backing.away:
         state = f"has only {length} of its {backing.size} bytes" if length else "is missing or empty"
         raise PoolError(
             f"{path} {state}, but its bitmap {bitmap_path} says it is in use: restore it, or remove the bitmap"

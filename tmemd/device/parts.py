@@ -295,6 +295,8 @@ def find_parts(config: DeviceConfig, root: Path, owned: ExitStack, undo: ExitSta
     backing = backings.find(config) if config.backing else None
     if backing:
         owned.callback(backing.close)
+        if backing.away and not (backing.header and backing.header.boot_id == boot_id):
+            raise backing.away  # before a pool is made
         found = f"with bitmap {backing.bitmap_path} of epoch {backing.header.epoch}" if backing.header else "new"
         debug(f"{backing.path}: {found}, {_how(backing)}")
     source = _open_source(config) if config.source else None
@@ -304,7 +306,22 @@ def find_parts(config: DeviceConfig, root: Path, owned: ExitStack, undo: ExitSta
     pool_fd, pool_path = open_pool(config, undo)
     owned.callback(os.close, pool_fd)
     claim_pool(pool_fd, pool_path)
+    if backing and backing.away:
+        _go_on_without_server(backing, pool_fd, pool_path)
+        debug(f"{backing.away}: going on without it")
     return Parts(config, layout, boot_id, backing, source, pool_path, pool_fd, debug)
+
+
+def _go_on_without_server(backing: Backing, pool_fd: int, pool_path: Path) -> None:
+    """Only the pool that was last in use with it can do that: of what another lacks, only the server has the pages."""
+    assert backing.away
+    assert backing.header
+    last = backing.header.boot_id, backing.header.epoch, str(backing.path)
+    identity = poolfile.read_identity(pool_fd, pool_path)
+    if identity is None or (identity.boot_id, identity.epoch, identity.backing) != last:
+        raise backing.away
+    known = poolfile.Snapshot().take(pool_fd, pool_path).remote()
+    backings.go_on_without(backing, known.export_bytes, known.abilities)
 
 
 def _how(file: Backing | Source) -> str:

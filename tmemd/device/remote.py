@@ -16,19 +16,31 @@ from tmemd.store.poolfile import PoolError
 _LOOK_EVERY: Final = 0.5  # seconds
 
 
+class AwayError(PoolError):
+    """A device's server cannot be reached, or not used."""
+
+
 def connect(config: DeviceConfig, uri: Uri, *, write: bool) -> _core.Remote:
-    """Connect to the server, which has time until the device's time-out. Raises PoolError."""
+    """Connect to the server, which has time until the device's time-out. Raises AwayError, PoolError."""
+    remote, away = reach(config, uri, write=write)
+    if away:
+        raise away
+    return remote
+
+
+def reach(config: DeviceConfig, uri: Uri, *, write: bool) -> tuple[_core.Remote, AwayError | None]:
+    """The same where one may go on without it: also why it is away. Raises PoolError."""
     remote = _core.Remote(str(uri), connections=config.connections, timeout=config.timeout)
     try:
         remote.connect()
     except OSError as error:
-        raise PoolError(f"{uri}: {error.strerror}") from None
+        return remote, AwayError(f"{uri}: {error.strerror}")
     status = remote.status
     if write and status.read_only:
         raise PoolError(f"{uri}: the server lets nobody write to it")
     if write and not status.can_flush:
         raise PoolError(f"{uri}: the server has no FLUSH, so nothing that is written there is ever known to be durable")
-    return remote
+    return remote, None
 
 
 def size_of(uri: Uri) -> int:
@@ -79,6 +91,7 @@ class Watch:
 
     def start(self, log: Callable[[str], None]) -> None:
         """Begin, in a thread of this process: connecting may take long."""
+        self._look(log)
         self._thread = threading.Thread(target=self._run, args=(log,), name="tmem-remote", daemon=True)
         self._thread.start()
 
@@ -91,11 +104,14 @@ class Watch:
     def _run(self, log: Callable[[str], None]) -> None:
         while not self._stop.wait(_LOOK_EVERY):
             self._remote.look_after()
-            status = self._remote.status
-            self._core.publish_remote(status, self._overflow.count if self._overflow else 0)
-            self._tell(status, log)
-            if self._overflow and status.connections:
+            self._look(log)
+            if self._overflow and self._remote.status.connections:
                 self._write_back(self._overflow)
+
+    def _look(self, log: Callable[[str], None]) -> None:
+        status = self._remote.status
+        self._core.publish_remote(status, self._overflow.count if self._overflow else 0)
+        self._tell(status, log)
 
     def _write_back(self, overflow: _core.Overflow) -> None:
         """What was written while it was away, until that is done, or it is away again."""

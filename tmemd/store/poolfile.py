@@ -269,6 +269,8 @@ class RemoteState(msgspec.Struct, frozen=True):
     repeats: int  # requests sent again after a loss
     away_ms: int
     overflow: int  # pages in the local file that takes what is written meanwhile
+    export_bytes: int  # of what the server exports, and what it can: whoever serves the device next may go by that
+    abilities: int
 
     @property
     def is_away(self) -> bool:
