@@ -93,7 +93,7 @@ test-quick: build  ## without guests and what takes long (two and a half minutes
 migrations: build  ## a guest that swaps moves from host to host ten times, in both modes (five minutes)
 	MIGRATIONS=10 pytest -s tests/vm/test_migration.py
 
-test-ceph: build  ## on a Ceph of one monitor and one OSD, which it installs and makes (root; three minutes)
+test-ceph: build  ## on a Ceph of one monitor and one OSD, which it installs and makes (root; five minutes)
 	@scripts/setup ceph-common ceph-mon ceph-osd qemu-block-extra
 	pytest tests/ceph
 

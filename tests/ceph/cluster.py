@@ -18,6 +18,7 @@ from tests.support.leftovers import dying_with_us
 POOL: Final = "rbd"
 USER: Final = "tmemd"
 PLACEMENT_GROUPS: Final = 8
+OBJECT: Final = 4 * MIB  # of an image's data each is so much
 OSD_BYTES: Final = 4096 * MIB  # a sparse file
 
 # One copy of each object, in one OSD, whose cache is small; nothing outside the directory and the loopback device.
@@ -30,6 +31,7 @@ ms_bind_msgr1 = false
 keyring = {base}/keyring
 run_dir = {base}
 admin_socket = {base}/$name.$pid.asok
+crash_dir = {base}
 pid_file = {base}/$name.pid
 log_file = {base}/$name.log
 mon_data = {base}/mon
@@ -145,6 +147,12 @@ class Cluster:
         locks = self.ask("rbd", "lock", "ls", f"{POOL}/{image}")
         return str(locks[0]["address"]) if locks else ""
 
+    def waiting(self, client: str) -> list[int]:
+        """What of an image's data a client waits for, `client.USER.PID`: the offsets of objects."""
+        requests = self.ask("ceph", "daemon", f"{self._base}/{client}.asok", "objecter_requests")["ops"]
+        objects = (request["object_id"].rpartition(".") for request in requests)
+        return [int(number, 16) * OBJECT for kind, _, number in objects if kind.startswith("rbd_data.")]
+
     def blocklist(self, client: str) -> None:
         """From now on a client's requests fail, those that are under way included."""
         self.run("ceph", "osd", "blocklist", "add", client)
@@ -161,6 +169,7 @@ class Export:
         """Serve *image* on *socket*."""
         self.socket = socket
         self.uri = f"nbd+unix:///{image}?socket={socket}"
+        self._cluster = cluster
         options = {"pool": POOL, "image": image, "user": USER, "conf": cluster.configuration}
         node = ",".join(["driver=raw", "file.driver=rbd", *(f"file.{key}={value}" for key, value in options.items())])
         # Without cache=none librbd holds back what it has acknowledged, which goes when qemu-nbd is killed.
@@ -178,6 +187,11 @@ class Export:
         wait_until(lambda: process.poll() is not None or self._pidfile.exists(), "qemu-nbd to listen")
         assert process.poll() is None, "qemu-nbd ended at its start"
         return self
+
+    def waiting(self) -> list[int]:
+        """Where in the image it waits for an OSD: the offsets of objects."""
+        assert self._process is not None
+        return self._cluster.waiting(f"client.{USER}.{self._process.pid}")
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""

@@ -7,8 +7,16 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
-from tests.support.harness import Server, counters, wait_until
+from tests.support.harness import counters, wait_until
+
+
+class Mortal(Protocol):
+    """What is killed and started again: a server, or what stands behind it."""
+
+    def kill(self) -> None: ...
+    def start(self) -> object: ...
 
 
 def requests(pool: Path) -> int:
@@ -17,7 +25,7 @@ def requests(pool: Path) -> int:
     return now.reads + now.writes
 
 
-def kill_until(ended: Callable[[], bool], server: Server, pool: Path, between: range) -> int:
+def kill_until(ended: Callable[[], bool], server: Mortal, pool: Path, between: range) -> int:
     """Kill the server and start it again, each time after a number of requests from *between*; returns how often."""
     rng, kills = random.Random(1), 0
 
