@@ -7,6 +7,7 @@ import errno
 import random
 import subprocess
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,14 @@ from tests.support.harness import (
     environment,
     nbdkit_command,
     wait_until,
+    waiting,
 )  # fmt: skip
 from tests.support.index import Kind, kinds
 from tests.support.remotes import VOLATILE, Remote, volatile
+from tmemd import cli
+from tmemd.cli import common as cli_common
 from tmemd.store import poolfile
-from tmemd.store.requests import Request
+from tmemd.store.requests import Queued, Request
 
 SIZE = 64 * MIB
 PAGES = 512  # that are used: more than the pool can hold
@@ -73,6 +77,10 @@ class Far:
         """Pages that need no server."""
         found = kinds(self.pool)
         return [page for page in range(FIRST, FIRST + PAGES) if found[page] in (Kind.TMEM, Kind.ZERO)]
+
+    def asked(self) -> list[Queued]:
+        with open(self.pool, "rb") as file:
+            return waiting(file.fileno())
 
     def drain(self) -> int:
         with Control(self.pool) as control:
@@ -434,6 +442,50 @@ def test_a_device_of_which_only_the_server_has_all_waits_for_it(
     said = refusal(remote.run, parameters)
     assert "No such file" in said or "Connection refused" in said
     assert pool.exists() == (change != "no pool")
+
+
+def is_in_vain(command: str, far: Far) -> bool:
+    """Whether tmemctl says at once that the server is away."""
+    return cli.main([command, "far", f"--pools={far.pool.parent}"]) == cli_common.AWAY
+
+
+@pytest.mark.parametrize("command", ["drain", "handover"])
+def test_what_needs_all_in_the_file_does_not_wait_for_a_server_that_is_away(
+    serve: Serve, pools: Path, remote: Remote, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote.tell("synced")
+    far = Far(serve, pools, remote, timeout=3600)
+    with far.server.client() as client, ThreadPoolExecutor() as beside:
+        far.fill(client, 1)
+        remote.tell("hang")
+        begun = beside.submit(is_in_vain, command, far)
+        wait_until(lambda: len(far.asked()) > 0, "it to be asked for")
+        remote.kill()
+        assert begun.result()
+        assert is_in_vain(command, far)
+        assert f"{command} of far needs {remote.uri}, whose server has been away for " in capsys.readouterr().err
+        remote.untell("hang")
+        if command == "drain":
+            drained = beside.submit(cli.main, [command, "far", "--wait", f"--pools={pools}"])
+            wait_until(lambda: "waiting for it" in capsys.readouterr().err, "it to wait")
+            remote.start()
+            assert drained.result() == 0
+        else:
+            remote.start()
+        wait_until(lambda: far.state().connections > 0, "the server to be back")
+        wait_until(lambda: not far.asked(), "what was begun to be done")
+        far.check(client, 1)
+
+
+def test_nor_does_the_drain_of_a_device_that_nobody_serves(far: Far, capsys: pytest.CaptureFixture[str]) -> None:
+    with far.server.client() as client:
+        far.fill(client, 1)
+        far.server.kill()
+    far.remote.kill()
+    assert is_in_vain("drain", far)
+    assert "Connection refused" in capsys.readouterr().err
+    far.remote.start()
+    assert cli.main(["drain", "far", f"--pools={far.pool.parent}"]) == 0
 
 
 def test_a_golden_image_of_another_host(serve: Serve, pools: Path, remote: Remote) -> None:

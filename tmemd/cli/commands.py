@@ -13,7 +13,7 @@ from typing import Final
 from tmemd import version
 from tmemd.cli import common
 from tmemd.client import UnreachableError
-from tmemd.store.poolfile import PoolError
+from tmemd.store.poolfile import AwayError, PoolError
 from tmemd.suggestions import suggestion
 
 COMMANDS: Final = (
@@ -28,8 +28,9 @@ def build_parser(names: Sequence[str] = COMMANDS) -> argparse.ArgumentParser:
     """The command line of tmemctl, as far as these commands go."""
     parser = argparse.ArgumentParser(
         prog="tmemctl", description="Look at the pools of devices and change them.",
-        epilog="Exit status: 0; 1 after an error, or a problem that was found; 2 for a wrong command line; 124 when"
-        " wait has waited for long enough; 130 after Ctrl-C. 'tmemctl COMMAND --help' says more of each.",
+        epilog="Exit status: 0; 1 after an error, or a problem that was found; 2 for a wrong command line; 75 where a"
+        " device's NBD server is needed and away; 124 when wait has"
+        " waited for long enough; 130 after Ctrl-C. 'tmemctl COMMAND --help' says more of each.",
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"tmemctl {version()}")
     common.add_json(parser)
@@ -66,7 +67,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace | None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run tmemctl; returns its exit status: 0, or 1 after an error or a problem found. Raises KeyboardInterrupt."""
+    """Run tmemctl; returns its exit status: 0, 1 after an error or a problem found, AWAY. Raises KeyboardInterrupt."""
     words = list(sys.argv[1:] if argv is None else argv)
     for place, word in enumerate(words):
         if not word.startswith("-"):
@@ -81,7 +82,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return 1
     except PoolError as error:
         print(f"tmemctl: {error}", file=sys.stderr)
-        return 1
+        return common.AWAY if isinstance(error, AwayError) else 1
     except BrokenPipeError:
         _discard_output()
         return 1

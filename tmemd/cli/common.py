@@ -21,6 +21,7 @@ from tmemd.sizes import format_size
 from tmemd.store.poolfile import PoolError
 from tmemd.suggestions import suggestion
 
+AWAY: Final = 75  # exit status: try again later (EX_TEMPFAIL of sysexits.h), a device's NBD server is away
 SCHEMA: Final = 2  # of JSON: one more when a name goes, or means something else; 0.1 said none
 _WIDEST: Final = 1000  # of a table
 _SOCKET_HELP: Final = f"where tmemd listens ($TMEMD_SOCKET, or {DEFAULT_SOCKET})"

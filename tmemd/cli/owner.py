@@ -17,7 +17,7 @@ from typing import Final
 
 from tmemd.cli import common
 from tmemd.protocol import PoolStatus
-from tmemd.store.poolfile import PoolError
+from tmemd.store.poolfile import AwayError, PoolError
 
 # Debian's package lies where no Python looks.
 _ENVIRONMENT: Final = {"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
@@ -53,6 +53,8 @@ def run(
         raise PoolError(f"pool {status.name} belongs to {name}: run this as that user or as root") from None
     for line in said.decode(errors="replace").splitlines():
         print(common.printable(line), file=sys.stderr)
+    if process.returncode == common.AWAY:
+        raise AwayError(f"pool {status.name} was not {done}: its server is away")
     if process.returncode:
         raise PoolError(f"pool {status.name} was not {done}")
 

@@ -20,7 +20,7 @@ from tmemd.cli import common
 from tmemd.client import Client, UnreachableError
 from tmemd.protocol import PoolStatus, Work
 from tmemd.sizes import format_size
-from tmemd.store.poolfile import PoolError
+from tmemd.store.poolfile import AwayError, PoolError
 from tmemd.store.requests import ANY_PAGE, Choice
 
 _FAILURES: Final = {
@@ -31,6 +31,8 @@ _FAILURES: Final = {
     " mind: they must be written or trimmed first, as swapon --discard does",
     ("handover", errno.EOPNOTSUPP): "with overflow= pages may be on this host alone",
 }
+_NEED_THE_FILE: Final = {"drain", "handover"}
+_RESTART_MS: Final = 3000  # a server that is started again is back by then
 _INTERVAL: Final = 0.1  # seconds
 _PATIENCE: Final = 30.0  # seconds that tmemd or the plugin may be away: what was asked for stays asked for
 
@@ -47,8 +49,10 @@ def do(
 ) -> PoolStatus:
     """Ask for *work* and wait, with a bar of *done* out of *total* (None: unknown); returns the status afterwards.
 
-    Raises PoolError when it failed, or the plugin went away and none came back; Ctrl-C ends only the waiting.
+    Raises PoolError when it failed, or the plugin went away and none came back, and AwayError where it needs the file
+    and that one's server is away; Ctrl-C ends only the waiting.
     """
+    _check_server(client.pool(name), work)
     number = client.ask(name, work, nbytes, choice)
     served = time.monotonic()
     with bar(f"{work} {name}", total) as advance:
@@ -57,11 +61,14 @@ def do(
             advance(completed=done(status))
             if status.answer is not None or not number:
                 break
+            _check_server(status, work)
             if status.served:
                 served = time.monotonic()
             elif time.monotonic() >= served + _PATIENCE:
                 raise PoolError(f"the plugin that served {name} went away before it could {work} it: the next one will")
             time.sleep(_INTERVAL)
+    if status.answer == errno.ETIMEDOUT:
+        raise AwayError(f"{work} of {name} failed: the server that has its file did not answer in time")
     if status.answer:
         raise PoolError(f"{work} of {name} failed: {_FAILURES.get((work, status.answer), os.strerror(status.answer))}")
     return status
@@ -85,6 +92,15 @@ def free(arguments: argparse.Namespace, work: Work, nbytes: int | None = 0, choi
     else:
         print(f"{arguments.name}: {format_size(max(0, used - now))} given back, {format_size(now)} in use")
     return 0
+
+
+def _check_server(status: PoolStatus, work: Work) -> None:
+    """Do not wait until the plugin has waited for its server."""
+    if work in _NEED_THE_FILE and status.is_away and status.remote and status.remote.away_ms >= _RESTART_MS:
+        raise AwayError(
+            f"{work} of {status.name} needs {common.printable(status.backing)}, whose server has been away for"
+            f" {status.remote.away_ms // 1000} s: again when it is back"
+        )
 
 
 def _status(client: Client, name: str, number: int) -> PoolStatus:

@@ -18,10 +18,10 @@ from tmemd.device import files, remote
 from tmemd.device.config import DeviceConfig, Uri
 from tmemd.device.files import LocalStore
 from tmemd.device.lease import HeldError, Keeper, Lease
-from tmemd.device.remote import AwayError, RemoteStore
+from tmemd.device.remote import RemoteStore
 from tmemd.store import bitmapfile, tail
 from tmemd.store.bitmapfile import BitmapHeader
-from tmemd.store.poolfile import PAGE, PoolError
+from tmemd.store.poolfile import PAGE, AwayError, PoolError
 from tmemd.store.tail import Store, Tail
 
 _PROBE: Final = 8 << 20  # how much of a block device's start and end must be zeros for it to count as empty

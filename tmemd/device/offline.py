@@ -44,13 +44,15 @@ def _config(pool_path: Path, identity: Identity, counters: Counters) -> DeviceCo
 
 
 def drain(pool_path: Path) -> None:
-    """Drain a pool into the backing file it was last opened with. Raises PoolError, OSError."""
+    """Drain a pool into the backing file it was last opened with. Raises AwayError, PoolError, OSError."""
     identity, counters = _look(pool_path)
     if identity is None:
         return
     if not identity.has_file:
         raise PoolError(f"{pool_path}: the pool has no backing file to drain to")
     with closing(open_device(_config(pool_path, identity, counters))) as served:
+        if served.away:
+            raise served.away
         served.core.drain()
 
 

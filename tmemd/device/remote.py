@@ -11,13 +11,9 @@ from urllib.parse import urlsplit
 
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig, Uri
-from tmemd.store.poolfile import PoolError
+from tmemd.store.poolfile import AwayError, PoolError
 
 _LOOK_EVERY: Final = 0.5  # seconds
-
-
-class AwayError(PoolError):
-    """A device's server cannot be reached, or not used."""
 
 
 def connect(config: DeviceConfig, uri: Uri, *, write: bool) -> _core.Remote:

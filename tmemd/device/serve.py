@@ -36,6 +36,7 @@ class ServedDevice:
         overflow = parts.backing.overflow if parts.backing else None
         if parts.file and parts.file.remote:
             self._watch = Watch(core, parts.file.remote, overflow, self.config)
+        self.away = parts.backing.away if parts.backing else None  # why it began without its server
         self._parts = parts
         self._keeper = parts.backing.keeper if parts.backing else None
         self._owned = owned.pop_all()

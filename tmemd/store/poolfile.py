@@ -57,6 +57,10 @@ class PoolError(Exception):
     """A pool, its backing file or its bitmap cannot be used; the message says which one, why, and what to do."""
 
 
+class AwayError(PoolError):
+    """The NBD server that has a device's file cannot be reached, or not used: it may be back in a moment."""
+
+
 def is_name(name: str) -> bool:
     """Whether a pool can have that name."""
     return re.match(NAME_PATTERN, name) is not None
