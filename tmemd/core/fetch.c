@@ -73,24 +73,48 @@ bool fetch_is_right(struct tm_device *device, uint64_t page, uint64_t word, cons
                       : fetch_is_intact(word, content);
 }
 
-int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *words,
-              uint8_t *content)
+/* Use a page that was read without a lock, or read it again. */
+static int take(struct tm_device *device, uint64_t page, uint64_t *word, const uint8_t *read,
+                uint8_t *content)
+{
+    if (read && fetch_is_right(device, page, *word, read)) {
+        count_file_read(device, *word);
+        memcpy(content, read, TM_PAGE);
+        return 0;
+    }
+    int error = wait_and_fetch(device, page, content);
+    *word |= TM_WORD_WRITING;
+    return error;
+}
+
+/* Fetch a stretch in one read. If it fails it may be for what lies between the pages. */
+static int fetch_stretch(struct tm_device *device, uint64_t first, struct stretch stretch,
+                         page_set missing, uint64_t *words, uint8_t *content)
 {
     struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
-    int error = read_file(device, first, n, bounce->pages);
-    for (uint32_t i = 0; i < n && !error; i++) {
-        const uint8_t *read = bounce->pages + (size_t)i * TM_PAGE;
-        uint8_t *to = content + (size_t)i * TM_PAGE;
-        if (fetch_is_right(device, first + i, words[i], read)) {
-            count_file_read(device, words[i]);
-            memcpy(to, read, TM_PAGE);
-        } else {
-            error = wait_and_fetch(device, first + i, to);
-            words[i] |= TM_WORD_WRITING;
-        }
-    }
+    int error = read_file(device, first + stretch.start, stretch.n, bounce->pages);
+    bool is_read = !error;
+    if (error != ETIMEDOUT && stretch_has_gaps(missing, stretch))
+        error = 0;
+    for (uint32_t i = stretch.start; i < stretch.start + stretch.n && !error; i++)
+        if (missing & page_bit(i))
+            error = take(device, first + i, &words[i],
+                         is_read ? bounce->pages + (size_t)(i - stretch.start) * TM_PAGE : NULL,
+                         content + (size_t)i * TM_PAGE);
     bounce_put(bounce);
+    return error;
+}
+
+int fetch_pages(struct tm_device *device, uint64_t first, page_set missing, uint64_t *words,
+                uint8_t *content)
+{
+    int error = 0;
+    while (missing && !error) {
+        struct stretch stretch = stretch_first(missing);
+        error = fetch_stretch(device, first, stretch, missing, words, content);
+        missing = pages_after(missing, stretch.start + stretch.n);
+    }
     return error;
 }

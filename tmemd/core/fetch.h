@@ -5,11 +5,12 @@
 #pragma once
 
 #include "page.h"
+#include "stretch.h"
 
-/* Read n <= TM_RUN_MAX neighbours that are in the file as `words` say: 0 or an errno. If one has
+/* Read those of TM_RUN_MAX pages that are in the file as `words` say: 0 or an errno. If one has
  * changed meanwhile its entry gets TM_WORD_WRITING: do not promote it. Takes I/O locks of these. */
-int fetch_run(struct tm_device *device, uint64_t first, uint32_t n, uint64_t *words,
-              uint8_t *content);
+int fetch_pages(struct tm_device *device, uint64_t first, page_set missing, uint64_t *words,
+                uint8_t *content);
 /* Read a page, wherever it is; *word is what the index said. The caller holds its I/O lock. */
 int fetch_page(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
 /* Whether what was read from the file without a lock is what the page was when its word was this.

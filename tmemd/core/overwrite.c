@@ -34,6 +34,19 @@ static uint32_t crc_of(const uint8_t *content)
     return crc32c(0, content ? content : zeros, TM_PAGE);
 }
 
+static bool is_stored(const struct overwrite *run, uint32_t i)
+{
+    return run->stored && word_kind(run->stored[i]) != TM_FILE;
+}
+
+static bool is_wanted(const struct tm_device *device, const struct overwrite *run, uint32_t i)
+{
+    uint64_t page = run->first + i;
+    if (is_stored(run, i))
+        return word_same_content(index_word(device, page), run->stored[i]);
+    return !run->is_wanted || run->is_wanted(device, page);
+}
+
 /* Mark what is wanted; `before` becomes the words as they were. */
 static int mark(struct tm_device *device, struct overwrite *run, uint64_t *before, uint32_t *crcs)
 {
@@ -41,7 +54,7 @@ static int mark(struct tm_device *device, struct overwrite *run, uint64_t *befor
     int error = overwrite_lock_pages(device, run->first, run->n);
     if (error)
         return error;
-    for (; i < run->n && (!run->is_wanted || run->is_wanted(device, run->first + i)); i++) {
+    for (; i < run->n && is_wanted(device, run, i); i++) {
         before[i] = index_word(device, run->first + i);
         crcs[i] = crc_of(page_of(run, i));
         index_update(device, run->first + i, word_writing(before[i], crcs[i]));
@@ -113,6 +126,14 @@ static uint64_t written_word(struct tm_device *device, uint64_t page, uint32_t c
                : word_used(word, word_generation(before), before & TM_WORD_AGAIN);
 }
 
+/* The file has what tmem has. */
+static void keep_clean(struct tm_device *device, uint64_t page)
+{
+    uint64_t word = index_word(device, page);
+    bool is_zero = word_kind(word) == TM_ZERO;
+    index_update(device, page, is_zero ? TM_NOWHERE : (word & ~TM_WORD_WRITING) | TM_WORD_CLEAN);
+}
+
 /* The file has the page: let the index say so. */
 static void complete_page(struct tm_device *device, uint64_t page, const uint8_t *content,
                           uint32_t crc, bool put)
@@ -132,7 +153,10 @@ static int complete(struct tm_device *device, struct overwrite *run, const uint3
         return error;
     for (uint32_t i = 0; i < run->n; i++)
         if (word_is_writing(index_word(device, run->first + i))) {
-            complete_page(device, run->first + i, page_of(run, i), crcs[i], run->put);
+            if (is_stored(run, i))
+                keep_clean(device, run->first + i);
+            else
+                complete_page(device, run->first + i, page_of(run, i), crcs[i], run->put);
             run->n_completed++;
         }
     for (uint32_t i = 0; run->words && i < run->n; i++)

@@ -52,7 +52,7 @@ static int cache_inside(struct tm_device *device, uint64_t count, uint64_t offse
     for (uint64_t page = offset / TM_PAGE; page < last && !budget_is_refusing(&device->budget);
          page++)
         if (page_get(device, page, content, &word) == EAGAIN &&
-            (fetch_run(device, page, 1, &word, content) != 0 ||
+            (fetch_pages(device, page, page_bit(0), &word, content) != 0 ||
              !promote_page(device, page, content, word)))
             break; /* a hint: what cannot be brought in stays where it is */
     return 0;

@@ -19,31 +19,26 @@ static int get(struct tm_device *device, uint64_t page, uint8_t *content, uint64
     return error;
 }
 
-/* Read n <= TM_RUN_MAX whole pages; neighbours in the file come in one read. */
+/* Read n <= TM_RUN_MAX whole pages. */
 static int read_pages(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *content)
 {
     uint64_t words[TM_RUN_MAX];
-    uint32_t run = 0; /* pages before this one that wait to be read from the file */
+    page_set missing = 0;
     int error = 0;
-    bool is_ahead = false, has_missed = false;
-    for (uint32_t i = 0; i <= n && !error; i++) {
-        int here =
-            i < n ? get(device, first + i, content + (size_t)i * TM_PAGE, &words[i], &is_ahead) : 0;
-        if (here == EAGAIN) {
-            run++;
-            if (!has_missed)
-                prefetch_learn(device, first, n, is_ahead);
-            has_missed = true;
+    bool is_ahead = false;
+    for (uint32_t i = 0; i < n && !error; i++) {
+        error = get(device, first + i, content + (size_t)i * TM_PAGE, &words[i], &is_ahead);
+        if (error != EAGAIN)
             continue;
-        }
-        if (run && !here)
-            here = fetch_run(device, first + i - run, run, words + i - run,
-                             content + (size_t)(i - run) * TM_PAGE);
-        run = 0;
-        error = here;
+        if (!missing)
+            prefetch_learn(device, first, n, is_ahead);
+        missing |= page_bit(i);
+        error = 0;
     }
-    if (is_ahead && !has_missed)
+    if (is_ahead && !missing)
         prefetch_learn(device, first, n, true);
+    if (!error)
+        error = fetch_pages(device, first, missing, words, content);
     if (!error)
         (device->ephemeral ? admit_run : promote_run)(device, first, n, words, content);
     return error;

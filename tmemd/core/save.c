@@ -118,7 +118,7 @@ static int save_run(struct tm_device *device, struct tm_saving *saving, struct o
     uint64_t words[TM_RUN_MAX], io_errors = atomic_load(&device->counters->io_errors);
     for (uint32_t i = 0; i < n; i++)
         words[i] = index_word(device, saving->page + i);
-    int error = fetch_run(device, saving->page, n, words, content);
+    int error = fetch_pages(device, saving->page, pages_all(n), words, content);
     if (is_damage(device, error, io_errors)) {
         if (n > 1)
             return save_run(device, saving, output, 1, content);

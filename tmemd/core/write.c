@@ -16,10 +16,10 @@
 #include "clean.h"
 #include "fetch.h"
 #include "overwrite.h"
+#include "stretch.h"
 
-/* Write pages to the file, and put them besides or (spilling them) not. */
-static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n,
-                         const uint8_t *content, bool put)
+/* Overwrite by way of a buffer. */
+static int write_run(struct tm_device *device, struct overwrite *run, const uint8_t *content)
 {
     if (!state_has_file(device))
         return EIO;
@@ -27,50 +27,59 @@ static int write_to_file(struct tm_device *device, uint64_t first, uint32_t n,
     if (!bounce)
         return ENOMEM;
     uint64_t words[TM_RUN_MAX];
-    struct overwrite run = {.first = first,
-                            .n = n,
-                            .content = bounce->pages,
-                            .put = put && !device->ephemeral,
-                            .words = words};
-    memcpy(bounce->pages, content, (size_t)n * TM_PAGE);
-    int error = overwrite_run(device, &run);
+    run->content = bounce->pages;
+    run->words = words;
+    memcpy(bounce->pages, content, (size_t)run->n * TM_PAGE);
+    int error = overwrite_run(device, run);
     if (!error && device->ephemeral)
-        admit_run(device, first, n, words, bounce->pages);
+        admit_run(device, run->first, run->n, words, bounce->pages);
     bounce_put(bounce);
     return error;
 }
 
-/* Spill what was refused, neighbours together. */
-static int spill(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content,
-                 const bool *stored)
+/* Spill what was refused; stored: as struct overwrite has it. */
+static int spill(struct tm_device *device, uint64_t first, const uint64_t *stored, page_set refused,
+                 const uint8_t *content)
 {
     int error = 0;
-    for (uint32_t i = 0, run; i < n && !error; i += run) {
-        for (run = 1; i + run < n && stored[i + run] == stored[i]; run++)
-            ;
-        if (!stored[i])
-            error = write_to_file(device, first + i, run, content + (size_t)i * TM_PAGE, false);
+    while (refused && !error) {
+        struct stretch stretch = stretch_first(refused);
+        struct overwrite run = {
+            .first = first + stretch.start, .n = stretch.n, .stored = stored + stretch.start};
+        error = write_run(device, &run, content + (size_t)stretch.start * TM_PAGE);
+        refused = pages_after(refused, stretch.start + run.n);
     }
     return error;
+}
+
+static int write_through(struct tm_device *device, uint64_t first, uint32_t n,
+                         const uint8_t *content)
+{
+    struct overwrite run = {.first = first, .n = n, .put = !device->ephemeral};
+    return write_run(device, &run, content);
 }
 
 /* Write n <= TM_RUN_MAX whole pages, all written through or none. */
 static int write_pages(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content)
 {
-    bool stored[TM_RUN_MAX];
+    uint64_t stored[TM_RUN_MAX];
+    page_set refused = 0;
     if (state_is_written_through(device, first))
-        return write_to_file(device, first, n, content, true);
+        return write_through(device, first, n, content);
     int error = overwrite_lock_pages(device, first, n);
     if (error)
         return error;
     if (state_is_written_through(device, first)) { /* now it is */
         unlock_pages(&device->locks, first, n);
-        return write_to_file(device, first, n, content, true);
+        return write_through(device, first, n, content);
     }
-    for (uint32_t i = 0; i < n; i++)
-        stored[i] = page_put(device, first + i, content + (size_t)i * TM_PAGE, false);
+    for (uint32_t i = 0; i < n; i++) {
+        bool put = page_put(device, first + i, content + (size_t)i * TM_PAGE, false);
+        stored[i] = put ? index_word(device, first + i) : TM_FILE;
+        refused |= put ? 0 : page_bit(i);
+    }
     unlock_pages(&device->locks, first, n);
-    return spill(device, first, n, content, stored);
+    return spill(device, first, stored, refused, content);
 }
 
 /* Less than a page of new content. */
