@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.harness import ROOT
+from tests.support.documents import commands_of, dead_links, links
+from tests.support.harness import ROOT, environment
 from tmemd.cli.commands import COMMANDS
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -17,33 +19,9 @@ OLD = {"settle"}  # what documents name as the old name of another
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
 
-def prose(text: str) -> str:
-    """The text without what is shown as it is: code, in blocks and in lines."""
-    text = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"(?:^|\n\n)(?: {4}.*\n+)+", "\n\n", text))
-
-
-def anchors(text: str) -> set[str]:
-    """What GitHub calls the headings of a document."""
-    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def links(path: Path) -> list[tuple[Path, str]]:
-    """Where the links of a document within the tree lead: a file, and an anchor or nothing."""
-    found = re.findall(r"\]\(([^()\s]+)\)", prose(TEXTS[path]))
-    parts = (link.partition("#") for link in found if "://" not in link)
-    return [((path.parent / file).resolve() if file else path, anchor) for file, _, anchor in parts]
-
-
-def leads_somewhere(file: Path, anchor: str) -> bool:
-    """Whether the file is there, and has that heading."""
-    return file.exists() and (not anchor or anchor in anchors(TEXTS[file]))
-
-
 @each_document
 def test_links_lead_somewhere(path: Path) -> None:
-    assert [link for link in links(path) if not leads_somewhere(*link)] == []
+    assert dead_links(path) == []
 
 
 def test_the_readme_leads_to_every_document() -> None:
@@ -76,3 +54,13 @@ def test_what_virsh_is_told_is_tried() -> None:
     tried = "".join((ROOT / "tests" / path).read_text() for path in ("vm/test_libvirt.py", "support/virt.py"))
     told = words_after("virsh", TEXTS[ROOT / "docs/guests.md"].partition("## libvirt\n")[2].partition("\n## ")[0])
     assert {word for word in told if f'"{word}"' not in tried} <= {"attach-disk", "dumpxml", "edit"}
+
+
+@pytest.mark.parametrize("command", commands_of("README.md", "Try it")[-1])
+def test_the_readme_s_tests_are_found(command: str) -> None:
+    def said(line: str) -> list[str]:
+        return subprocess.check_output(line, shell=True, cwd=ROOT, env=environment(), text=True).splitlines()
+
+    tests = said(f"{command.partition('#')[0]} --dry-run")[-1]
+    assert tests.startswith("pytest ")
+    assert said(f"{tests} --collect-only --quiet")

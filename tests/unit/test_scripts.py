@@ -163,3 +163,16 @@ def test_a_guest_is_up_before_its_disk_is_read(tmp_path: Path) -> None:
     session = f"mount --bind /dev/null /dev/kmsg && PATH={tmp_path}:$PATH exec {ROOT}/scripts/guest-session /dev/vda"
     done = subprocess.run(["unshare", "--mount", "sh", "-c", session], capture_output=True, text=True, check=False)
     assert done.stdout == "guest: up\nvirtio_blk\n"
+
+
+@pytest.mark.parametrize("quote", ["", '"', "'"])
+def test_purging_says_what_stays(tmp_path: Path, quote: str) -> None:
+    uri, image = "nbd+unix:///web?socket=/run/rbd.sock", tmp_path / "image"
+    image.touch()
+    definition = tmp_path / "web.conf"
+    definition.write_text(f"SIZE=8G\nBACKING={quote}{uri}{quote}\nSOURCE={quote}{image}{quote}\n")
+    each = 'for key in BACKING SOURCE; do remove_elsewhere "$(value $key "$1")" web; done'
+    script = f". scripts/debian/tmemd.postrm; {each}"
+    done = subprocess.run(["sh", "-c", script, "sh", definition], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == f"  what {uri} has of it stays there\n  its {image} stays\n"
+    assert image.exists()

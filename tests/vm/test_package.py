@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import uml
+from tests.support.documents import commands_of, dead_links
 from tests.support.harness import ROOT
 from tests.support.verdict import HarnessError, second_chance
-from tests.vm.systemd.scenario import commands_of
 
 IMAGE = "build/vm/bare.img"
 ARCHIVE = ROOT / "build/vm/archive"
@@ -31,6 +31,13 @@ def package() -> Path:
     """The package that was built last."""
     (path,) = ROOT.glob("build/tmemd_*.deb")
     return path
+
+
+def test_links_of_its_documents_lead_somewhere(package: Path, tmp_path: Path) -> None:
+    subprocess.run(["dpkg-deb", "--extract", package, tmp_path], check=True)
+    documents = list((tmp_path / "usr/share/doc/tmemd").rglob("*.md"))
+    assert {path: dead for path in documents if (dead := dead_links(path))} == {}
+    assert len(documents) > 10
 
 
 def repacked(package: Path, path: Path, *changes: tuple[str, str, str]) -> None:
@@ -103,7 +110,9 @@ def test_a_bare_machine_has_a_device_until_the_package_is_purged(disks: Path, pa
             disk,
             ready,
             scenario.format("second"),
-            "apt purge tmemd && rmdir /srv/swap",
+            r"printf 'SIZE=64M\nBACKING=nbd://store/far\n' >/etc/tmemd/far.conf",
+            "apt purge tmemd 2>&1 | tee /root/said && rmdir /srv/swap",
+            "grep 'what nbd://store/far has of it stays there' /root/said",
             f"{inventory} >/root/after && comm -13 /root/before /root/after >/root/left && cat /root/left",
             "[ ! -s /root/left ]",
         )

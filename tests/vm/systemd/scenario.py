@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from typing import TypeVar
 import nbd
 
 from tests.support.content import PAGE, content
+from tests.support.documents import commands_of
 from tests.support.vhost.disk import Disk
 
 T = TypeVar("T")
@@ -167,14 +167,6 @@ def run(command: str) -> str:
 def state(unit: str) -> str:
     """A unit's state, as 'active' or 'inactive'."""
     return run(f"systemctl show --value --property ActiveState {unit}")
-
-
-def commands_of(document: str, heading: str) -> list[list[str]]:
-    """The blocks of commands below a heading of a document."""
-    section = re.split(rf"^#+ {heading}$", (ROOT / document).read_text(), flags=re.MULTILINE)[1]
-    section = re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0]
-    blocks = re.findall(r"(?:^    .+\n)+", section, flags=re.MULTILINE)
-    return [[line.strip() for line in block.splitlines()] for block in blocks]
 
 
 def replaced(line: str, old: str, new: str) -> str:
