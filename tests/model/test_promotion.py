@@ -146,15 +146,20 @@ def test_a_damaged_page_is_an_error_and_stays_where_it_is(rig: Rig) -> None:
     assert rig.counters().promotions == 0
 
 
-def test_what_has_no_checksum_is_not_promoted(rig: Rig) -> None:
+def test_what_has_no_checksum_is_promoted_when_it_is_read_again_and_has_one_then(rig: Rig) -> None:
     rig.device.drain()
     rig.device.close()
     os.pwrite(rig.pool_fd, bytes([State.FILE]), poolfile.STATES_OFFSET + 600 // 512)
     rig.reattach(clean=True)
     _core.trim(rig.device, PAGE, 700 * PAGE, 0)  # brings the block into the index
-    for _ in range(3):
-        assert read(rig, 600) is Kind.FILE
-    assert rig.counters().promotions == 0
+    assert [read(rig, 600) for _ in range(3)] == [Kind.FILE, Kind.TMEM, Kind.TMEM]
+    assert rig.counters().promotions == 1
+    rig.device.drain()
+    assert rig.disk is not None
+    with rig.disk.open("r+b") as file:
+        os.pwrite(file.fileno(), b"x", 600 * PAGE)
+    with pytest.raises(OSError, match=r"Errno 5\b"):
+        rig.read(600 * PAGE, PAGE)
 
 
 def test_a_cache_request_is_counted_as_promotions_not_as_puts(rig: Rig) -> None:

@@ -33,7 +33,7 @@ bool promote_page(struct tm_device *device, uint64_t page, const uint8_t *conten
 
 static bool is_in_use(struct tm_device *device, uint64_t word)
 {
-    return word_kind(word) == TM_FILE && !(word & (TM_WORD_WRITING | TM_WORD_UNVERIFIED)) &&
+    return word_kind(word) == TM_FILE && !word_is_writing(word) &&
            ages_of(state_generation(device), word) < TM_PROMOTE_AGE;
 }
 
