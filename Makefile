@@ -18,7 +18,7 @@ REVISION := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help setup build sanitize lint format test test-package test-quick test-ceph migrations deb mutants bench doors \
-	remote inversion fragmentation prefetch slow-disk policies hitrate soak fuzz demo man clean
+	remote inversion fragmentation prefetch warm slow-disk policies hitrate soak fuzz demo man clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -118,6 +118,9 @@ fragmentation: build  ## measure what random trims leave of a pool, against zram
 
 prefetch: build  ## measure what fetching ahead gains where the file is far away (two minutes)
 	@$(PYTHON) -m benchmarks.prefetch
+
+warm: build  ## measure what a list of hot pages gains a guest that has moved (three minutes)
+	@$(PYTHON) -m benchmarks.warm
 
 slow-disk: build  ## measure what a slow disk costs pages in RAM (root; a minute)
 	@$(PYTHON) -m benchmarks.slow_disk

@@ -142,13 +142,13 @@ def new_device(mode: str, place: peers.Place, disk: object, n: int) -> Iterator[
 
 
 @contextlib.contextmanager
-def far_disk(directory: Path, delay: float) -> Iterator[object]:
+def far_disk(directory: Path, delay: float, size: int = 2 * SIZE) -> Iterator[object]:
     """What backing= is told: an export as far away as that, or a file."""
     if not delay:
         yield directory / "disk"
         return
     socket, delays = directory / "far.sock", [f"{op}delay={delay * 1000:.0f}ms" for op in ("r", "w")]
-    server = ["nbdkit", "-f", "-U", str(socket), "--threads", "16", "--filter=delay", "memory", str(2 * SIZE), *delays]
+    server = ["nbdkit", "-f", "-U", str(socket), "--threads", "16", "--filter=delay", "memory", str(size), *delays]
     with contextlib.ExitStack() as undo:
         start(server, socket.exists, undo)
         yield f"nbd+unix:///?socket={socket}"

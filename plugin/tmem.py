@@ -41,6 +41,8 @@ nbdkit's own --help cannot show these keys; --dump-plugin prints this text.
                     to the file ahead of need (default: 5%); 0%: none, pages are refused when it is full
   prefetch=auto|no|yes  whether pages are fetched ahead of reads, along the trend of what was read: while a read from
                     the file takes more than 0.3 ms on the mean (auto, the default), never, or always
+  warm=FILE         a list of pages, as 'tmemctl hot' prints it: a device that begins with nothing in RAM fetches them
+                    ahead, beside its requests, as far as there is room that nobody needs
   vhost=SOCKET      listen there as well, as a vhost-user-blk back end: guests reach the device through memory that they
                     share, faster than through NBD
   timeout=SECONDS   how long a request to an NBD server may take, connecting again included (default: 30)
@@ -95,7 +97,7 @@ API_VERSION = 2
 KEYS = (
     "size", "backing", "source", "write", "limit", "pools", "tmemd", "bitmap", "lost", "flush", "clients", "reserve",
     "watermark", "vhost", "poll", "prefetch", "timeout", "connections", "overflow", "lease",
-    "standby",
+    "standby", "warm",
 )  # fmt: skip
 OLD_KEYS = {"map": "bitmap", "headroom": "watermark"}
 MAX_REQUEST = 1 << 20  # nbdkit keeps a buffer of the largest request for each of a connection's threads
@@ -260,6 +262,7 @@ def _parse(device: dict[str, str]) -> DeviceConfig:
         poll_us=_number(device, "poll", POLL_US, " of microseconds"),
         timeout=_seconds(device, "timeout", DeviceConfig.timeout),
         overflow=_path(device, "overflow"),
+        warm=_path(device, "warm"),
         connections=_number(device, "connections", DeviceConfig.connections, ""),
     )
 

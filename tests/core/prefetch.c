@@ -407,22 +407,116 @@ static void test_a_process_that_is_killed(unsigned nth)
     close(config.bitmap_fd);
 }
 
-/* A cache device, whose source has version 1 of all pages. */
-static void begin_cache(uint64_t room)
+/* A new pool over a file or source that has version 1 of all pages. */
+static void begin_with_nothing_in_tmem(void)
 {
     static const uint8_t states[] = {TM_STATE_FILE, TM_STATE_FILE, TM_STATE_FILE, TM_STATE_FILE};
     uint8_t content[TM_PAGE];
-    config = config_of(PAGES, room);
-    config.prefetch = TM_PREFETCH_YES;
-    config.ephemeral = true;
-    close(config.bitmap_fd);
-    config.bitmap_fd = -1;
+    atomic_store(&n_fetches, 0);
     CHECK(pwrite(config.pool_fd, states, sizeof states, TM_STATES_OFFSET) == sizeof states);
     for (uint64_t page = 0; page < PAGES; page++) {
         fill(content, page, 1);
         CHECK(pwrite(config.file_fd, content, TM_PAGE, (off_t)(page * TM_PAGE)) == TM_PAGE);
     }
     device = open_device(&config);
+    for (unsigned page = 0; page < PAGES; page++)
+        atomic_store(&n_reads[page], 0);
+}
+
+static void begin_cache(uint64_t room)
+{
+    config = config_of(PAGES, room);
+    config.prefetch = TM_PREFETCH_YES;
+    config.ephemeral = true;
+    close(config.bitmap_fd);
+    config.bitmap_fd = -1;
+    begin_with_nothing_in_tmem();
+}
+
+/* Another host's device, or what the last one left before this host died: no checksum is known. */
+static void begin_elsewhere(enum tm_prefetch mode)
+{
+    config = config_of(PAGES, ROOM);
+    config.prefetch = mode;
+    begin_with_nothing_in_tmem();
+    CHECK(index_word(device, FIRST) == (TM_FILE | TM_WORD_UNVERIFIED));
+}
+
+static void test_pages_without_a_checksum_are_fetched(void)
+{
+    begin_elsewhere(TM_PREFETCH_YES);
+    for (uint64_t page = FIRST; page < FIRST + MANY; page++)
+        check_reads(page, 1);
+    settle();
+    CHECK(count(&tm_counters(device)->prefetch_hits) > MANY - 10);
+    end();
+}
+
+static void *warm(void *error)
+{
+    *(int *)error = tm_warm(device, FIRST, MANY);
+    return NULL;
+}
+
+/* Have a thread warm it, which is held up at the first page. */
+static pthread_t warm_until_held(int *error)
+{
+    pthread_t thread;
+    atomic_store(&held, true);
+    CHECK(pthread_create(&thread, NULL, warm, error) == 0);
+    while (!atomic_load(&n_held))
+        sched_yield();
+    return thread;
+}
+
+static void test_what_is_listed_is_read_once(void)
+{
+    begin_elsewhere(TM_PREFETCH_NO);
+    CHECK(tm_warm(device, FIRST, MANY) == 0 && tm_warm(device, FIRST, MANY) == 0);
+    CHECK(n_ahead() == MANY && count(&tm_counters(device)->prefetches) == MANY);
+    for (uint64_t page = FIRST; page < FIRST + MANY; page++)
+        check_reads(page, 1);
+    for (uint64_t page = 0; page < PAGES; page++)
+        CHECK(atomic_load(&n_reads[page]) == (page >= FIRST && page < FIRST + MANY));
+    CHECK(count(&tm_counters(device)->prefetch_hits) == MANY);
+    end();
+}
+
+static void test_a_listed_page_that_changes_meanwhile(void (*change)(uint64_t page), enum kind kind,
+                                                      uint8_t version)
+{
+    int error;
+    begin_elsewhere(TM_PREFETCH_NO);
+    pthread_t thread = warm_until_held(&error);
+    change(FIRST);
+    atomic_store(&held, false);
+    CHECK(pthread_join(thread, NULL) == 0 && !error);
+    CHECK(kind_of(FIRST) == kind && !is_ahead(FIRST) && is_ahead(FIRST + 1));
+    check_reads(FIRST, version);
+    end();
+}
+
+/* Not a page more than there is room for, and none where the file fails. */
+static void test_what_is_listed_finds_no_room(void)
+{
+    begin_elsewhere(TM_PREFETCH_NO);
+    struct tm_control *control = (struct tm_control *)(device->base + TM_CONTROL_OFFSET);
+    uint64_t target = count(&tm_counters(device)->used) + (TM_SPAN_BYTES << 1);
+    atomic_store(&control->target.complement, ~target);
+    atomic_store(&control->target.value, target);
+    CHECK(tm_warm(device, 0, PAGES) == ENOSPC);
+    CHECK(n_ahead() && count(&tm_counters(device)->used) <= target);
+    freeze(device, 1);
+    CHECK(tm_warm(device, PAGES - 1, 1) == ENOSPC && kind_of(PAGES - 1) == TM_FILE);
+    end();
+    begin_elsewhere(TM_PREFETCH_NO);
+    int error;
+    atomic_store(&failing, true);
+    pthread_t thread = warm_until_held(&error);
+    atomic_store(&held, false);
+    CHECK(pthread_join(thread, NULL) == 0 && error == EIO && !n_ahead());
+    atomic_store(&failing, false);
+    end();
 }
 
 static void test_a_page_of_a_source_that_changes_meanwhile(void)
@@ -475,6 +569,11 @@ int main(void)
         test_a_process_that_is_killed(nth);
     test_a_page_of_a_source_that_changes_meanwhile();
     test_a_full_cache();
+    test_pages_without_a_checksum_are_fetched();
+    test_what_is_listed_is_read_once();
+    test_a_listed_page_that_changes_meanwhile(overwrite, TM_TMEM, 2);
+    test_a_listed_page_that_changes_meanwhile(overwrite_in_file, TM_FILE, 2);
+    test_what_is_listed_finds_no_room();
     puts("ok");
     return 0;
 }

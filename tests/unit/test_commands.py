@@ -67,6 +67,7 @@ ROWS = {
     ),
     "freeable": Row(f"{AT} web", "freeable_bytes pools", f"{AT} none", 1, NONE),
     "map": Row(f"{AT} idle", "name pages counts ranges", f"{AT} none", 1, NONE),
+    "hot": Row(f"{AT} idle", "name size uuid ranges", f"{AT} none", 1, NONE),
     "set": Row(f"{AT} web --compression=off", "name compression_enabled", f"{AT} web", 2, "nothing to set"),
     "freeze": Row(f"{AT} web", "name frozen", f"{AT} none", 1, NONE),
     "thaw": Row(f"{AT} web", "name frozen", AT, 2, "NAME"),

@@ -135,6 +135,11 @@ class Device:
 
         Raises OSError, with ENODATA where pages were lost; the device is as it was then.
         """
+    def warm(self, first: int, n: int) -> None:
+        """Fetch *n* pages from *first* on ahead, as far as they are in the file alone, into memory that nobody needs.
+
+        Raises OSError: ENOSPC where there is no such memory, or what the file failed with; ValueError beyond the end.
+        """
     def compact(self, moves: int) -> int:
         """Compact for density and punch out free memory, moving at most *moves* records; returns bytes given back."""
     def begin_generation(self) -> None:

@@ -90,6 +90,7 @@ cdef extern from "tmem.h" nogil:
     int tm_trim(tm_device *device, uint64_t count, uint64_t offset, bint fua)
     int tm_flush(tm_device *device)
     int tm_cache(tm_device *device, uint64_t count, uint64_t offset)
+    int tm_warm(tm_device *device, uint64_t first, uint64_t n)
     int tm_extents(tm_device *device, uint64_t count, uint64_t offset, tm_extent *extents, size_t *n)
     struct tm_filter:
         unsigned min_age
@@ -508,6 +509,15 @@ cdef class Device:
         cdef int code
         with nogil:
             code = tm_write_through(device, on)
+        if code:
+            fail(code)
+
+    def warm(self, uint64_t first, uint64_t n):
+        """Fetch *n* pages from *first* on ahead. Raises OSError; ENOSPC: there is no memory that nobody needs."""
+        cdef tm_device *device = self.handle(first * PAGE, n * PAGE - PAGE + 1 if n else 0)
+        cdef int code
+        with nogil:
+            code = tm_warm(device, first, n)
         if code:
             fail(code)
 

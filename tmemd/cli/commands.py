@@ -18,8 +18,8 @@ from tmemd.suggestions import suggestion
 
 COMMANDS: Final = (
     "list", "show", "top", "host", "events", "wait", "create", "attach-info", "start", "stop", "restart", "resize",
-    "rename", "remove", "freeable", "map", "set", "freeze", "thaw", "drain", "demote", "compact", "flush", "handover",
-    "save", "restore", "destroy", "check", "record", "simulate", "plugin-path",
+    "rename", "remove", "freeable", "map", "hot", "set", "freeze", "thaw", "drain", "demote", "compact", "flush",
+    "handover", "save", "restore", "destroy", "check", "record", "simulate", "plugin-path",
 )  # fmt: skip
 _RENAMED: Final = {"settle": "compact"}  # old names go with the next release
 

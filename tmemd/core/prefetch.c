@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 #include "prefetch.h"
 
+#include <errno.h>
+
 #include "bounce.h"
 #include "demote.h"
 #include "fetch.h"
@@ -21,10 +23,9 @@ static bool is_refusing(struct tm_device *device)
            (!device->ephemeral && !budget_has_room(&device->budget));
 }
 
-static bool is_wanted(const struct tm_device *device, uint64_t word)
+static bool is_wanted(uint64_t word)
 {
-    return word_kind(word) == TM_FILE && !word_is_writing(word) &&
-           (device->ephemeral || !(word & TM_WORD_UNVERIFIED));
+    return word_kind(word) == TM_FILE && !word_is_writing(word);
 }
 
 /* Of an ephemeral pool: whether it was used more than once, while it is known. */
@@ -86,7 +87,7 @@ static void put_run(struct tm_device *device, uint64_t first, uint32_t n, const 
 {
     for (uint32_t i = 0; i < n && !is_refusing(device); i++) {
         const uint8_t *page = content + (size_t)i * TM_PAGE;
-        if (!is_wanted(device, words[i]) || !fetch_is_right(device, first + i, words[i], page))
+        if (!is_wanted(words[i]) || !fetch_is_right(device, first + i, words[i], page))
             continue;
         if (!put(device, first + i, words[i], page) &&
             !(make_room(device) && put(device, first + i, words[i], page)))
@@ -94,24 +95,30 @@ static void put_run(struct tm_device *device, uint64_t first, uint32_t n, const 
     }
 }
 
-/* An error is for a request to find. */
-static void fetch(struct tm_device *device, const struct ahead_run *run)
+/* Returns 0 or an errno; ENOSPC: nothing may take memory now. */
+static int fetch(struct tm_device *device, uint64_t first, uint32_t n)
 {
-    uint64_t words[TM_RUN_MAX], first = run->first;
-    uint32_t n = run->n, skipped = 0;
+    uint64_t words[TM_RUN_MAX];
+    uint32_t skipped = 0;
     for (uint32_t i = 0; i < n; i++)
         words[i] = index_word(device, first + i);
-    while (n && !is_wanted(device, words[n - 1]))
+    while (n && !is_wanted(words[n - 1]))
         n--;
-    while (skipped < n && !is_wanted(device, words[skipped]))
+    while (skipped < n && !is_wanted(words[skipped]))
         skipped++;
     n -= skipped;
-    struct bounce *bounce = n && !is_refusing(device) ? bounce_get() : NULL;
+    if (!n)
+        return 0;
+    if (is_refusing(device))
+        return ENOSPC;
+    struct bounce *bounce = bounce_get();
     if (!bounce)
-        return;
-    if (file_read(&device->file, first + skipped, n, bounce->pages) == 0)
+        return ENOMEM;
+    int error = file_read(&device->file, first + skipped, n, bounce->pages);
+    if (!error)
         put_run(device, first + skipped, n, words + skipped, bounce->pages);
     bounce_put(bounce);
+    return error;
 }
 
 static void *work(void *argument)
@@ -119,8 +126,18 @@ static void *work(void *argument)
     struct tm_device *device = argument;
     const struct ahead_run *run = NULL;
     while ((run = ahead_take(&device->prefetch.ahead, run)))
-        fetch(device, run);
+        fetch(device, run->first, run->n); /* an error is for a request to find */
     return NULL;
+}
+
+int tm_warm(struct tm_device *device, uint64_t first, uint64_t n)
+{
+    int error = state_has_file(device) ? 0 : ENOTSUP;
+    for (uint32_t run; n && !error; first += run, n -= run) {
+        run = n < TM_RUN_MAX ? (uint32_t)n : TM_RUN_MAX;
+        error = fetch(device, first, run);
+    }
+    return error;
 }
 
 /* How many reads from the file there ever were, and how long they took. */

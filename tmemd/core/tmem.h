@@ -3,7 +3,8 @@
  *
  * Calls that return int return 0 or an errno (to the client each is EIO). All may be made from any
  * thread, but tm_open and tm_close. Offsets and counts are bytes of the device; the caller has
- * checked that they lie within it. tm_flush is in clean.c, tm_cache in promote.c. */
+ * checked that they lie within it. tm_flush is in clean.c, tm_cache in promote.c,
+ * tm_warm in prefetch.c. */
 #pragma once
 
 #include <stdatomic.h>
@@ -60,6 +61,9 @@ int tm_trim(struct tm_device *device, uint64_t count, uint64_t offset, bool fua)
 int tm_flush(struct tm_device *device);
 /* Bring pages of the range that are in the file into tmem, as far as puts are accepted. */
 int tm_cache(struct tm_device *device, uint64_t count, uint64_t offset);
+/* Fetch n pages from `first` on ahead, those that are in the file alone, into memory that nobody
+ * needs. ENOSPC: there is none. */
+int tm_warm(struct tm_device *device, uint64_t first, uint64_t n);
 
 struct tm_extent {
     uint64_t offset, length;

@@ -65,6 +65,7 @@ class DeviceConfig:
     connections: int = 4  # to an NBD server, at most
     timeout: float = 30.0  # seconds that a request to it may take
     prefetch: str = "auto"  # whether pages are fetched ahead of reads: 'yes', 'no', or while a miss takes long
+    warm: Path | None = None  # a list of pages to fetch ahead when it begins with nothing in RAM
     watermark: int = DEFAULT_PERCENT  # of the target is kept free for pages to come; 0: refuse when full
 
     @property

@@ -15,6 +15,7 @@ from tmemd.device.maintenance import Maintenance
 from tmemd.device.parts import Parts, open_parts
 from tmemd.device.remote import Watch
 from tmemd.device.vhost import VhostDoor
+from tmemd.device.warming import Warming
 from tmemd.store.poolfile import PoolError
 
 # Seconds. Somebody waits for a device that was handed over; each look at its tail is a read.
@@ -37,6 +38,7 @@ class ServedDevice:
         if parts.file and parts.file.remote:
             self._watch = Watch(core, parts.file.remote, overflow, self.config)
         self.away = parts.backing.away if parts.backing else None  # why it began without its server
+        self._warming = Warming(core, parts.pool_fd, parts.pool_path, self.config.warm) if self.config.warm else None
         self._parts = parts
         self._keeper = parts.backing.keeper if parts.backing else None
         self._owned = owned.pop_all()
@@ -55,6 +57,8 @@ class ServedDevice:
             self._watch.start(log)
         if self._vhost:
             self._vhost.start(log)
+        if self._warming:
+            self._warming.start(lambda message: log(f"{self.config.name}: {message}"))
 
     def patience(self) -> float | None:
         """How long a host that asks for the device may wait: it can have it while all that is written reaches the file.
@@ -88,6 +92,8 @@ class ServedDevice:
         """End the maintenance, unmap, unlock and close everything. The pool stays, for whoever attaches next."""
         if self._vhost:
             self._vhost.close()
+        if self._warming:
+            self._warming.stop()
         self.before_fork()
         self.maintenance.stop()
         if self._watch:
