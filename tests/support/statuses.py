@@ -24,5 +24,5 @@ def status(name: str = "web", *, error: str | None = None, put: int = 0, **count
         frozen=False, served=True, error=error, counters=fakes.counters(**counters),
         latencies=Latencies(fakes.histogram(4, count=put), none, none, none),
         doors=Doors(1, 2, 3000, 4, 500, 600, 700, 80, fakes.histogram(10, count=200)),
-        miss_seconds=0.001, remote=RemoteState(1, 4, 6, 2, 0, 3, 0, 7, 1 << 30, 0),
+        miss_seconds=0.001, remote=RemoteState(1, 4, 6, 2, 0, 3, 0, 7, 5, 1 << 30, 0),
     )  # fmt: skip

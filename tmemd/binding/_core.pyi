@@ -142,6 +142,8 @@ class Device:
         """
     def compact(self, moves: int) -> int:
         """Compact for density and punch out free memory, moving at most *moves* records; returns bytes given back."""
+    def pass_trims(self) -> int:
+        """Tell the store of some trimmed pages that it holds still; returns how many are left. Raises OSError."""
     def begin_generation(self) -> None:
         """Begin the next coldness generation."""
     def publish_ages(self) -> None:

@@ -103,6 +103,7 @@ cdef extern from "tmem.h" nogil:
     int tm_demote(tm_device *device, uint64_t nbytes, tm_filter filter, uint64_t *freed)
     int tm_drain(tm_device *device)
     int tm_write_through(tm_device *device, bint on)
+    int tm_pass_trims(tm_device *device, uint64_t *left)
     uint64_t tm_compact(tm_device *device, uint64_t moves)
     void tm_begin_generation(tm_device *device)
     void tm_publish_ages(tm_device *device)
@@ -528,6 +529,17 @@ cdef class Device:
         with nogil:
             punched = tm_compact(device, moves)
         return punched
+
+    def pass_trims(self):
+        """Tell the store of some trimmed pages that it holds still; returns how many are left. Raises OSError."""
+        cdef tm_device *device = self.handle(0, 0)
+        cdef uint64_t left
+        cdef int code
+        with nogil:
+            code = tm_pass_trims(device, &left)
+        if code:
+            fail(code)
+        return left
 
     def begin_generation(self):
         """Begin the next coldness generation."""

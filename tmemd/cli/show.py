@@ -69,7 +69,7 @@ def _remote(remote: dict[str, Any] | None) -> str:
         return "-"
     how = f"{remote['connections']} connections" if remote["connections"] else f"away for {remote['away_ms'] // 1000} s"
     counted = f"{remote['losses']} lost, {remote['repeats']} requests repeated, {remote['time_outs']} timed out"
-    return f"{how} ({counted}; {remote['overflow']} pages in its overflow file)"
+    return f"{how} ({counted}; {remote['overflow']} pages in its overflow file, {remote['trims']} trimmed there)"
 
 
 def _lease(seconds: float) -> str:

@@ -41,7 +41,8 @@ static int complete_region(struct tm_device *device, uint64_t region)
     uint64_t page = region * device->bitmap.region_pages, end = region_end(device, region);
     int error = 0;
     while (page < end && !error) {
-        struct overwrite zeros = {.first = page, .is_wanted = lacks_zeros};
+        struct overwrite zeros = {
+            .first = page, .punch = device->file.store->trims, .is_wanted = lacks_zeros};
         if (word_is_in_doubt(index_word(device, page)))
             resolve(device, page);
         if (lacks_zeros(device, page)) {

@@ -14,6 +14,7 @@
 #include "aging.h"
 #include "attach.h"
 #include "clean.h"
+#include "dead.h"
 #include "prefetch.h"
 #include "recheck.h"
 #include "sigbus.h"
@@ -66,6 +67,8 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
     aging_init(device);
     if (!failed)
         failed = file_init(&device->file, config, &device->fence, &counters->sync_failed);
+    if (!failed)
+        failed = dead_init(device);
     prefetch_init(device, config->prefetch);
     atomic_store(&counters->limit, config->limit);
     atomic_store(&counters->minimum, device->layout.minimum);
@@ -168,6 +171,7 @@ void tm_close(struct tm_device *device)
     budget_destroy(&device->budget);
     bitmap_destroy(&device->bitmap);
     file_destroy(&device->file);
+    dead_destroy(device);
     locks_destroy(&device->locks);
     free(device);
 }
@@ -186,6 +190,7 @@ void tm_publish_pid(struct tm_device *device)
     atomic_store(&device->statistics->doors.nbd, 0);
     atomic_store(&device->statistics->doors.vhost, 0);
     atomic_store(&device->statistics->remote.published, 0);
+    atomic_store(&device->statistics->remote.trims, 0);
 }
 
 uint64_t tm_free_slot_bytes(struct tm_device *device) { return slots_free_bytes(&device->slots); }

@@ -81,6 +81,7 @@ struct tm_remote {
     _Atomic uint64_t time_outs, repeats;    /* requests failed, and sent again */
     _Atomic uint64_t away_ms;               /* since none is connected */
     _Atomic uint64_t overflow;              /* pages in the local file instead */
+    _Atomic uint64_t trims;                 /* pages that it was told to forget */
     _Atomic uint64_t export_bytes,
         abilities; /* what the export was like when it was last there
                       (remote_know): kept while nobody serves the device */

@@ -233,8 +233,8 @@ int overflow_new(struct remote *remote, int fd, uint64_t pages, struct overflow 
     if (!overflow)
         return ENOMEM;
     struct store *behind = remote_store(remote);
-    overflow->store =
-        (struct store){.ops = &ops, .forgets = behind->forgets, .unsure = behind->unsure};
+    overflow->store = *behind;
+    overflow->store.ops = &ops;
     overflow->remote = remote;
     remote_be_brief(remote);
     overflow->pages = pages;

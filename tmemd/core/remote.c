@@ -96,6 +96,7 @@ static void note_try(struct remote *remote, struct link *link, int error)
 static void learn(struct remote *remote, const struct link_limits *limits)
 {
     remote->limits = *limits;
+    remote->store.trims = limits->can_zero;
     remote->n_links = limits->can_multi_conn ? remote->n_links : 1;
 }
 

@@ -45,6 +45,13 @@ struct prefetch {
     uint64_t judged_reads, judged_ns; /* from the file until it was last judged what they cost */
 };
 
+/* What the store is to be told of later (dead.c). */
+struct dead {
+    _Atomic uint64_t *bits; /* one for each page; NULL: it has no use for that */
+    _Atomic uint64_t count;
+    uint64_t next; /* where telling goes on; its caller's */
+};
+
 struct tm_device {
     char name[64];
     uint64_t size;
@@ -78,6 +85,7 @@ struct tm_device {
     struct locks locks;
     struct staging staging;
     struct prefetch prefetch;
+    struct dead dead;
 };
 
 static inline bool state_has_file(const struct tm_device *device) { return device->file.store; }

@@ -26,6 +26,7 @@ struct store_ops {
 struct store {
     const struct store_ops *ops;
     bool forgets; /* it may go away, and come back without what was not synced */
+    bool trims;   /* it gives room back for what is zeroed, and none is reserved for us there */
     _Atomic bool
         *unsure; /* it may have; who looks at what it holds clears this first. NULL: never */
 };

@@ -94,6 +94,9 @@ int tm_drain(struct tm_device *device);
  * stay in tmem. Or (off) it is written back again. ENODATA: pages were lost, which nothing but the
  * bitmap could keep in mind. On an error it is as it was. */
 int tm_write_through(struct tm_device *device, bool on);
+/* Tell a store that gives room back of some pages that were trimmed and are in the file still;
+ * *left: how many more there are. Returns 0 or an errno: those that met it are not tried again. */
+int tm_pass_trims(struct tm_device *device, uint64_t *left);
 /* Compact, trying to move at most `moves` records; returns the bytes given back. */
 uint64_t tm_compact(struct tm_device *device, uint64_t moves);
 /* GENERATION_SECONDS have passed: begin the next coldness generation. Those of an ephemeral pool

@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "clean.h"
+#include "dead.h"
 #include "overwrite.h"
 
 /* Whether the page is not zeros yet, here or (if it is written through) in the file. */
@@ -12,6 +13,12 @@ static bool needs_zeroing(const struct tm_device *device, uint64_t page)
     return state_is_written_through(device, page)
                ? word != TM_NOWHERE || file_is_doubtful(&device->file)
                : word != TM_NOWHERE && word_kind(word) != TM_ZERO;
+}
+
+static void make_zeros(struct tm_device *device, uint64_t page)
+{
+    dead_note(device, page, index_word(device, page));
+    index_replace(device, page, state_has_file(device) ? TM_ZERO : TM_NOWHERE);
 }
 
 /* Pages that are not written through become zeros; EAGAIN: now they are. */
@@ -26,7 +33,7 @@ static int zero_in_index(struct tm_device *device, uint64_t first, uint32_t n)
     }
     for (uint64_t page = first; page < first + n; page++)
         if (needs_zeroing(device, page))
-            index_replace(device, page, state_has_file(device) ? TM_ZERO : TM_NOWHERE);
+            make_zeros(device, page);
     unlock_pages(&device->locks, first, n);
     return 0;
 }
@@ -55,6 +62,12 @@ static int zero_part(struct tm_device *device, uint64_t offset, uint64_t count)
     return count ? tm_write(device, zeros, (uint32_t)count, offset, false) : 0;
 }
 
+/* Blocks of a local backing file stay reserved. */
+static bool may_punch(const struct tm_device *device)
+{
+    return device->ephemeral || (state_has_file(device) && device->file.store->trims);
+}
+
 /* [offset, end), with or without the partly covered pages at either end. */
 static int zero_range(struct tm_device *device, uint64_t offset, uint64_t end, bool edges)
 {
@@ -64,7 +77,7 @@ static int zero_range(struct tm_device *device, uint64_t offset, uint64_t end, b
         return edges ? zero_part(device, offset, end - offset) : 0;
     int error = edges ? zero_part(device, offset, first * TM_PAGE - offset) : 0;
     if (!error)
-        error = zero_pages(device, first, last, device->ephemeral && !edges);
+        error = zero_pages(device, first, last, !edges && may_punch(device));
     if (!error && edges && end > last * TM_PAGE)
         error = zero_part(device, last * TM_PAGE, end - last * TM_PAGE);
     return error;

@@ -128,6 +128,7 @@ _REMOTE_COUNTERS: Final = {
     "losses": "Connections that were lost.",
     "time_outs": "Requests that had no answer in time, and failed.",
     "repeats": "Requests sent again after a loss.",
+    "trims": "Pages that were trimmed, which it was told to forget.",
 }
 
 HOST_GAUGES: Final[Mapping[str, tuple[str, Callable[[HostStatus], float | None]]]] = {

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -101,8 +102,11 @@ class Watch:
         while not self._stop.wait(_LOOK_EVERY):
             self._remote.look_after()
             self._look(log)
-            if self._overflow and self._remote.status.connections:
+            if not self._remote.status.connections:
+                continue
+            if self._overflow:
                 self._write_back(self._overflow)
+            self._pass_trims()
 
     def _look(self, log: Callable[[str], None]) -> None:
         status = self._remote.status
@@ -114,6 +118,15 @@ class Watch:
         with suppress(OSError):  # counted as a loss, or said by the server; tried again
             while overflow.count and not self._stop.is_set():
                 overflow.write_back()
+
+    def _pass_trims(self) -> None:
+        """Half of the time at most, and not while it would go to the overflow file."""
+        end = time.monotonic() + _LOOK_EVERY
+        if self._overflow and self._overflow.count:
+            return
+        with suppress(OSError):
+            while self._core.pass_trims() and time.monotonic() < end and not self._stop.is_set():
+                pass
 
     def _tell(self, status: _core.RemoteStatus, log: Callable[[str], None]) -> None:
         """Once that it is away, once that another came back (the core says "it ..." then), and the end."""

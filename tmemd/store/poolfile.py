@@ -273,6 +273,7 @@ class RemoteState(msgspec.Struct, frozen=True):
     repeats: int  # requests sent again after a loss
     away_ms: int
     overflow: int  # pages in the local file that takes what is written meanwhile
+    trims: int  # pages that were trimmed, of which it was told
     export_bytes: int  # of what the server exports, and what it can: whoever serves the device next may go by that
     abilities: int
 
