@@ -94,6 +94,33 @@ static void test_who_stops_it_has_the_last_word(void)
     CHECK(write_page(PUT, 5) == 0);
 }
 
+static void *set_fence(void *at)
+{
+    tm_fence(device, *(uint64_t *)at);
+    return NULL;
+}
+
+/* What a read gives while somebody sets the fence. */
+static int read_meanwhile(uint64_t at)
+{
+    pthread_t owner;
+    tm_fence(device, TM_LEASE_LOST + 1); /* it is over, and may be renewed */
+    CHECK(pthread_create(&owner, NULL, set_fence, &at) == 0);
+    int error = tm_read(device, content, TM_PAGE, PUT * TM_PAGE);
+    CHECK(pthread_join(owner, NULL) == 0);
+    return error;
+}
+
+static void test_requests_wait_for_a_lease_that_may_be_renewed(void)
+{
+    tm_fence(device, TM_LEASE_LOST + 1);
+    device->fence.wait_ns = 1;
+    CHECK(tm_read(device, content, TM_PAGE, PUT * TM_PAGE) == EIO);
+    device->fence.wait_ns = UINT64_C(3600) * 1000000000;
+    CHECK(read_meanwhile(in_an_hour()) == 0 && content[0] == 5);
+    CHECK(read_meanwhile(TM_LEASE_LOST) == EIO);
+}
+
 int main(void)
 {
     struct tm_config config = config_of(PAGES, 1 << 20);
@@ -103,6 +130,7 @@ int main(void)
     test_nothing_passes_the_fence(&config);
     test_what_was_there_is_there_when_it_is_put_off();
     test_who_stops_it_has_the_last_word();
+    test_requests_wait_for_a_lease_that_may_be_renewed();
     tm_close(device);
     puts("ok");
     return 0;

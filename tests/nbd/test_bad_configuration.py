@@ -344,3 +344,11 @@ def test_a_pool_truncated_while_in_use_is_an_error_not_a_silent_end(serve: Serve
 
 def test_a_directory_of_pools_that_was_made_in_vain_goes_again(stage: Path) -> None:
     assert "not on a tmpfs" in refused(device("web", stage / "pools", "4M", stage / "file", "8M"), stage)
+
+
+def test_a_lease_outlasts_what_waits_for_the_server(pools: Path, tmp_path: Path) -> None:
+    uri = f"nbd+unix:///?socket={tmp_path}/none"
+    parameters = device("web", pools, "4M", uri, "8M", lease=20, timeout=10.1)
+    assert "lease=20 is less than twice timeout=10.1: " in refused(parameters, pools)
+    # It comes as far as looking for the server.
+    assert "No such file" in refused([*parameters[:-1], "timeout=10"], pools)

@@ -74,7 +74,8 @@ class Hosts:
         """Of the device there, with a pool of that host's own."""
         pools = self.pools / host
         pools.mkdir(exist_ok=True)
-        return device("web", pools, SIZE, self.disk, 8 * MIB, lease=LEASE, timeout=1, **keys)
+        keys = {"lease": LEASE, "timeout": LEASE / 2} | keys
+        return device("web", pools, SIZE, self.disk, 8 * MIB, **keys)
 
     def start(self, host: str, **keys: object) -> Server:
         """Serve it."""
@@ -183,6 +184,23 @@ def test_a_lease_that_ran_out_is_renewed_if_nobody_took_the_device(hosts: Hosts)
         os.kill(server.pid, signal.SIGCONT)
     wait_until(lambda: not counters(pool).is_fenced, "it to be renewed")
     assert read(server, FAR) == content(FAR, 1)
+
+
+def test_requests_wait_for_a_lease_that_ran_out(hosts: Hosts) -> None:
+    server = hosts.start("a", lease=8, timeout=4)
+    pool = hosts.pools / "a/web.pool"
+    with server.client() as client:
+        client.pwrite(content(FAR, 1), FAR * PAGE)
+        found = nbd.Buffer(PAGE)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            requests = [client.aio_pread(found, FAR * PAGE), client.aio_flush()]
+            wait_until(lambda: counters(pool).is_fenced, "the lease to run out")
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        for request in requests:
+            finish(client, request)
+        assert found.to_bytearray() == content(FAR, 1)
 
 
 def test_of_two_hosts_that_take_a_dead_ones_device_at_once_one_has_it(hosts: Hosts, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ class Device:
         read_only: bool = False,  # nothing more is read from it once somebody has changed it
         remote: Remote | None = None,  # instead of file_fd
         fence: Fence | None = None,  # beyond which it is not served; None: it has no lease
+        fence_wait: float = 0,  # seconds that requests wait there
         overflow: Overflow | None = None,  # of that remote
         bitmap_offset: int = 0,  # where the bitmap begins, in bytes: in bitmap_fd, or where that is -1 in the remote
         prefetch: str = "no",  # whether pages are fetched ahead of reads: a key of PREFETCH

@@ -72,6 +72,7 @@ cdef extern from "tmem.h" nogil:
         bint ephemeral
         bint read_only
         atomic_word *fence
+        uint32_t fence_ms
         tm_prefetch prefetch
         const tm_cgroup *cgroups
         size_t n_cgroups
@@ -420,7 +421,7 @@ cdef class Device:
         self, int pool_fd, int file_fd, int bitmap_fd, *, str name, uint64_t size, uint64_t limit, uint64_t region,
         uint64_t file_bytes, bint direct, bint lost_zero, bint durable, list cgroup,
         bint ephemeral=False, bint read_only=False, Remote remote=None, Overflow overflow=None,
-        uint64_t bitmap_offset=0, Fence fence=None, str prefetch="no",
+        uint64_t bitmap_offset=0, Fence fence=None, double fence_wait=0, str prefetch="no",
     ):
         cdef char error[256]
         cdef bytes encoded = name.encode()
@@ -444,7 +445,7 @@ cdef class Device:
             config = tm_config(
                 encoded, pool_fd, file_fd, bitmap_fd, size, limit, region,
                 far, bitmap_offset, file_bytes, direct, lost_zero, durable, ephemeral,
-                read_only, word, PREFETCH[prefetch], cgroups, n,
+                read_only, word, <uint32_t>(fence_wait * 1000), PREFETCH[prefetch], cgroups, n,
             )
             with nogil:
                 code = tm_open(&config, &self.device, error, sizeof(error))

@@ -51,7 +51,8 @@ static int init_parts(struct tm_device *device, const struct tm_config *config, 
                       size_t error_size)
 {
     struct tm_counters *counters = device->counters;
-    device->fence = (struct fence){.at = config->fence};
+    device->fence =
+        (struct fence){.at = config->fence, .wait_ns = (uint64_t)config->fence_ms * 1000000};
     atomic_store(&counters->fenced_at, config->fence ? atomic_load(config->fence) : 0);
     int failed = budget_init(&device->budget, config, counters, device->control);
     if (!failed)

@@ -10,6 +10,7 @@
 
 struct fence {
     _Atomic uint64_t *at;    /* ns of CLOCK_BOOTTIME, the caller's; NULL: there is no lease */
+    uint64_t wait_ns;        /* how long requests wait for it to be put off */
     _Atomic bool stopped;    /* no request is let in */
     _Atomic uint64_t inside; /* requests */
 };
@@ -17,7 +18,9 @@ struct fence {
 /* Whether it is reached. The clock goes on while the host sleeps, and costs what any does. */
 bool fence_is_reached(const struct fence *fence);
 
-/* Before and after each request; one that is not let in fails. */
+/* Before and after each request; one that is not let in fails. While it is reached none is let in,
+ * and they wait: for what the owner has in RAM is the newest only if nobody has taken the device.
+ */
 bool fence_enter(struct fence *fence);
 void fence_leave(struct fence *fence);
 

@@ -41,6 +41,7 @@ struct tm_config {
                        somebody has */
     _Atomic uint64_t *fence; /* as tm_fence says; it may be put off from the moment of opening on.
                                 NULL: it has no lease */
+    uint32_t fence_ms;       /* how long requests beyond it wait to see it put off */
     enum tm_prefetch prefetch;
     const struct tm_cgroup *cgroups;
     size_t n_cgroups;
@@ -134,8 +135,10 @@ struct tm_restoring {
  * an errno; EBADMSG: the record at *used is damaged. */
 int tm_restore(struct tm_device *device, struct tm_restoring *restoring, const void *buffer,
                size_t size, size_t *used);
-/* Of a device with a lease: every request fails from that time of CLOCK_BOOTTIME on, in ns, and so
- * does all I/O but to the pool. A later call may put it off. */
+/* Of a device with a lease: no request is served from that time of CLOCK_BOOTTIME on, in ns, and
+ * all I/O fails but that to the pool. A later call may put it off: requests wait for that, and fail
+ * in the end; at once where the time is TM_LEASE_LOST, for it is another's. */
+enum { TM_LEASE_LOST = 1 };
 void tm_fence(struct tm_device *device, uint64_t at);
 /* Have every request fail from now on, wait until those under way are done, and flush; or no
  * longer. */

@@ -117,6 +117,11 @@ class DeviceConfig:
     def _check_files(self) -> None:
         if self.lease is not None and not MIN_LEASE <= self.lease <= MAX_LEASE:
             raise PoolError(f"{self.name}: lease={self.lease:g} is not {MIN_LEASE:g} to {MAX_LEASE:g} seconds")
+        if self.lease is not None and isinstance(self.backing, Uri) and self.lease < 2 * self.timeout:
+            raise PoolError(
+                f"{self.name}: lease={self.lease:g} is less than twice timeout={self.timeout:g}: what has waited for"
+                " the server could reach it when another host has the device already"
+            )
         if self.source and (self.backing or self.bitmap or self.durable or self.lost_zero):
             raise PoolError(f"{self.name}: backing=, bitmap=, flush=durable and lost= are not for devices with source=")
         if self.write_through and not self.source:

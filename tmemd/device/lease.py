@@ -275,7 +275,7 @@ class Fence:
         self._core: _core.Device | None = None
 
     def set(self, until: float) -> None:
-        """Have all requests fail from then on, in seconds since boot."""
+        """Have no request served from then on, in seconds since boot; 0: nor wait for that, for the lease is lost."""
         self._at = max(int(until * 1e9), 1)
         self.word = self.word or _core.Fence()
         self.word.set(self._at)

@@ -239,7 +239,7 @@ class Parts:
                 read_only=config.is_read_only, remote=file.remote if file else None, cgroup=cgroups,
                 overflow=backing.overflow if backing else None,
                 bitmap_offset=backing.bitmap_offset if backing else 0, fence=self.fence.word,
-                prefetch=config.prefetch,
+                fence_wait=config.timeout, prefetch=config.prefetch,
             )  # fmt: skip
         except (ValueError, OSError) as error:
             raise PoolError(f"{self.pool_path}: {error} ('tmemctl check' tells more)") from None
