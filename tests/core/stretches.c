@@ -167,6 +167,27 @@ static void test_a_failed_spill(void)
     check_all(5, page_bit(9));
 }
 
+/* Zeros between what is demoted are written along, and those at its ends when all must go. */
+static void test_demotion(void)
+{
+    page_set zeros = page_bit(0) | page_bit(5) | page_bit(6) | page_bit(20) | page_bit(N - 1);
+    uint64_t freed;
+    freeze(device, 0);
+    CHECK(write_all(7, zeros) == 0 && n_writes == 0);
+    failing = N;
+    CHECK(tm_drain(device) == EIO && index_word(device, FIRST + 5) == TM_ZERO);
+    failing = n_writes = 0;
+    check_all(7, zeros);
+    CHECK(tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &freed) == 0 && n_writes == 1);
+    CHECK(kind_of(0) == TM_ZERO && kind_of(1) == TM_FILE && kind_of(5) == TM_NOWHERE);
+    CHECK(tm_drain(device) == 0 && kind_of(0) == TM_NOWHERE && kind_of(N - 1) == TM_NOWHERE);
+    check_all(7, zeros);
+
+    CHECK(write_all(8, zeros) == 0 && n_writes == 0);
+    CHECK(tm_drain(device) == 0 && n_writes == 1);
+    check_all(8, zeros);
+}
+
 int main(void)
 {
     test_the_set();
@@ -178,6 +199,7 @@ int main(void)
     test_stored_pages_between_are_not_taken_from_the_file();
     test_what_has_changed_since_stays_so();
     test_a_failed_spill();
+    test_demotion();
     tm_close(device);
     puts("ok");
     return 0;

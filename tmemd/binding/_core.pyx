@@ -100,6 +100,7 @@ cdef extern from "tmem.h" nogil:
         int use
         bint keep
         bint spares_ahead
+        bint zeros
 
     int tm_demote(tm_device *device, uint64_t nbytes, tm_filter filter, uint64_t *freed)
     int tm_drain(tm_device *device)
@@ -487,7 +488,7 @@ cdef class Device:
     def demote(self, uint64_t nbytes, *, unsigned min_age=0, bint raw_only=False, bint bounded=False):
         """Move the coldest of the pages chosen to the file until *nbytes* of records are gone; returns how many were."""
         cdef tm_device *device = self.handle(0, 0)
-        cdef tm_filter chosen = tm_filter(min_age, raw_only, bounded, 0, False, False)
+        cdef tm_filter chosen = tm_filter(min_age, raw_only, bounded, 0, False, False, False)
         cdef uint64_t freed
         cdef int code
         with nogil:

@@ -5,11 +5,13 @@
 #include "demote.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "bounce.h"
 #include "crc32c.h"
 #include "overwrite.h"
 #include "probes.h"
+#include "stretch.h"
 #include "thread.h"
 
 /* A demotion takes one more thread for each of these bytes of slots, up to HELPERS besides its own:
@@ -66,6 +68,11 @@ static bool is_chosen(const struct demotion *demotion, uint64_t word)
                                                       memory_order_relaxed) < bound_of(demotion);
 }
 
+static bool is_zeros(uint64_t word)
+{
+    return word_kind(word) == TM_ZERO || word_kind(word) == TM_NOWHERE;
+}
+
 /* Count up to n pages as written, as many as the bound allows. */
 static uint32_t count_writes(const struct demotion *demotion, uint32_t n)
 {
@@ -97,7 +104,8 @@ static void leave(struct demotion *demotion, uint64_t page, uint32_t crc)
     PROBE(demote, device->name, page, word_slot_size(word_length(word)));
 }
 
-/* Let go of pages that are clean, and mark the others that are chosen. */
+/* Let go of pages that are clean, and mark the others that are chosen, and zeros: these are written
+ * along. */
 static void take(struct demotion *demotion, struct batch *batch)
 {
     struct tm_device *device = demotion->device;
@@ -107,8 +115,10 @@ static void take(struct demotion *demotion, struct batch *batch)
         lock_pages(&device->locks, page,
                    1); /* one by one: decoding takes 3 us, for which others wait */
         bool chosen = page_copy_out(device, page, content, &word) && is_chosen(demotion, word);
-        batch->taken[i] = chosen && !state_is_clean(device, word);
-        if (batch->taken[i])
+        if (is_zeros(word))
+            memset(content, 0, TM_PAGE);
+        batch->taken[i] = is_zeros(word) || (chosen && !state_is_clean(device, word));
+        if (batch->taken[i] && word != TM_NOWHERE)
             index_update(device, page, word_writing(word, 0));
         else if (chosen)
             leave(demotion, page, crc32c(0, content, TM_PAGE));
@@ -125,11 +135,12 @@ static void finish(struct demotion *demotion, struct batch *batch, uint32_t star
         uint64_t page = batch->first + i, word = index_word(device, page);
         if (!word_is_writing(word))
             continue;
-        bool leaves = ages_of(state_generation(device), word) >= demotion->age;
-        if (written && leaves && !demotion->choice.keep)
+        bool leaves = !demotion->choice.keep && word_kind(word) == TM_TMEM &&
+                      ages_of(state_generation(device), word) >= demotion->age;
+        if (written && leaves)
             leave(demotion, page, crc32c(0, batch->content + (size_t)i * TM_PAGE, TM_PAGE));
         else
-            index_update(device, page, (word & ~TM_WORD_WRITING) | (written ? TM_WORD_CLEAN : 0));
+            index_update(device, page, written ? word_written(word) : word & ~TM_WORD_WRITING);
     }
 }
 
@@ -231,6 +242,20 @@ static bool is_done(const struct demotion *demotion)
     return atomic_load(&demotion->freed) >= demotion->bytes || atomic_load(&demotion->error);
 }
 
+/* How many of the n pages are moved together: those that are chosen, and a few zeros between. */
+static uint32_t find_run(const struct demotion *demotion, const uint64_t *words, uint32_t n)
+{
+    uint32_t run = 0;
+    for (uint32_t i = 0; i < n && i < TM_RUN_MAX; i++) {
+        bool is_lacking = demotion->choice.zeros && word_kind(words[i]) == TM_ZERO;
+        if (is_lacking || is_chosen(demotion, words[i]))
+            run = i + 1;
+        else if (!is_zeros(words[i]) || !run || i - run == STRETCH_GAP)
+            break;
+    }
+    return run;
+}
+
 /* Demote what is old enough in one block, in runs of neighbours. */
 static int demote_block(struct demotion *demotion, uint64_t block)
 {
@@ -241,9 +266,7 @@ static int demote_block(struct demotion *demotion, uint64_t block)
     for (uint32_t i = 0; i < n; i++)
         words[i] = index_word(device, block * TM_BLOCK_PAGES + i);
     for (uint32_t i = 0; i < n && !error && !is_done(demotion);) {
-        uint32_t run = 0;
-        while (i + run < n && run < TM_RUN_MAX && is_chosen(demotion, words[i + run]))
-            run++;
+        uint32_t run = find_run(demotion, words + i, n - i);
         if (run)
             error = (device->ephemeral ? evict_run : demote_run)(demotion,
                                                                  block * TM_BLOCK_PAGES + i, run);

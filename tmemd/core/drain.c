@@ -12,7 +12,7 @@ static int drain(struct tm_device *device)
 {
     uint64_t freed;
     locks_wait_for_pages(&device->locks);
-    int error = demote_locked(device, UINT64_MAX, (struct tm_filter){0}, &freed);
+    int error = demote_locked(device, UINT64_MAX, (struct tm_filter){.zeros = true}, &freed);
     if (!error)
         error = clean_regions(device);
     /* A damaged record cannot be moved. Copies of what is being written are no loss. */

@@ -67,7 +67,8 @@ static int find_lacking(struct tm_device *device)
 static int copy_to_file(struct tm_device *device)
 {
     uint64_t freed;
-    int error = demote_locked(device, UINT64_MAX, (struct tm_filter){.keep = true}, &freed);
+    int error =
+        demote_locked(device, UINT64_MAX, (struct tm_filter){.keep = true, .zeros = true}, &freed);
     if (!error)
         error = clean_regions(device);
     return error ? error : find_lacking(device);

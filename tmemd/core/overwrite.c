@@ -126,14 +126,6 @@ static uint64_t written_word(struct tm_device *device, uint64_t page, uint32_t c
                : word_used(word, word_generation(before), before & TM_WORD_AGAIN);
 }
 
-/* The file has what tmem has. */
-static void keep_clean(struct tm_device *device, uint64_t page)
-{
-    uint64_t word = index_word(device, page);
-    bool is_zero = word_kind(word) == TM_ZERO;
-    index_update(device, page, is_zero ? TM_NOWHERE : (word & ~TM_WORD_WRITING) | TM_WORD_CLEAN);
-}
-
 /* The file has the page: let the index say so. */
 static void complete_page(struct tm_device *device, uint64_t page, const uint8_t *content,
                           uint32_t crc, bool put)
@@ -154,7 +146,8 @@ static int complete(struct tm_device *device, struct overwrite *run, const uint3
     for (uint32_t i = 0; i < run->n; i++)
         if (word_is_writing(index_word(device, run->first + i))) {
             if (is_stored(run, i))
-                keep_clean(device, run->first + i);
+                index_update(device, run->first + i,
+                             word_written(index_word(device, run->first + i)));
             else
                 complete_page(device, run->first + i, page_of(run, i), crcs[i], run->put);
             run->n_completed++;

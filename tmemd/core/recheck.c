@@ -7,20 +7,29 @@
 #include "bounce.h"
 #include "fetch.h"
 
+/* Whether the word says what the file holds. */
+static bool is_claim(uint64_t word)
+{
+    enum kind kind = word_kind(word);
+    return kind == TM_NOWHERE || (kind == TM_FILE && !(word & TM_WORD_UNVERIFIED)) ||
+           (kind == TM_TMEM && word & TM_WORD_CLEAN);
+}
+
 /* The word that the page has in truth, if the file holds `found`. */
 static uint64_t true_word(struct tm_device *device, uint64_t page, uint64_t word,
                           const uint8_t *found)
 {
     uint8_t content[TM_PAGE];
     uint64_t copied;
+    if (!is_claim(word))
+        return word;
     switch (word_kind(word)) {
     case TM_NOWHERE:
         return page_is_zero(found) ? word : TM_ZERO;
     case TM_FILE:
-        return word & TM_WORD_UNVERIFIED || fetch_is_intact(word, found) ? word : TM_TORN;
+        return fetch_is_intact(word, found) ? word : TM_TORN;
     case TM_TMEM:
-        if (!(word & TM_WORD_CLEAN) || !page_copy_out(device, page, content, &copied) ||
-            memcmp(content, found, TM_PAGE) == 0)
+        if (!page_copy_out(device, page, content, &copied) || memcmp(content, found, TM_PAGE) == 0)
             return word;
         return word & ~TM_WORD_CLEAN;
     default:
@@ -41,13 +50,33 @@ static void recheck_page(struct tm_device *device, uint64_t page, const uint8_t 
     unlock_pages(&device->locks, page, 1);
 }
 
-static int recheck_run(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *content)
+static page_set find_claims(const struct tm_device *device, uint64_t first, uint32_t n)
 {
-    struct io_range io = {.first = first, .n = n};
-    lock_io(&device->locks, &io);
+    page_set claims = 0;
+    for (uint32_t i = 0; i < n; i++)
+        claims |= is_claim(index_word(device, first + i)) ? page_bit(i) : 0;
+    return claims;
+}
+
+static int recheck_stretch(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *content)
+{
     int error = file_read(&device->file, first, n, content);
     for (uint32_t i = 0; i < n && !error; i++)
         recheck_page(device, first + i, content + (size_t)i * TM_PAGE);
+    return error;
+}
+
+static int recheck_run(struct tm_device *device, uint64_t first, uint32_t n, uint8_t *content)
+{
+    struct io_range io = {.first = first, .n = n};
+    int error = 0;
+    lock_io(&device->locks, &io);
+    page_set claims = find_claims(device, first, n);
+    while (claims && !error) {
+        struct stretch stretch = stretch_first(claims);
+        error = recheck_stretch(device, first + stretch.start, stretch.n, content);
+        claims = pages_after(claims, stretch.start + stretch.n);
+    }
     unlock_io(&device->locks, &io);
     return error;
 }

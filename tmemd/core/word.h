@@ -107,6 +107,12 @@ static inline uint64_t word_writing(uint64_t word, uint32_t crc)
     return (uint64_t)crc << 32 | old | (word & TM_WORD_GENERATION) | TM_WORD_WRITING | TM_FILE;
 }
 
+/* The word of a page that the file has now, too: it was written, and nobody has changed it. */
+static inline uint64_t word_written(uint64_t word)
+{
+    return word_kind(word) == TM_ZERO ? TM_NOWHERE : (word & ~TM_WORD_WRITING) | TM_WORD_CLEAN;
+}
+
 static inline bool word_is_writing(uint64_t word) { return word & TM_WORD_WRITING; }
 
 static inline bool word_is_ahead(uint64_t word)
