@@ -25,7 +25,7 @@ PAGE: Final = 4096
 TMPFS: Final = "/dev/shm"
 SLOT: Final = 2112  # bytes that a page of `content` takes
 LONGEST: Final = 256  # pages of a request
-PAUSE: Final = 0.0001  # seconds; a put takes a tenth of that
+PAUSE: Final = 0.0001  # seconds
 
 
 class Request(NamedTuple):
@@ -98,7 +98,6 @@ class _Replay:
         self._device, self._pool_fd = device, pool_fd
         self._read = bytearray(LONGEST * PAGE)
         self._written = b"".join(content(LONGEST))
-        self._missed = 0
         self.held = 0
 
     def counters(self) -> Counters:
@@ -113,15 +112,10 @@ class _Replay:
         self._let_put()
 
     def _let_put(self) -> None:
-        """Leave the thread of the core that puts what has missed as much time as guests do, milliseconds."""
-        now = self.counters()
-        missed, self._missed = self._missed, now.file_reads + now.spills
-        puts = -1
-        while self._missed != missed and now.puts != puts:
-            puts = now.puts
+        """Wait for the thread of the core that puts what has missed: guests leave it milliseconds."""
+        while self._device.core.staged():
             time.sleep(PAUSE)
-            now = self.counters()
-        self.held = max(self.held, now.pages_in_tmem)
+        self.held = max(self.held, self.counters().pages_in_tmem)
 
 
 def replay(requests: Sequence[Request], pages: int, capacity: int) -> Outcome:

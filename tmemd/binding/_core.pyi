@@ -161,6 +161,8 @@ class Device:
     def serve_vhost(self, socket: int, *, serial: str, block_bytes: int, read_only: bool, poll_us: int) -> None: ...
     def free_slot_bytes(self) -> int:
         """Bytes of the pool's memory that hold no live slot."""
+    def staged(self) -> int:
+        """Pages that were read from the source, and are about to be put."""
 
 class Saving:
     """The pages of a device on their way to a save file, from the first on. Nobody else uses the device meanwhile."""

@@ -133,6 +133,7 @@ cdef extern from "tmem.h" nogil:
     void tm_go_on(tm_device *device)
     void tm_publish_pid(tm_device *device)
     uint64_t tm_free_slot_bytes(tm_device *device)
+    uint64_t tm_staged(tm_device *device)
     tm_remote *tm_remote_state "tm_remote"(tm_device *device)
 
 cdef extern from *:
@@ -600,6 +601,10 @@ cdef class Device:
     def free_slot_bytes(self):
         """Bytes of the pool's memory that hold no live slot."""
         return tm_free_slot_bytes(self.handle(0, 0))
+
+    def staged(self):
+        """Pages that were read from the source, and are about to be put."""
+        return tm_staged(self.handle(0, 0))
 
 
 cdef class Saving:

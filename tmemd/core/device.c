@@ -196,6 +196,8 @@ void tm_publish_pid(struct tm_device *device)
 
 uint64_t tm_free_slot_bytes(struct tm_device *device) { return slots_free_bytes(&device->slots); }
 
+uint64_t tm_staged(struct tm_device *device) { return staging_waiting(&device->staging); }
+
 const struct tm_counters *tm_counters(const struct tm_device *device) { return device->counters; }
 
 struct tm_doors *tm_doors(struct tm_device *device) { return &device->statistics->doors; }

@@ -63,6 +63,14 @@ bool staging_add(struct staging *staging, uint64_t page, uint64_t word, const ui
     return added;
 }
 
+uint64_t staging_waiting(struct staging *staging)
+{
+    pthread_mutex_lock(&staging->lock);
+    uint64_t waiting = staging->in - staging->done;
+    pthread_mutex_unlock(&staging->lock);
+    return waiting;
+}
+
 /* Whoever adds a page must not pay for waking us each time: that takes 25 to 30 us where CPUs are
  * virtual, and a read from a disk 70. Under its lock. */
 static void wait_for_more(struct staging *staging, unsigned looks)

@@ -34,6 +34,8 @@ void staging_destroy(struct staging *staging);
 /* Take in a copy; false: there is no room. `work` is started in threads of its own. */
 bool staging_add(struct staging *staging, uint64_t page, uint64_t word, const uint8_t *content,
                  void *(*work)(void *), void *argument);
+/* Copies that nobody has dealt with yet. */
+uint64_t staging_waiting(struct staging *staging);
 /* For a worker that is done with so many that it took before: wait for the oldest, and take it.
  * False: end. */
 bool staging_take(struct staging *staging, struct staged *oldest, unsigned done);

@@ -151,6 +151,8 @@ void tm_publish_pid(struct tm_device *device);
 
 /* Bytes of memory for records that hold no live slot. */
 uint64_t tm_free_slot_bytes(struct tm_device *device);
+/* Pages of an ephemeral pool that were read from its source, and are about to be put. */
+uint64_t tm_staged(struct tm_device *device);
 const struct tm_counters *tm_counters(const struct tm_device *device);
 /* The counters of the doors, which they write themselves. */
 struct tm_doors *tm_doors(struct tm_device *device);
