@@ -14,12 +14,6 @@ static uint64_t region_end(const struct tm_device *device, uint64_t region)
     return end < device->layout.pages ? end : device->layout.pages;
 }
 
-static bool lacks_zeros(const struct tm_device *device, uint64_t page)
-{
-    enum kind kind = word_kind(index_word(device, page));
-    return kind == TM_ZERO || (kind == TM_LOST && device->lost_zero);
-}
-
 /* Find out which of the two an undecided page is. One that is damaged stays as it is. */
 static void resolve(struct tm_device *device, uint64_t page)
 {
@@ -40,16 +34,10 @@ static int complete_region(struct tm_device *device, uint64_t region)
 {
     uint64_t page = region * device->bitmap.region_pages, end = region_end(device, region);
     int error = 0;
-    while (page < end && !error) {
-        struct overwrite zeros = {
-            .first = page, .punch = device->file.store->trims, .is_wanted = lacks_zeros};
+    for (uint32_t n; page < end && !error; page += n) {
         if (word_is_in_doubt(index_word(device, page)))
             resolve(device, page);
-        if (lacks_zeros(device, page)) {
-            zeros.n = state_alike_run(device, page, end - page);
-            error = overwrite_run(device, &zeros);
-        }
-        page += zeros.n ? zeros.n : 1;
+        error = overwrite_zeros(device, page, end, &n);
     }
     return error;
 }

@@ -65,23 +65,14 @@ static uint64_t find_next(const struct dead *dead, uint64_t page, uint64_t pages
     return page;
 }
 
-static bool is_dead(const struct tm_device *device, uint64_t page)
-{
-    return word_kind(index_word(device, page)) == TM_ZERO;
-}
-
-/* Have the file forget the pages of [page, end) that are dead still. */
+/* Have the file forget the pages of [page, end) that are zeros still. */
 static int pass(struct tm_device *device, uint64_t page, uint64_t end)
 {
     int error = 0;
-    while (page < end && !error) {
-        struct overwrite run = {.first = page, .punch = true, .is_wanted = is_dead};
-        if (is_dead(device, page)) {
-            run.n = state_alike_run(device, page, end - page);
-            error = overwrite_run(device, &run);
-            stats_add(&device->statistics->remote.trims, error ? 0 : run.n);
-        }
-        page += run.n ? run.n : 1;
+    for (uint32_t n; page < end && !error; page += n) {
+        bool is_dead = word_kind(index_word(device, page)) == TM_ZERO;
+        error = overwrite_zeros(device, page, end, &n);
+        stats_add(&device->statistics->remote.trims, is_dead && !error ? n : 0);
     }
     return error;
 }

@@ -246,13 +246,11 @@ static bool is_done(const struct demotion *demotion)
 static uint32_t find_run(const struct demotion *demotion, const uint64_t *words, uint32_t n)
 {
     uint32_t run = 0;
-    for (uint32_t i = 0; i < n && i < TM_RUN_MAX; i++) {
-        bool is_lacking = demotion->choice.zeros && word_kind(words[i]) == TM_ZERO;
-        if (is_lacking || is_chosen(demotion, words[i]))
+    for (uint32_t i = 0; i < n && i < TM_RUN_MAX; i++)
+        if (is_chosen(demotion, words[i]))
             run = i + 1;
         else if (!is_zeros(words[i]) || !run || i - run == STRETCH_GAP)
             break;
-    }
     return run;
 }
 
@@ -260,17 +258,17 @@ static uint32_t find_run(const struct demotion *demotion, const uint64_t *words,
 static int demote_block(struct demotion *demotion, uint64_t block)
 {
     struct tm_device *device = demotion->device;
-    uint64_t words[TM_BLOCK_PAGES];
+    uint64_t words[TM_BLOCK_PAGES], first = block * TM_BLOCK_PAGES;
     int error = 0;
     uint32_t n = index_block_pages(device, block);
     for (uint32_t i = 0; i < n; i++)
-        words[i] = index_word(device, block * TM_BLOCK_PAGES + i);
-    for (uint32_t i = 0; i < n && !error && !is_done(demotion);) {
-        uint32_t run = find_run(demotion, words + i, n - i);
+        words[i] = index_word(device, first + i);
+    for (uint32_t i = 0, run; i < n && !error && !is_done(demotion); i += run ? run : 1) {
+        run = find_run(demotion, words + i, n - i);
         if (run)
-            error = (device->ephemeral ? evict_run : demote_run)(demotion,
-                                                                 block * TM_BLOCK_PAGES + i, run);
-        i += run ? run : 1;
+            error = (device->ephemeral ? evict_run : demote_run)(demotion, first + i, run);
+        else if (demotion->choice.zeros)
+            error = overwrite_zeros(device, first + i, first + n, &run);
     }
     return error;
 }

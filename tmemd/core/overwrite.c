@@ -184,3 +184,22 @@ int overwrite_run(struct tm_device *device, struct overwrite *run)
     unlock_io(&device->locks, &io);
     return error;
 }
+
+static bool lacks_zeros(const struct tm_device *device, uint64_t page)
+{
+    enum kind kind = word_kind(index_word(device, page));
+    return kind == TM_ZERO || (kind == TM_LOST && device->lost_zero);
+}
+
+int overwrite_zeros(struct tm_device *device, uint64_t first, uint64_t end, uint32_t *n)
+{
+    struct overwrite zeros = {
+        .first = first, .punch = device->file.store->trims, .is_wanted = lacks_zeros};
+    *n = 1;
+    if (!lacks_zeros(device, first))
+        return 0;
+    zeros.n = state_alike_run(device, first, end - first);
+    int error = overwrite_run(device, &zeros);
+    *n = zeros.n ? zeros.n : 1;
+    return error;
+}

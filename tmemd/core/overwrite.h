@@ -35,6 +35,10 @@ struct overwrite {
 int overwrite_run(struct tm_device *device, struct overwrite *run);
 int overwrite_locked(struct tm_device *device, struct overwrite *run);
 
+/* Have the file hold the zeros that it lacks of some of the pages of [first, end), from the first
+ * on; *n becomes of how many it does now: at least one. It takes their I/O lock. */
+int overwrite_zeros(struct tm_device *device, uint64_t first, uint64_t end, uint32_t *n);
+
 /* Set the bits of the bitmap, where it is kept, then take the page locks. On an error none is
  * taken. The caller holds no page lock. */
 int overwrite_lock_pages(struct tm_device *device, uint64_t first, uint32_t n);

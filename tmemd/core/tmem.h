@@ -83,7 +83,7 @@ struct tm_filter {
     enum tm_use use;
     bool keep;         /* they stay in tmem, clean */
     bool spares_ahead; /* pages that were fetched ahead, and not used since, stay */
-    bool zeros;        /* pages of zeros that the file lacks are written, wherever they are */
+    bool zeros;        /* pages of zeros that the file lacks are written, too */
 };
 /* Move the coldest of the pages chosen to the file until records of at least `bytes` are gone from
  * tmem; *freed tells how many. Pages of an ephemeral pool just go. It takes tm_compact to give
