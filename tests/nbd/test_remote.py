@@ -488,6 +488,31 @@ def test_nor_does_the_drain_of_a_device_that_nobody_serves(far: Far, capsys: pyt
     assert cli.main(["drain", "far", f"--pools={far.pool.parent}"]) == 0
 
 
+@pytest.mark.parametrize("bitmap", ["map", "inside"])
+@pytest.mark.parametrize("how", ["hung", "killed"])
+def test_closing_does_not_wait_for_what_is_fetched(
+    serve: Serve, pools: Path, tmp_path: Path, bitmap: str, how: str
+) -> None:
+    with volatile(tmp_path / "remote", SIZE + MIB) as remote:
+        bitmap = bitmap if bitmap == "inside" else f"{remote.run}/{bitmap}"
+        far = Far(serve, pools, remote.start(), bitmap=bitmap, timeout=1000, prefetch="yes")
+        with far.server.client() as client:
+            far.fill(client, 1)
+            assert far.drain() == 0
+            for page in range(FIRST, FIRST + 32):
+                client.pread(PAGE, page * PAGE)
+            here = set(far.in_tmem())
+            assert FIRST + 32 in here  # it was fetched ahead
+            remote.tell("hang")
+            for page in range(FIRST + 32, FIRST + PAGES):
+                if page not in here:
+                    break
+                client.pread(PAGE, page * PAGE)  # from RAM; what comes next is being fetched
+            if how == "killed":
+                remote.kill()
+        assert far.server.stop() == 0
+
+
 def test_a_golden_image_of_another_host(serve: Serve, pools: Path, remote: Remote) -> None:
     with (remote.run / "disk").open("r+b") as image:
         image.seek(FIRST * PAGE)

@@ -56,6 +56,8 @@ class Remote:
         """*length* bytes at *offset*. Raises OSError."""
     def write(self, offset: int, content: bytes) -> None:
         """Write, durably. Raises OSError."""
+    def hurry(self) -> None:
+        """Its device is being closed: nothing waits for longer than two seconds from now, but a change under way."""
     def look_after(self) -> None:
         """Connect again if it is time to, and notice that the server has left. To be called about twice a second."""
     @property

@@ -190,6 +190,7 @@ cdef extern from "remote.h" nogil:
     int remote_expect(remote *remote, uint64_t offset, size_t length, const void *expected)
     int remote_read(remote *remote, uint64_t offset, size_t length, void *buffer)
     int remote_write(remote *remote, uint64_t offset, size_t length, const void *buffer, bint through)
+    void remote_hurry(remote *remote)
     void remote_look_after(remote *remote)
     void remote_get_status(remote *remote, remote_status *status)
 
@@ -344,6 +345,11 @@ cdef class Remote:
             code = remote_write(self.remote, offset, length, at, True)
         if code:
             fail(code)
+
+    def hurry(self):
+        """Its device is being closed: nothing waits for longer than two seconds from now."""
+        with nogil:
+            remote_hurry(self.remote)
 
     def look_after(self):
         """Connect again if it is time to, and notice that the server has left. To be called about twice a second."""

@@ -399,6 +399,14 @@ int link_run(struct link *link, struct link_request *request, uint64_t deadline)
     return request->error == ESHUTDOWN ? ENOTCONN : request->error;
 }
 
+void link_give_up_reads(struct link *link)
+{
+    pthread_mutex_lock(&link->lock);
+    if (link->nbd && link->requests && !has_changes(link))
+        give_up(link);
+    pthread_mutex_unlock(&link->lock);
+}
+
 int link_late(struct link *link)
 {
     char answers[TM_PAGE];

@@ -62,6 +62,8 @@ int link_open(struct link *link, const char *uri, uint64_t deadline, const struc
 /* Send the request and wait for its answer until `deadline`, when the connection is given up, and
  * with it what else is under way there. Returns its error; ENOTCONN: ask again elsewhere. */
 int link_run(struct link *link, struct link_request *request, uint64_t deadline);
+/* Give it up if nothing but reads is under way. */
+void link_give_up_reads(struct link *link);
 /* A socket to poll for, as long as the server may still make changes that were under way when their
  * connection was given up: it has not closed that. -1: there are none. */
 int link_late(struct link *link);

@@ -29,6 +29,7 @@ enum {
     BACKOFF_MOST_MS = 5000,
     LASTING_MS = 1000, /* a connection that is lost sooner is no better than none */
     BRIEF_MS = 1000,
+    HURRY_MS = 2000,
     ZERO_MOST = 1 << 30, /* bytes of one request */
 };
 
@@ -40,7 +41,8 @@ struct remote {
     unsigned n_made, n_links; /* links, and of these wanted: 1 if the server does not see to all its
                                  connections together */
     uint32_t timeout_ms;
-    pthread_mutex_t lock; /* guards what follows up to `links`; not held over a connect */
+    _Atomic uint64_t last; /* nothing waits longer */
+    pthread_mutex_t lock;  /* guards what follows up to `links`; not held over a connect */
     pthread_cond_t changed;
     struct link_limits limits; /* known before any request, from the first connection or by
                                   remote_know; fixed from then on, as is n_links */
@@ -79,6 +81,11 @@ static struct link *find_missing(struct remote *remote)
 }
 
 static uint64_t earlier(uint64_t one, uint64_t other) { return one < other ? one : other; }
+
+static uint64_t bound(const struct remote *remote, uint64_t deadline)
+{
+    return earlier(deadline, atomic_load_explicit(&remote->last, memory_order_relaxed));
+}
 
 /* When to try again: later each time, as long as connections fail, or do not last. */
 static void note_try(struct remote *remote, struct link *link, int error)
@@ -141,14 +148,15 @@ static struct link *get_link(struct remote *remote, uint64_t deadline)
     if (link)
         return link;
     pthread_mutex_lock(&remote->lock);
-    while (!(link = pick(remote)) && link_now() < deadline) {
+    while (!(link = pick(remote)) && link_now() < bound(remote, deadline)) {
         note_absence(remote);
         if (remote->connecting)
-            link_cond_wait(&remote->changed, &remote->lock, deadline);
+            link_cond_wait(&remote->changed, &remote->lock, bound(remote, deadline));
         else if (link_now() < remote->next_try)
-            link_cond_wait(&remote->changed, &remote->lock, earlier(deadline, remote->next_try));
+            link_cond_wait(&remote->changed, &remote->lock,
+                           bound(remote, earlier(deadline, remote->next_try)));
         else
-            connect_link(remote, &remote->links[0], deadline);
+            connect_link(remote, &remote->links[0], bound(remote, deadline));
     }
     pthread_mutex_unlock(&remote->lock);
     return link;
@@ -161,7 +169,8 @@ static bool await_late(struct remote *remote, uint64_t deadline)
     for (unsigned i = 0; i < remote->n_made; i++) {
         struct pollfd late = {.events = POLLIN};
         while ((late.fd = link_late(&remote->links[i])) >= 0) {
-            uint64_t now = link_now(), left = earlier(deadline - earlier(now, deadline), 100);
+            uint64_t now = link_now(), end = bound(remote, deadline),
+                     left = earlier(end - earlier(now, end), 100);
             if (!left)
                 return false;
             poll(&late, 1, (int)left);
@@ -188,8 +197,8 @@ static int run(struct remote *remote, enum link_op op, uint64_t offset, size_t l
         }
         if (tries)
             atomic_fetch_add(&remote->repeats, 1);
-        int error =
-            link_run(link, &request, earlier(deadline, link_now() + remote->timeout_ms / 2));
+        int error = link_run(link, &request,
+                             bound(remote, earlier(deadline, link_now() + remote->timeout_ms / 2)));
         if (error != ENOTCONN)
             return error;
     }
@@ -285,6 +294,7 @@ int remote_new(const struct remote_config *config, struct remote **made)
     remote->store = (struct store){.ops = &ops, .forgets = true, .unsure = &remote->unsure};
     remote->unsure = true;
     remote->timeout_ms = config->timeout_ms;
+    remote->last = UINT64_MAX;
     pthread_mutex_init(&remote->lock, NULL);
     link_cond_init(&remote->changed);
     remote->uri = strdup(config->uri);
@@ -377,6 +387,16 @@ int remote_expect(struct remote *remote, uint64_t offset, size_t length, const v
     return 0;
 }
 
+void remote_hurry(struct remote *remote)
+{
+    atomic_store(&remote->last, link_now() + HURRY_MS);
+    pthread_mutex_lock(&remote->lock);
+    pthread_cond_broadcast(&remote->changed);
+    pthread_mutex_unlock(&remote->lock);
+    for (unsigned i = 0; i < remote->n_links; i++)
+        link_give_up_reads(&remote->links[i]);
+}
+
 void remote_look_after(struct remote *remote)
 {
     for (unsigned i = 0; i < remote->n_links; i++)
@@ -386,7 +406,7 @@ void remote_look_after(struct remote *remote)
     if (!pick(remote))
         note_absence(remote);
     if (missing && !remote->connecting && link_now() >= remote->next_try)
-        connect_link(remote, missing, link_now() + remote->timeout_ms);
+        connect_link(remote, missing, bound(remote, link_now() + remote->timeout_ms));
     pthread_mutex_unlock(&remote->lock);
 }
 

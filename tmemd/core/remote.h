@@ -48,6 +48,10 @@ int remote_read(struct remote *remote, uint64_t offset, size_t length, void *buf
 int remote_write(struct remote *remote, uint64_t offset, size_t length, const void *buffer,
                  bool through);
 
+/* Its device is being closed: what is asked for, or waits, is ETIMEDOUT in two seconds, and reads
+ * under way are given up. A change that is under way has its time, for it may still come true. */
+void remote_hurry(struct remote *remote);
+
 /* Connect again, if it is time to, and notice if the server has left while nobody asked for
  * anything. To be called about twice a second. */
 void remote_look_after(struct remote *remote);

@@ -86,6 +86,8 @@ class Backing:
     def close(self) -> None:
         """Let go of it all, which unlocks it."""
         if self.lease:
+            if self.remote:
+                self.remote.hurry()
             with suppress(OSError):  # then others wait for as long as we could have had it
                 self.lease.release()
             self.lease = None

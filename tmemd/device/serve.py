@@ -92,6 +92,8 @@ class ServedDevice:
         """End the maintenance, unmap, unlock and close everything. The pool stays, for whoever attaches next."""
         if self._vhost:
             self._vhost.close()
+        if self._parts.file and self._parts.file.remote:
+            self._parts.file.remote.hurry()
         if self._warming:
             self._warming.stop()
         self.before_fork()
