@@ -2,9 +2,9 @@
 """What a guest's settings, and the way to its server, make of swapping.
 
 A guest of User-Mode Linux runs a program that needs more than the guest's memory: it fills its pages, verifies all of
-them in order, overwrites a third and verifies the first half again; under each setting in turn, several times. The
+them in order, overwrites a third and verifies the first half again; under each setting in turn. The
 guest's kernel runs at native speed, but a page fault costs it about 50 us by itself, so that differences are smaller
-than on hardware. For each --transport (a unix socket, TCP, TLS over TCP) there is a guest of its own.
+than on hardware. In each round there is a guest for each --transport (a unix socket, TCP, TLS over TCP).
 """
 
 from __future__ import annotations
@@ -93,24 +93,31 @@ def disk(run: Path, client: str) -> Iterator[str]:
             daemon.kill()
 
 
-def measure(transport: str, limit: int, rounds: int, settings: list[str]) -> str:
-    """What a guest says that swaps on a device whose pool may have so many bytes."""
+def measure(transport: str, limit: int, settings: list[str]) -> str:
+    """What a guest says that swaps on a device whose pool may have so many bytes, under each of the settings once."""
     with contextlib.ExitStack() as undo:
         pools, run = (undo.enter_context(leftovers.directory(place)) for place in ("/dev/shm", "/var/tmp"))
         argument = undo.enter_context(disk(run, undo.enter_context(serving(transport, run, pools, limit))))
-        workload = ("benchmarks/guest-settings", "build/hog", str(HOG), str(rounds), "+".join(settings))
+        workload = ("benchmarks/guest-settings", "build/hog", str(HOG), "+".join(settings))
         said, status = uml.swap_on(run, argument, MEMORY, *workload, seconds=SECONDS)
     if status:
         sys.exit(said)
     return said
 
 
-def row(label: str, said: str, setting: str) -> str:
-    """Of a Markdown table: medians, and the range of times."""
-    runs = [line.split() for line in re.findall(rf"settings: {re.escape(setting)} (.*)", said)]
-    columns = [sorted(map(float, column)) for column in zip(*runs, strict=True)]
+def runs_of(said: str, setting: str) -> list[list[float]]:
+    """What a guest said of each of its runs under a setting: three times in seconds, pages in, pages out."""
+    lines = re.findall(rf"settings: {re.escape(setting)} (.*)", said)
+    return [[float(word) for word in line.split()] for line in lines]
+
+
+def row(label: str, runs: list[list[float]], first: list[list[float]]) -> str:
+    """Of a Markdown table: medians, the range of times, and the time of all against the *first* row's, by round."""
+    columns = [sorted(column) for column in zip(*runs, strict=True)]
     times = [f"{median(column):.1f} ({column[0]:.1f} to {column[-1]:.1f})" for column in columns[:3]]
-    return f"| {label} | {' | '.join(times)} | {' | '.join(f'{median(column):.0f}' for column in columns[3:])} |"
+    ratio = median(run[2] / other[2] for run, other in zip(runs, first, strict=True))
+    pages = [f"{median(column):.0f}" for column in columns[3:]]
+    return f"| {' | '.join([label, *times, f'{ratio:.2f}', *pages])} |"
 
 
 def main() -> None:
@@ -123,11 +130,18 @@ def main() -> None:
     args = parser.parse_args()
     uml.make("build/hog", "build/ptrace.so")
     settings = args.settings or list(SETTINGS)
-    print("| | fill, s | verify, s | all, s | pages in | pages out |\n| --- | ---: | ---: | ---: | ---: | ---: |")
-    for transport in args.transport or ["unix"]:
-        said = measure(transport, args.limit * MIB, args.rounds, settings)
+    transports = args.transport or ["unix"]
+    said = dict.fromkeys(transports, "")
+    for number in range(args.rounds):  # of all in turn: what else runs here is the same for each then, or nearly
+        for transport in transports:
+            print(f"round {number + 1} of {args.rounds}: {transport}", file=sys.stderr)
+            said[transport] += measure(transport, args.limit * MIB, settings)
+    print("| | fill, s | verify, s | all, s | of the first | pages in | pages out |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    first = runs_of(said[transports[0]], settings[0])
+    for transport in transports:
         for setting in settings:
-            print(row(f"{transport}, {setting.replace(',', ', ')}", said, setting), flush=True)
+            print(row(f"{transport}, {setting.replace(',', ', ')}", runs_of(said[transport], setting), first))
 
 
 if __name__ == "__main__":
