@@ -18,7 +18,8 @@ import pytest
 from tests.support import fakes
 from tests.support.content import PAGE, content
 from tests.support.devicehost import GID, client, devicehost, empty, is_written, kill_server, left, states, write
-from tests.support.harness import ROOT
+from tests.support.harness import MIB, ROOT, Serve, connect, device
+from tests.support.remotes import Remote
 from tests.support.vhost.disk import Disk
 from tmemd.cli import main
 from tmemd.definitions.place import Place
@@ -94,6 +95,26 @@ def test_a_client_keeps_its_device(host: Place, capsys: Output) -> None:
     with client(host, "web"):
         assert ctl("remove", "web") == 1
         assert "has a client" in capsys.readouterr().err
+
+
+def test_a_device_that_another_host_has_stands_by_and_is_as_good_as_served(
+    host: Place, serve: Serve, pools: Path, disks: Path
+) -> None:
+    disks.chmod(0o755)
+    with Remote(disks, ["memory", "12M"]).start() as far:
+        far.socket.chmod(0o666)
+        keys = {"lease": 2, "timeout": 0.5, "flush": "durable"}
+        owner = serve(device("web", pools, 8 * MIB, far.uri, 8 * MIB, **keys))
+        options = [f"-o{key}={value}" for key, value in (keys | {"standby": "yes"}).items()]
+        assert ctl("create", "web", "--size=8M", f"--backing={far.uri}", *options) == 0
+        for command in ("restart", "stop", "start"):
+            assert ctl(command, "web") == 0
+        assert states(host) == {"web": "running"}
+        with owner.client() as elsewhere:
+            elsewhere.pwrite(content(300, 1), 300 * PAGE)
+        handle = connect(host.socket("web"), "web")
+        assert bytes(handle.pread(PAGE, 300 * PAGE)) == content(300, 1)
+        handle.shutdown()
 
 
 def test_who_dies_by_himself_has_failed(host: Place) -> None:

@@ -23,8 +23,11 @@ from tmemd.protocol import PoolStatus
 from tmemd.sizes import format_size
 from tmemd.store.directory import Pools
 from tmemd.store.poolfile import PAGE, PoolError
+from tmemd.system.greeting import greets
 
 _INTERVAL: Final = 0.05  # seconds
+_LOOK_SECONDS: Final = 1.0
+_STANDBY: Final = "standby=yes"
 _SETTINGS: Final = frozenset({"weight", "cap", "minimum", "compression"})
 
 Drain: TypeAlias = Callable[[Client, PoolStatus], object]  # moves all of a pool's pages to its file
@@ -228,7 +231,12 @@ class Devices:
 
     def _is_served(self, name: str) -> bool:
         status = self._status(name)
-        return status is not None and status.served and not status.unfinished
+        return status is not None and status.served and (not status.unfinished or self._stands_by(name))
+
+    def _stands_by(self, name: str) -> bool:
+        """Whether it waits for a device that another host has: it has no whole pool before that comes."""
+        options = definition.load(self.place, name).options
+        return _STANDBY in options and greets(self.place.socket(name), _LOOK_SECONDS)
 
     def _status(self, name: str) -> PoolStatus | None:
         return operations.status(Pools(self.place.pools), name, long=True)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -13,10 +12,10 @@ from tmemd.client import Client
 from tmemd.libvirt.domain import SOCKETS
 from tmemd.protocol import DEFAULT_SOCKET, PoolStatus
 from tmemd.store.poolfile import PoolError
+from tmemd.system.greeting import greets
 
 START_SECONDS: Final = 60.0  # a device that attaches to a big pool takes a second or two
 _LOOK_SECONDS: Final = 1.0
-_GREETING: Final = b"NBDMAGIC"
 _MOST_SAID: Final = 4096  # bytes, by what was run
 
 
@@ -25,14 +24,8 @@ class DeviceError(Exception):
 
 
 def is_served(device: str, seconds: float, sockets: Path = Path(SOCKETS)) -> bool:
-    """Whether an NBD server greets at a device's socket within this time. Where systemd listens, that it starts one."""
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            sock.settimeout(seconds)
-            sock.connect(str(sockets / f"{device}.sock"))
-            return sock.recv(len(_GREETING), socket.MSG_WAITALL) == _GREETING
-    except OSError:
-        return False
+    """Whether an NBD server greets at a device's socket within this time."""
+    return greets(sockets / f"{device}.sock", seconds)
 
 
 def start(device: str, sockets: Path = Path(SOCKETS)) -> None:
