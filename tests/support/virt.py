@@ -42,6 +42,11 @@ class Host:
             stderr=(base / "said").open("wb"),
         )  # fmt: skip
 
+    @property
+    def uri(self) -> str:
+        """Where another host reaches its libvirtd."""
+        return f"qemu+unix:///system?socket={self.base}/libvirt/libvirt-sock"
+
     def command(self, *words: str | Path) -> list[str]:
         """What runs this there."""
         process = f"/proc/{self._process.pid}/ns"

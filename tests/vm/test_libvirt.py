@@ -13,6 +13,7 @@ from tests.support import leftovers, virt
 from tests.support.content import compressible
 from tests.support.harness import wait_until
 from tests.support.qemu import needs_qemu
+from tests.support.remotes import Remote
 from tests.support.virt import Guest, Host, documented
 from tmemd.libvirt.domain import NAMESPACE
 
@@ -186,6 +187,52 @@ def test_a_device_is_plugged_in_and_out_while_the_guest_runs(host: Host, initrd:
         guest.says("guest: its disk is gone")
         host.virsh("attach-device", "plug", disk)
         guest.goes_on()
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A directory that hosts reach, in which a disk is served to all of them."""
+    with leftovers.directory("/var/tmp") as path:
+        with (path / "disk").open("wb") as disk:
+            disk.truncate(200 << 20)
+        path.chmod(0o755)
+        with Remote(path, ["file", str(path / "disk")]).start() as server:
+            server.socket.chmod(0o666)
+            yield path
+
+
+@pytest.fixture
+def other_host() -> Iterator[Host]:
+    with leftovers.directory("/var/tmp") as base, virt.host(base) as made:
+        yield made
+
+
+def migrate(here: Host, there: Host, shared: Path, status: int = 0) -> str:
+    """As the documents have it, but with the guest stopped: TCG loses what it writes while its memory is copied."""
+    here.tmemctl("handover", "moving")
+    (shared / "moving.hot").write_text(here.tmemctl("hot", "moving"))
+    return here.virsh("migrate", "moving", there.uri, f"--migrateuri=unix://{shared}/migrate.sock", status=status)
+
+
+def test_a_guest_migrates_and_comes_back(host: Host, other_host: Host, initrd: Path, shared: Path) -> None:
+    backing = f"--backing=nbd+unix:///?socket={shared}/remote.sock"
+    options = ["-ostandby=yes", "-olease=12", "-otimeout=4", f"-owarm={shared}/moving.hot"]
+    host.tmemctl("create", "moving", "--size=192M", backing, *options)
+    disk = DISK.replace("/web.sock", "/moving.sock").replace("'web'", "'moving'")
+    with virt.guest(host, "moving", initrd, disk, arguments="swap=72", mib=96) as guest:
+        guest.start()
+        guest.goes_on()
+        assert "no device moving is defined" in migrate(host, other_host, shared, status=1)
+        guest.goes_on()
+        other_host.tmemctl("create", "moving", "--size=192M", backing, *options)
+        for here, there in ((host, other_host), (other_host, host)):
+            migrate(here, there, shared)
+            guest.goes_on(4)
+            now = there.pool("moving")
+            assert now["prefetches"]
+            assert (now["pages_lost"], now["bad_checksums"], now["io_errors"]) == (0, 0, 0)
+            here.tmemctl("restart", "moving")  # it stands by for the way back
+    host.tmemctl("remove", "--force", "moving")
 
 
 def test_a_guest_whose_device_cannot_be_had_is_not_started(host: Host, initrd: Path) -> None:
