@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,9 @@ from rich.table import Table
 from tmemd.client import Client
 from tmemd.protocol import DEFAULT_SOCKET, PoolStatus, Problem
 from tmemd.sizes import format_size
-from tmemd.store.poolfile import PoolError
+from tmemd.store import poolindex
+from tmemd.store.pool import open_pool_file
+from tmemd.store.poolfile import Identity, PoolError, read_identity
 from tmemd.suggestions import suggestion
 
 AWAY: Final = 75  # exit status: try again later (EX_TEMPFAIL of sysexits.h), a device's NBD server is away
@@ -79,6 +81,21 @@ def client(arguments: argparse.Namespace) -> Client:
     if arguments.pools:
         return Client.of_directory(arguments.pools)
     return Client.of_daemon(arguments.socket or Path(os.environ.get("TMEMD_SOCKET") or DEFAULT_SOCKET), warn)
+
+
+@contextmanager
+def pool_index(arguments: argparse.Namespace) -> Iterator[tuple[int, Path, Identity]]:
+    """The file of the pool that is named, opened to read its index; its path, and whose it is. Raises PoolError."""
+    path = Path(client(arguments).pool(arguments.name).path)
+    fd = open_pool_file(path, writable=False)
+    try:
+        identity = read_identity(fd, path)
+        if identity is None:
+            raise PoolError(f"pool {arguments.name} is unfinished")
+        poolindex.check_layout(identity, path)
+        yield fd, path, identity
+    finally:
+        os.close(fd)
 
 
 def print_json(value: dict[str, Any] | Sequence[dict[str, Any]]) -> None:

@@ -8,29 +8,17 @@ nothing in RAM, fetches them from its backing file or source, as far as there is
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 
 import msgspec
 
 from tmemd.cli import common
-from tmemd.store import hotlist, poolindex
-from tmemd.store.pool import open_pool_file
-from tmemd.store.poolfile import PoolError, read_identity
+from tmemd.store import hotlist
 
 add_arguments = common.add_pool
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it."""
-    path = Path(common.client(arguments).pool(arguments.name).path)
-    fd = open_pool_file(path, writable=False)
-    try:
-        identity = read_identity(fd, path)
-        if identity is None:
-            raise PoolError(f"pool {arguments.name} is unfinished")
-        poolindex.check_layout(identity, path)
+    with common.pool_index(arguments) as (fd, path, identity):
         common.print_json_line(msgspec.to_builtins(hotlist.of_pool(fd, path, identity)))
-    finally:
-        os.close(fd)
     return 0

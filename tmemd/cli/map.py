@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -16,8 +14,7 @@ from rich.text import Text
 from tmemd.cli import common
 from tmemd.sizes import format_size
 from tmemd.store import poolindex
-from tmemd.store.pool import open_pool_file
-from tmemd.store.poolfile import PAGE, Identity, PoolError, read_identity
+from tmemd.store.poolfile import PAGE, Identity
 from tmemd.store.poolindex import Kind, Run
 
 _LINES: Final = 16
@@ -33,19 +30,8 @@ add_arguments = common.add_pool
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the picture, or with --json the ranges."""
-    path = Path(common.client(arguments).pool(arguments.name).path)
-    fd = open_pool_file(path, writable=False)
-    try:
-        identity = read_identity(fd, path)
-        if identity is None:
-            raise PoolError(f"pool {arguments.name} is unfinished")
-        poolindex.check_layout(identity, path)
-        if arguments.json:
-            _print_ranges(identity, poolindex.runs(fd, identity))
-        else:
-            _print_picture(identity, poolindex.runs(fd, identity))
-    finally:
-        os.close(fd)
+    with common.pool_index(arguments) as (fd, _, identity):
+        (_print_ranges if arguments.json else _print_picture)(identity, poolindex.runs(fd, identity))
     return 0
 
 
