@@ -488,6 +488,26 @@ def test_nor_does_the_drain_of_a_device_that_nobody_serves(far: Far, capsys: pyt
     assert cli.main(["drain", "far", f"--pools={far.pool.parent}"]) == 0
 
 
+def test_maintenance_goes_on_while_it_is_away(serve: Serve, pools: Path, remote: Remote) -> None:
+    remote.tell("synced")
+    far = Far(serve, pools, remote, timeout=1000, watermark=0)
+    with far.server.client() as client, Control(far.pool) as control:
+        far.fill(client, 1)
+        remote.kill()
+        wait_until(lambda: far.state().is_away, "the loss to be noticed")
+        used = counters(far.pool).used_bytes
+        control.target(used // 2)
+        for _ in range(3):  # a tick between any two of them
+            assert control.request(Request.COMPACT) == 0
+        here = far.in_tmem()
+        assert len(here) > PAGES / 4
+        assert client.pread(PAGE, here[0] * PAGE) == incompressible(here[0], 1)
+        assert counters(far.pool).io_errors == 0
+        remote.start()
+        wait_until(lambda: counters(far.pool).used_bytes <= used // 2, "RAM to be given back")
+        far.check(client, 1)
+
+
 @pytest.mark.parametrize("bitmap", ["map", "inside"])
 @pytest.mark.parametrize("how", ["hung", "killed"])
 def test_closing_does_not_wait_for_what_is_fetched(

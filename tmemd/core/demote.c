@@ -33,6 +33,7 @@ enum { ALL_HELPERS = 16 };
 struct demotion {
     struct tm_device *device;
     struct tm_filter choice;
+    bool is_away;           /* the file's store: only clean pages can leave without waiting */
     uint64_t bytes;         /* of slots to come free */
     unsigned age;           /* down to which pages go */
     uint64_t hand;          /* the block it begins with */
@@ -47,7 +48,7 @@ static uint64_t bound_of(const struct demotion *demotion)
 {
     struct tm_device *device = demotion->device;
     bool bounded = demotion->choice.bounded && !device->ephemeral;
-    return bounded ? budget_demotion_bound(&device->budget) : UINT64_MAX;
+    return !bounded ? UINT64_MAX : demotion->is_away ? 0 : budget_demotion_bound(&device->budget);
 }
 
 static bool is_chosen(const struct demotion *demotion, uint64_t word)
@@ -354,7 +355,8 @@ static bool needs_younger(const struct demotion *demotion)
 int demote_locked(struct tm_device *device, uint64_t bytes, struct tm_filter choice,
                   uint64_t *freed)
 {
-    struct demotion demotion = {.device = device, .choice = choice, .bytes = bytes};
+    struct demotion demotion = {
+        .device = device, .choice = choice, .bytes = bytes, .is_away = file_is_away(&device->file)};
     uint64_t bound = bound_of(&demotion);
     *freed = 0;
     if (!bytes || !find_age(&demotion))

@@ -46,6 +46,11 @@ static inline int file_sync_through(struct file *file)
 {
     return file->store->forgets ? 0 : file_sync(file);
 }
+/* Whether a write would have to wait for the store to come back. */
+static inline bool file_is_away(const struct file *file)
+{
+    return file->store && file->store->ops->is_away && file->store->ops->is_away(file->store);
+}
 /* Whether one has failed. */
 static inline bool file_is_doubtful(const struct file *file)
 {

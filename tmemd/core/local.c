@@ -119,7 +119,7 @@ static int local_sync(struct store *store)
     return fdatasync(local_of(store)->fd) < 0 ? errno : 0;
 }
 
-static const struct store_ops ops = {local_read, local_write, local_zero, local_sync};
+static const struct store_ops ops = {local_read, local_write, local_zero, local_sync, NULL};
 
 int local_init(struct local *local, int fd, bool drop_cache, bool immutable)
 {

@@ -175,7 +175,7 @@ static int sync_op(struct store *store)
     return error ? error : remote->ops->sync(remote);
 }
 
-static const struct store_ops ops = {read_op, write_op, zero_op, sync_op};
+static const struct store_ops ops = {read_op, write_op, zero_op, sync_op, NULL};
 
 /* Write a run of pages back, and give their blocks back to the file system. */
 static int write_back_run(struct overflow *overflow, uint64_t first, uint32_t n, uint8_t *content)

@@ -284,7 +284,9 @@ static int sync_op(struct store *store)
     return error;
 }
 
-static const struct store_ops ops = {read_op, write_op, zero_op, sync_op};
+static bool is_away_op(struct store *store) { return remote_is_away(remote_of(store)); }
+
+static const struct store_ops ops = {read_op, write_op, zero_op, sync_op, is_away_op};
 
 int remote_new(const struct remote_config *config, struct remote **made)
 {

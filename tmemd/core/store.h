@@ -21,6 +21,8 @@ struct store_ops {
     /* Make durable what was written before the call. EAGAIN: some of that may be forgotten, and
      * must be looked at again. */
     int (*sync)(struct store *store);
+    /* Whether a write would have to wait for it to come back. NULL: never. */
+    bool (*is_away)(struct store *store);
 };
 
 struct store {
