@@ -203,6 +203,17 @@ def test_requests_wait_for_a_lease_that_ran_out(hosts: Hosts) -> None:
         assert found.to_bytearray() == content(FAR, 1)
 
 
+def test_nothing_waits_for_longer_than_the_claim_that_others_go_by_allows(hosts: Hosts) -> None:
+    hosts.start("a").kill()
+    server = hosts.start("a", lease=2000, timeout=1000)  # who goes on with the claim of before
+    with server.client() as client:
+        assert hosts.far
+        hosts.far.stop()
+        request = client.aio_pwrite(nbd.Buffer.from_bytearray(content(0, 1)), 0)
+        with pytest.raises(nbd.Error):
+            wait_until(lambda: client.poll(10) >= 0 and client.aio_command_completed(request), "it to fail")
+
+
 def test_of_two_hosts_that_take_a_dead_ones_device_at_once_one_has_it(hosts: Hosts, tmp_path: Path) -> None:
     hosts.start("a").kill()
     servers = []

@@ -56,6 +56,8 @@ class Remote:
         """*length* bytes at *offset*. Raises OSError."""
     def write(self, offset: int, content: bytes) -> None:
         """Write, durably. Raises OSError."""
+    def bound(self, timeout: float) -> None:
+        """Have the time-out be no longer than that, in seconds: before others use it."""
     def hurry(self) -> None:
         """Its device is being closed: nothing waits for longer than two seconds from now, but a change under way."""
     def look_after(self) -> None:

@@ -190,6 +190,7 @@ cdef extern from "remote.h" nogil:
     int remote_expect(remote *remote, uint64_t offset, size_t length, const void *expected)
     int remote_read(remote *remote, uint64_t offset, size_t length, void *buffer)
     int remote_write(remote *remote, uint64_t offset, size_t length, const void *buffer, bint through)
+    void remote_bound(remote *remote, uint32_t timeout_ms)
     void remote_hurry(remote *remote)
     void remote_look_after(remote *remote)
     void remote_get_status(remote *remote, remote_status *status)
@@ -345,6 +346,10 @@ cdef class Remote:
             code = remote_write(self.remote, offset, length, at, True)
         if code:
             fail(code)
+
+    def bound(self, double timeout):
+        """Have the time-out be no longer than that, in seconds: before others use it."""
+        remote_bound(self.remote, <uint32_t>(timeout * 1000))
 
     def hurry(self):
         """Its device is being closed: nothing waits for longer than two seconds from now."""

@@ -389,6 +389,12 @@ int remote_expect(struct remote *remote, uint64_t offset, size_t length, const v
     return 0;
 }
 
+void remote_bound(struct remote *remote, uint32_t timeout_ms)
+{
+    if (timeout_ms < remote->timeout_ms)
+        remote->timeout_ms = timeout_ms;
+}
+
 void remote_hurry(struct remote *remote)
 {
     atomic_store(&remote->last, link_now() + HURRY_MS);

@@ -48,6 +48,8 @@ int remote_read(struct remote *remote, uint64_t offset, size_t length, void *buf
 int remote_write(struct remote *remote, uint64_t offset, size_t length, const void *buffer,
                  bool through);
 
+/* Before any other call but to connect it: have the time-out be no longer than that. */
+void remote_bound(struct remote *remote, uint32_t timeout_ms);
 /* Its device is being closed: what is asked for, or waits, is ETIMEDOUT in two seconds, and reads
  * under way are given up. A change that is under way has its time, for it may still come true. */
 void remote_hurry(struct remote *remote);

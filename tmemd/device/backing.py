@@ -250,6 +250,8 @@ def goes_on(backing: Backing, epoch: int, claims: Claims, fenced_at: int) -> boo
     except OSError as error:
         raise PoolError(f"{backing.path}: {error.strerror}") from None
     backing.lease, backing.keeper = lease, Keeper(lease)
+    if backing.remote:
+        backing.remote.bound(lease.times.lease / 2)  # the claim's, which may be shorter than one made now
     _expect_mark(backing)
     return True
 
