@@ -53,8 +53,11 @@ static int write_block(struct bitmap *bitmap, uint64_t block)
     for (uint64_t i = block * BLOCK_BITS; i < block_end(bitmap, block); i++)
         bitmap->block[i % BLOCK_BITS / 8] |=
             (uint8_t)((atomic_load(&bitmap->regions[i]) != BITMAP_CLEAN) << i % 8);
-    return bitmap->store->ops->write(bitmap->store, block_offset(bitmap, block), bytes,
-                                     bitmap->block, true);
+    int error = bitmap->store->ops->write(bitmap->store, block_offset(bitmap, block), bytes,
+                                          bitmap->block, true);
+    if (error)
+        store_note_failure(bitmap->store, &bitmap->counters->sync_failed);
+    return error;
 }
 
 static int sync_bits(struct bitmap *bitmap)

@@ -113,6 +113,15 @@ static int begin_without_bitmap(struct tm_device *device, char *error, size_t er
     return EINVAL;
 }
 
+/* A durable device whose map is clear has left nothing that is not synced. */
+static void note_inherited(struct tm_device *device)
+{
+    const struct store *store = device->file.store;
+    if (store->inherited)
+        atomic_store(store->inherited,
+                     !state_is_durable(device) || atomic_load(&device->counters->regions_set));
+}
+
 static int open_device(struct tm_device *device, const struct tm_config *config, char *error,
                        size_t error_size)
 {
@@ -125,6 +134,7 @@ static int open_device(struct tm_device *device, const struct tm_config *config,
         failed = attach_index(device, error, error_size);
     if (failed || !state_has_file(device) || device->ephemeral)
         return failed;
+    note_inherited(device);
     return state_is_durable(device) ? begin_without_bitmap(device, error, error_size)
                                     : begin_with_bitmap(device);
 }

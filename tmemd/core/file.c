@@ -51,8 +51,11 @@ int file_write(struct file *file, uint64_t page, uint32_t n, const uint8_t *buff
     size_t length = clamp(file, page * TM_PAGE, (uint64_t)n * TM_PAGE);
     if (fence_is_reached(file->fence))
         return EIO;
-    return length ? file->store->ops->write(file->store, page * TM_PAGE, length, buffer, through)
-                  : 0;
+    int error =
+        length ? file->store->ops->write(file->store, page * TM_PAGE, length, buffer, through) : 0;
+    if (error)
+        store_note_failure(file->store, file->sync_failed);
+    return error;
 }
 
 static int write_zeros(struct file *file, uint64_t page, uint64_t n, bool through)
@@ -79,6 +82,8 @@ int file_zero(struct file *file, uint64_t page, uint64_t n, bool punch, bool thr
         return EIO;
     int error =
         length ? file->store->ops->zero(file->store, page * TM_PAGE, length, punch, through) : 0;
+    if (error)
+        store_note_failure(file->store, file->sync_failed);
     return error == ENOTSUP ? write_zeros(file, page, n, through) : error;
 }
 

@@ -52,12 +52,20 @@ struct remote {
     char why[REMOTE_WHY];
     uint64_t connected[REMOTE_LINKS]; /* when each was, last */
     struct link links[REMOTE_LINKS];
-    _Atomic uint64_t plain;  /* writes begun that are not through */
-    _Atomic uint64_t synced; /* how many of these a sync has covered */
+    _Atomic uint64_t plain;   /* writes begun that are not through */
+    _Atomic bool inherited;   /* the store's */
+    _Atomic uint64_t synced;  /* how many of these a sync has covered */
+    _Atomic bool sync_failed; /* one that nobody had asked for by itself */
     _Atomic uint64_t connects, time_outs, repeats;
 };
 
 static struct remote *remote_of(struct store *store) { return (struct remote *)store; }
+
+static bool has_unsynced(struct remote *remote)
+{
+    return atomic_load(&remote->inherited) ||
+           atomic_load(&remote->plain) != atomic_load(&remote->synced);
+}
 
 /* The connection with least to do; NULL: there is none. */
 static struct link *pick(struct remote *remote)
@@ -117,7 +125,7 @@ static int connect_link(struct remote *remote, struct link *link, uint64_t deadl
     remote->connecting = true;
     pthread_mutex_unlock(&remote->lock);
     /* Before anybody can sync over it: a connection that lives is to a server that knows all. */
-    if (atomic_load(&remote->plain) != atomic_load(&remote->synced))
+    if (has_unsynced(remote))
         atomic_store(&remote->unsure, true);
     int error = link_open(link, remote->uri, earlier(deadline, link_now() + CONNECT_MS), &mark,
                           &limits, why, sizeof why);
@@ -221,6 +229,15 @@ int remote_read(struct remote *remote, uint64_t offset, size_t length, void *buf
     return run_all(remote, LINK_READ, offset, length, buffer, 0, remote->limits.most);
 }
 
+/* What is written through is synced by the server, which then syncs all the rest as well: that this
+ * failed it tells nobody else. */
+static int note_sync(struct remote *remote, int error)
+{
+    if (error && error != ETIMEDOUT && has_unsynced(remote))
+        atomic_store(&remote->sync_failed, true);
+    return error;
+}
+
 /* A change; through: it is durable when this returns, whatever connections were lost meanwhile. */
 static int change(struct remote *remote, enum link_op op, uint64_t offset, uint64_t length,
                   void *buffer, uint32_t flags, bool through)
@@ -229,14 +246,16 @@ static int change(struct remote *remote, enum link_op op, uint64_t offset, uint6
     bool by_fua = through && remote->limits.can_fua;
     if (!by_fua)
         atomic_fetch_add(&remote->plain, 1);
-    if (!through || by_fua)
-        return run_all(remote, op, offset, length, buffer,
-                       flags | (by_fua ? LIBNBD_CMD_FLAG_FUA : 0), most);
+    if (by_fua)
+        return note_sync(
+            remote, run_all(remote, op, offset, length, buffer, flags | LIBNBD_CMD_FLAG_FUA, most));
+    if (!through)
+        return run_all(remote, op, offset, length, buffer, flags, most);
     for (;;) {
         uint64_t connects = atomic_load(&remote->connects);
         int error = run_all(remote, op, offset, length, buffer, flags, most);
         if (!error && remote->limits.can_flush)
-            error = run(remote, LINK_FLUSH, 0, 0, NULL, 0);
+            error = note_sync(remote, run(remote, LINK_FLUSH, 0, 0, NULL, 0));
         if (error || connects == atomic_load(&remote->connects))
             return error;
     }
@@ -272,15 +291,19 @@ static int sync_op(struct store *store)
 {
     struct remote *remote = remote_of(store);
     uint64_t plain = atomic_load(&remote->plain);
+    if (atomic_load(&remote->sync_failed))
+        return EIO;
     if (atomic_load(&remote->unsure))
         return EAGAIN;
-    if (plain == atomic_load(&remote->synced))
+    if (!has_unsynced(remote))
         return 0;
     int error = remote->limits.can_flush ? run(remote, LINK_FLUSH, 0, 0, NULL, 0) : 0;
     if (error == ETIMEDOUT || atomic_load(&remote->unsure))
         return EAGAIN;
-    if (!error)
+    if (!error) {
         atomic_store(&remote->synced, plain);
+        atomic_store(&remote->inherited, false);
+    }
     return error;
 }
 
@@ -293,7 +316,11 @@ int remote_new(const struct remote_config *config, struct remote **made)
     struct remote *remote = calloc(1, sizeof *remote);
     if (!remote)
         return ENOMEM;
-    remote->store = (struct store){.ops = &ops, .forgets = true, .unsure = &remote->unsure};
+    remote->store = (struct store){.ops = &ops,
+                                   .forgets = true,
+                                   .unsure = &remote->unsure,
+                                   .inherited = &remote->inherited,
+                                   .sync_failed = &remote->sync_failed};
     remote->unsure = true;
     remote->timeout_ms = config->timeout_ms;
     remote->last = UINT64_MAX;

@@ -4,6 +4,7 @@
  * be made from any thread. */
 #pragma once
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -31,4 +32,15 @@ struct store {
     bool trims;   /* it gives room back for what is zeroed, and none is reserved for us there */
     _Atomic bool
         *unsure; /* it may have; who looks at what it holds clears this first. NULL: never */
+    _Atomic bool *inherited; /* who was here before us may have left what is not synced: set by who
+                                serves its pages, cleared by a sync. NULL: all syncs cover that */
+    _Atomic bool *sync_failed; /* a sync has, that came with a write of others. NULL: never */
 };
+
+/* A write that goes through has failed: say so in the pool, where this lasts, if it was the sync.
+ */
+static inline void store_note_failure(const struct store *store, _Atomic uint64_t *sync_failed)
+{
+    if (store->sync_failed && atomic_load(store->sync_failed))
+        atomic_store(sync_failed, 1);
+}
