@@ -10,6 +10,7 @@ C_FILES := $(wildcard tmemd/*/*.[ch] benchmarks/*.c tests/*/*.[ch] tests/*/*/*.[
 SHELL_SCRIPTS = $(shell grep -lE '^\#!(/usr)?/bin/(env ba)?sh$$' -r scripts tests benchmarks .ci --exclude='*.py' 2>/dev/null)
 
 KILLS := 2000
+HISTORIES := 100
 MINUTES := 60
 COUNT := 1000000
 SEED := 1
@@ -18,7 +19,7 @@ REVISION := 1
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help setup build sanitize lint format test test-package test-quick test-ceph migrations deb mutants bench doors \
-	remote inversion fragmentation prefetch warm slow-disk policies hitrate soak fuzz demo man clean
+	remote inversion fragmentation prefetch warm slow-disk policies hitrate soak histories fuzz demo man clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*##[ ]*(.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -133,6 +134,9 @@ hitrate: build  ## how often caches of equal size have what recorded guests read
 
 soak: build  ## SIGKILL plugins and tmemd again and again: make soak KILLS=2000 MINUTES=60
 	@$(PYTHON) -m tests.soak --kills $(KILLS) --minutes $(MINUTES)
+
+histories: build  ## deaths and failures in any order, on local and far files: make histories HISTORIES=100
+	HISTORIES=$(HISTORIES) pytest -n auto tests/crash/test_host_death.py
 
 fuzz: build/fuzz  ## hostile front ends and guests at the virtio door: make fuzz COUNT=1000000 SEED=1
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 build/fuzz $(COUNT) $(SEED) quiet tell

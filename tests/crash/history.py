@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import enum
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.support.content import PAGE, content
 from tests.support.harness import MIB
 
-SIZE = 160 * MIB
+SIZE = 96 * MIB
 # Pages at both ends of several regions of the bitmap, so that some regions are clean while others are not.
-PAGES = [first + n for first in (0, 8192 - 8, 16384 - 8, SIZE // PAGE - 16) for n in range(16)]
+NEIGHBOURS = 16
+PAGES = [first + n for first in (0, 8192 - 8, 16384 - 8, SIZE // PAGE - 16) for n in range(NEIGHBOURS)]
 
 
 class Act(enum.IntEnum):
@@ -30,20 +31,25 @@ class Act(enum.IntEnum):
     CACHE = 9
     REATTACH = 10
     READ = 11
+    SERVER_GOES = 12  # and comes back when it is told to
+    SERVER_COMES = 13
+    LOOK_AFTER = 14  # the device connects again, and writes back what lies in the overflow file
 
 
 _WEIGHTS = {
     Act.WRITE: 40, Act.PART: 6, Act.TRIM: 6, Act.ZERO: 6, Act.FLUSH: 8, Act.DEMOTE: 5, Act.DRAIN: 3, Act.FREEZE: 5,
     Act.THAW: 5, Act.CACHE: 3, Act.REATTACH: 2, Act.READ: 12,
 }  # fmt: skip
+_FAR_WEIGHTS = _WEIGHTS | {Act.SERVER_GOES: 4, Act.SERVER_COMES: 20, Act.LOOK_AFTER: 6}
 _CHANGES = {Act.WRITE, Act.PART, Act.TRIM, Act.ZERO}
+_BESIDE_WRITERS = {Act.FLUSH, Act.DEMOTE, Act.DRAIN}
 
 
 @dataclass(frozen=True)
 class Step:
     """One step; a request is for *length* bytes at *offset*, and leaves *data* there if it is to change them.
 
-    A FLUSH with data is one beside which another thread writes that data, at least once.
+    A FLUSH, DEMOTE or DRAIN with data is one beside which another thread writes that data, at least once.
     """
 
     act: Act
@@ -61,6 +67,11 @@ class Step:
     def changes(self) -> range:
         """The pages it changes."""
         return self.pages if self.data else range(0)
+
+    @property
+    def is_whole_write(self) -> bool:
+        """Whether it changes whole pages, and need not be durable when it is done."""
+        return self.act in (Act.WRITE, Act.TRIM, Act.ZERO) and not self.fua
 
     def covers(self, page: int) -> bool:
         """Whether it leaves nothing of what *page* was."""
@@ -84,19 +95,19 @@ def zero(page: int, count: int = 1, *, act: Act = Act.ZERO, fua: bool = False) -
     return Step(act, page * PAGE, count * PAGE, bytes(count * PAGE), fua)
 
 
-def history(seed: int, steps: int) -> list[Step]:
-    """*steps* steps; the same for the same arguments."""
-    rng = random.Random(seed)
-    return [_step(rng, version) for version in range(1, steps + 1)]
+def history(seed: int, steps: int, *, far: bool = False) -> list[Step]:
+    """*steps* steps; the same for the same arguments. *far*: a server has the file."""
+    rng, weights = random.Random(seed), _FAR_WEIGHTS if far else _WEIGHTS
+    acts = rng.choices(list(weights), list(weights.values()), k=steps)
+    return [_step(rng, act, version) for version, act in enumerate(acts, 1)]
 
 
-def _step(rng: random.Random, version: int) -> Step:
-    act = rng.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
+def _step(rng: random.Random, act: Act, version: int) -> Step:
     at = rng.randrange(len(PAGES))
     if rng.random() < 0.1:
         at = 0
     page = PAGES[at]
-    count = rng.randint(1, min(8, 16 - at % 16))
+    count = rng.randint(1, min(8, NEIGHBOURS - at % NEIGHBOURS))
     fua = act in _CHANGES and rng.random() < 0.15
     if act is Act.WRITE:
         return write(page, version, count, fua=fua)
@@ -105,15 +116,35 @@ def _step(rng: random.Random, version: int) -> Step:
     if act is Act.PART:
         whole, cut = write(page, version, count), rng.randrange(1, PAGE)
         return Step(act, whole.offset + cut, whole.length - cut, whole.data[cut:], fua)
+    if act in _BESIDE_WRITERS and rng.random() < 0.3:
+        return replace(write(page, version, count), act=act)
     return Step(act, page * PAGE, count * PAGE)
 
 
-def faults(rng: random.Random, *, failures: bool, first: int = 0) -> str:
-    """What goes wrong in a life (recorder.c): most are killed, many have failures in a row, from *first* on."""
+def faults(rng: random.Random, *, failures: bool, first: int = 0, far: bool = False) -> str:
+    """What goes wrong in a life (recorder.c): most are killed, many have failures in a row, from *first* on.
+
+    Where its file is *far*, what it sends counts, too, and connections are cut.
+    """
     plan = []
     if failures and rng.random() < 0.7:
         at = first + rng.randrange(60)
         plan = [f"{number}f" for number in range(at, at + rng.choice([1, 1, 2, 3]))]
+    if far:
+        plan += [f"{_moment(rng)}c" for _ in range(rng.randrange(3))]
     if rng.random() < 0.8:
-        plan.append(f"{rng.randrange(80)}{rng.choice('abss')}")
+        plan.append(f"{_moment(rng) if far else rng.randrange(80)}{rng.choice('abss')}")
     return " ".join(plan)
+
+
+def server_faults(rng: random.Random, *, failures: bool) -> str:
+    """The same for a server that has a device's file: it is killed, hangs, cuts connections, and fails."""
+    plan = [f"{_moment(rng)}{rng.choice('cabsABSH')}" for _ in range(2)]
+    if failures and rng.random() < 0.5:
+        plan += [f"{_moment(rng)}f" for _ in range(rng.randint(1, 3))]
+    return " ".join(plan)
+
+
+def _moment(rng: random.Random) -> int:
+    """Which operation of many: a new device has nearly a thousand before its first step."""
+    return rng.randrange(rng.choice([100, 1000, 2000]))

@@ -3,32 +3,32 @@
 
 Requests are calls of the core, or come by the virtio door.
 
-As a program: lives the steps (tests/crash/history.py) that it reads from its input, and tells crash/recorder.c of each
-step how it ended, and what was read. It ends with FAILED_TO_OPEN when the device cannot be opened.
+As a program: lives what it reads from its input (a Birth), and tells crash/recorder.c of each step how it ended, and
+what was read. It ends with FAILED_TO_OPEN when the device cannot be opened.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import errno
 import pickle
 import sys
 import threading
 import uuid
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest.mock import patch
 
 import nbd
 
-from tests.crash.history import PAGES, SIZE, Act, Step
+from tests.crash.history import NEIGHBOURS, PAGES, Act, Step
+from tests.crash.setting import Setting
 from tests.support.content import PAGE
 from tests.support.harness import MIB, Control
 from tests.support.vhost.disk import SECTOR, Disk
 from tmemd.binding import _core
-from tmemd.device.config import MAX_LEASE, DeviceConfig
+from tmemd.device.config import MAX_LEASE
 from tmemd.device.lease import Clock, Keeper
 from tmemd.device.serve import ServedDevice, open_device
 from tmemd.device.vhost import VhostDoor
@@ -36,31 +36,26 @@ from tmemd.store.poolfile import PoolError
 
 FAILED_TO_OPEN = 3
 FUA = 2  # nbdkit's flag
+MOST_WRITES = 20  # beside one step
 
 
-def open_life(
-    files: Path, pools: Path, boot: uuid.UUID, *, durable: bool = False, lost_zero: bool = False, inside: bool = False
-) -> ServedDevice:
-    """The device whose backing file and map are in *files*, on the host of that boot id.
+def open_life(setting: Setting, files: Path, pools: Path, boot: uuid.UUID, uri: str = "") -> ServedDevice:
+    """The device whose local files are in *files*, on the host of that boot id; *uri*: of the server, if it is far.
 
-    *inside*: the map is in the file's tail. Its lease is as long as any life, and waits for nobody.
+    Its lease is as long as any life, and waits for nobody.
     """
     root = pools / "root"
     identity = root / "proc/sys/kernel/random/boot_id"
     identity.parent.mkdir(parents=True, exist_ok=True)
     identity.write_text(f"{boot}\n")
-    config = DeviceConfig(
-        "life", SIZE, files / "backing", 8 * MIB, pools, durable=durable, lost_zero=lost_zero, reserve=False,
-        inside=inside, lease=MAX_LEASE,
-    )  # fmt: skip
     with patch.object(Clock, "sleep", _skip), patch.object(Keeper, "start", lambda *_: None):
-        return open_device(config, root=root)
+        return open_device(setting.config(files, pools, uri), root=root)
 
 
-def _skip(clock: Clock, seconds: float) -> None:
-    """As if the time had passed."""
+def _skip(clock: Clock, seconds: float) -> None:  # noqa: ARG001
+    """As if more time had passed than any lease lasts."""
     before = clock.now()
-    clock.now = lambda: before + seconds  # type: ignore[method-assign]
+    clock.now = lambda: before + MAX_LEASE  # type: ignore[method-assign]
 
 
 def read_page(core: _core.Device, page: int) -> bytes | None:
@@ -72,6 +67,19 @@ def read_page(core: _core.Device, page: int) -> bytes | None:
         assert error.errno == errno.EIO  # noqa: PT017
         return None
     return bytes(data)
+
+
+def read_pages(core: _core.Device) -> list[bytes | None]:
+    """What all pages are."""
+    pages: list[bytes | None] = []
+    for first in PAGES[::NEIGHBOURS]:
+        run = bytearray(NEIGHBOURS * PAGE)
+        try:
+            _core.pread(core, run, first * PAGE, 0)
+            pages += [bytes(run[at : at + PAGE]) for at in range(0, len(run), PAGE)]
+        except OSError:
+            pages += [read_page(core, page) for page in range(first, first + NEIGHBOURS)]
+    return pages
 
 
 def read_from_disk(disk: Disk, page: int) -> bytes | None:
@@ -99,29 +107,50 @@ def request_of_disk(disk: Disk, step: Step) -> None:
             disk.pwrite(start + step.data, step.offset - before, flags)
 
 
+@dataclass(frozen=True)
+class Birth:
+    """What a process is to live."""
+
+    setting: Setting
+    files: Path
+    pools: Path
+    boot: uuid.UUID
+    uri: str
+    calls: int  # the descriptor of a connection by which a server is sent away and called back
+    look: bool  # read all pages first
+    steps: list[Step]
+
+    def open(self) -> ServedDevice:
+        """The device."""
+        return open_life(self.setting, self.files, self.pools, self.boot, self.uri)
+
+
 class Life:
     """A device in use."""
 
-    def __init__(self, open_it: Callable[[], ServedDevice], *, vhost: Path | None) -> None:
-        """*vhost*: the socket of the virtio door, if requests are to come by that."""
-        self._open_it, self._vhost = open_it, vhost
+    def __init__(self, birth: Birth) -> None:
+        self._birth = birth
+        self._calls = Connection(birth.calls)
         self._recorder = ctypes.CDLL(None)
         self._open()
 
     def _open(self) -> None:
-        self._served = served = self._open_it()
+        self._served = served = self._birth.open()
         self._disk: Disk | None = None
-        if self._vhost:
+        if self._birth.setting.vhost:
+            socket = self._birth.pools / "vhost.sock"
             self._recorder.record_threads(1)
-            self._door = VhostDoor(self._vhost, served.core, served.config, served.clients)
+            self._door = VhostDoor(socket, served.core, served.config, served.clients)
             self._door.start(print)
-            self._disk = Disk(self._vhost)
+            self._disk = Disk(socket)
             self._recorder.record_threads(0)
 
-    def live(self, steps: list[Step]) -> None:
+    def live(self) -> None:
         """Do one step after the other; those that fail, too, are done."""
+        for page in PAGES if self._birth.look else []:
+            self.look(page)
         self.mark(0, 0)
-        for number, step in enumerate(steps, 1):
+        for number, step in enumerate(self._birth.steps, 1):
             if step.act is Act.REATTACH:
                 self.close()
                 self._open()
@@ -152,9 +181,19 @@ class Life:
         elif step.act is Act.READ:
             for page in step.pages:
                 self.look(page)
-        elif step.act is Act.FLUSH and step.data:
-            self._flush_while_writing(self._served.core, step)
-        elif self._disk and step.act in (Act.WRITE, Act.PART, Act.TRIM, Act.ZERO, Act.FLUSH):
+        elif step.act in (Act.SERVER_GOES, Act.SERVER_COMES):
+            self._calls.send(step.act)
+            self._calls.recv()
+        elif step.act is Act.LOOK_AFTER:
+            assert self._served.watch
+            self._served.watch.look(lambda _: None)
+        elif step.act in (Act.FLUSH, Act.DEMOTE, Act.DRAIN) and step.data:
+            self._do_beside_writer(step)
+        else:
+            self._do(step)
+
+    def _do(self, step: Step) -> None:
+        if self._disk and step.act in (Act.WRITE, Act.PART, Act.TRIM, Act.ZERO, Act.FLUSH):
             request_of_disk(self._disk, step)
         else:
             self._request(self._served.core, step)
@@ -179,27 +218,32 @@ class Life:
             case _:
                 assert step.act is Act.REATTACH
 
-    def _flush_while_writing(self, core: _core.Device, step: Step) -> None:
-        written, flushed = threading.Event(), threading.Event()
+    def _do_beside_writer(self, step: Step) -> None:
+        written, done = threading.Event(), threading.Event()
+        failures = []
 
         def write() -> None:
-            last = False
-            while not last:
-                last = flushed.is_set()
-                _core.pwrite(core, step.data, step.offset, 0)
+            for _ in range(MOST_WRITES):
+                try:
+                    _core.pwrite(self._served.core, step.data, step.offset, 0)
+                except OSError as error:
+                    failures.append(error)
                 written.set()
+                if done.is_set():
+                    break
 
         writer = threading.Thread(target=write)
+        self._recorder.record_threads(1)
         writer.start()
+        self._recorder.record_threads(0)
         written.wait()
         try:
-            if self._disk:
-                self._disk.flush()
-            else:
-                _core.flush(core, 0)
+            self._do(step)
         finally:
-            flushed.set()
+            done.set()
             writer.join()
+        if failures:
+            raise failures[-1]
 
     def close(self) -> None:
         """End it."""
@@ -207,34 +251,13 @@ class Life:
             self._disk.shutdown()
             self._door.close()
         self._served.close()
+        del self._served  # what is mapped keeps the lock of its file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", type=Path)
-    parser.add_argument("pools", type=Path)
-    parser.add_argument("boot", type=uuid.UUID)
-    parser.add_argument("--durable", action="store_true")
-    parser.add_argument("--lost-zero", action="store_true")
-    parser.add_argument("--inside", action="store_true", help="have the map in the file's tail")
-    parser.add_argument("--vhost", action="store_true", help="let requests come by the virtio door")
-    parser.add_argument("--look", action="store_true", help="read all pages first")
-    args = parser.parse_args()
-    steps: list[Step] = pickle.load(sys.stdin.buffer)
     try:
-        open_it = partial(
-            open_life,
-            args.files,
-            args.pools,
-            args.boot,
-            durable=args.durable,
-            lost_zero=args.lost_zero,
-            inside=args.inside,
-        )
-        life = Life(open_it, vhost=args.pools / "vhost.sock" if args.vhost else None)
-        for page in PAGES if args.look else []:
-            life.look(page)
-        life.live(steps)
+        life = Life(pickle.load(sys.stdin.buffer))
+        life.live()
     except PoolError as error:
         print(f"life: {error}", file=sys.stderr)
         sys.exit(FAILED_TO_OPEN)

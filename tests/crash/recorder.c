@@ -2,22 +2,30 @@
 /* LD_PRELOAD shim: records, in the order they happened, all changes and syncs of the files below
  * $RECORD_BELOW, and lets some of them fail or be the process's last.
  *
- * The record is appended to $RECORD_TO: for each operation a struct entry, then the file's path,
- * then its data. One lock is held over each operation and its entry, so that the order in the
- * record is one the disk may have seen. record_mark and record_found append entries of a driver's
- * own, for what was acknowledged and what was read. One operation that this shim does not know how
- * to replay ends the process.
+ * The record is appended to $RECORD_TO, by all processes that have the shim: for each operation a
+ * struct entry, then the file's path, then its data. One lock is held over each operation and its
+ * entry, so that the order in the record is one the disk may have seen. What changes in a mapping
+ * counts as written before the next operation. record_mark and record_found append entries of a
+ * driver's own, for what was acknowledged and what was read. One operation that this shim does not
+ * know how to replay ends the process.
  *
  * $RECORD_FAULTS says what goes wrong, as in "12f 13f 40b": operations count from 0, and 'b' is
  * SIGKILL before that operation, 'a' SIGKILL after it, 's' SIGKILL before the next sync, 'f'
  * failure with EIO. A write or a zeroing that fails has changed some of its sectors nevertheless.
+ * What is sent on a socket is an operation, too: 'c' sends half of it and cuts the connection. An
+ * upper case letter makes the file $RECORD_AWAY first; 'H' that, and stops all operations for as
+ * long as it is there.
+ *
  * With any faults threads cannot be started, so that the numbers mean the same each time; those
- * that serve one request after the other do no harm, and record_threads(1) lets them be.
- */
+ * that serve one request after the other do no harm, and record_threads(1) or $RECORD_THREADS lets
+ * them be. With $RECORD_AWAY the monotonic clock is fast, and while that is there very fast, so
+ * that time-outs can be long and are not waited for. */
 #define _GNU_SOURCE
+#include <ctype.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -26,12 +34,37 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
-enum operation { MARK, WRITE, SYNC, TRUNCATE, PUNCH, ALLOCATE, FOUND, TORN, SYNC_FAILED, RENAME };
-enum fault { NONE = 0, KILL_BEFORE = 'b', KILL_AFTER = 'a', KILL_AT_SYNC = 's', FAIL = 'f' };
-enum { SECTOR = 512, STRETCH = 12 };
+enum operation {
+    MARK,
+    WRITE,
+    SYNC,
+    TRUNCATE,
+    PUNCH,
+    ALLOCATE,
+    FOUND,
+    TORN,
+    SYNC_FAILED,
+    RENAME,
+    SENT,
+    AWAY,
+};
+enum fault {
+    NONE = 0,
+    KILL_BEFORE = 'b',
+    KILL_AFTER = 'a',
+    KILL_AT_SYNC = 's',
+    FAIL = 'f',
+    CUT = 'c',
+    HANG = 'h'
+};
+enum { SECTOR = 512, STRETCH = 12, FAST = 4, VERY_FAST = 400, SLICE_MS = 5 };
 
 struct entry {
     uint32_t operation, path_length;
@@ -42,7 +75,17 @@ struct entry {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *record;
 static atomic_int threads_allowed;
+static atomic_bool hung;
 static bool kill_at_sync;
+
+/* The one file that is mapped to be changed, and what is recorded of it. */
+static struct {
+    char path[4096];
+    const uint8_t *bytes;
+    uint8_t *recorded;
+    size_t length;
+    off_t offset;
+} mapping;
 
 /* An operation on a file that is to be recorded, under the lock. */
 struct recorded {
@@ -65,9 +108,49 @@ static void append(enum operation operation, const char *path, uint64_t offset, 
     fwrite(path, 1, entry.path_length, record);
     if (data)
         fwrite(data, 1, length, record);
+    fflush(record); /* the next entry may be another process's */
 }
 
-static enum fault fault_of(unsigned number)
+/* Have the record for ourselves, up to date. */
+static void lock_record(void)
+{
+    pthread_mutex_lock(&lock);
+    if (!record && !(record = fopen(getenv("RECORD_TO"), "abe")))
+        abort();
+    while (flock(fileno(record), LOCK_EX) < 0)
+        ;
+    for (size_t at = 0; at < mapping.length; at += SECTOR)
+        if (memcmp(mapping.recorded + at, mapping.bytes + at, SECTOR) != 0) {
+            memcpy(mapping.recorded + at, mapping.bytes + at, SECTOR);
+            append(WRITE, mapping.path, (uint64_t)mapping.offset + at, SECTOR,
+                   mapping.recorded + at);
+        }
+}
+
+static void unlock_record(void)
+{
+    flock(fileno(record), LOCK_UN);
+    pthread_mutex_unlock(&lock);
+}
+
+static bool is_away(void)
+{
+    const char *path = getenv("RECORD_AWAY");
+    return path && access(path, F_OK) == 0;
+}
+
+/* Under the lock. */
+static void go_away(void)
+{
+    const char *path = getenv("RECORD_AWAY");
+    int fd = path ? open(path, O_CREAT | O_CLOEXEC, 0600) : -1;
+    if (fd < 0)
+        abort();
+    close(fd);
+    append(AWAY, "", 0, 0, NULL);
+}
+
+static int fault_of(unsigned number)
 {
     const char *plan = getenv("RECORD_FAULTS");
     char *end;
@@ -77,53 +160,84 @@ static enum fault fault_of(unsigned number)
         if (end == plan)
             abort();
         if (planned == number)
-            return (enum fault) * end;
+            return *end;
     }
     return NONE;
 }
 
-static void die(void)
+static void hang(void)
 {
-    if (record)
-        fflush(record);
-    raise(SIGKILL);
+    while (atomic_load(&hung) && is_away())
+        usleep(1000);
+    atomic_store(&hung, false);
+}
+
+/* An operation begins, with the lock. */
+static void count(struct recorded *this)
+{
+    static unsigned operations;
+
+    hang();
+    lock_record();
+    this->number = operations++;
+    int fault = fault_of(this->number);
+    if (isupper(fault))
+        go_away();
+    this->fault = (enum fault)tolower(fault);
+    if (this->fault == KILL_BEFORE)
+        raise(SIGKILL);
+    kill_at_sync |= this->fault == KILL_AT_SYNC;
+    if (this->fault != HANG)
+        return;
+    atomic_store(&hung, true);
+    unlock_record();
+    hang();
+    lock_record();
+}
+
+static bool is_below(const char *path)
+{
+    const char *below = getenv("RECORD_BELOW");
+    return below && strncmp(path, below, strlen(below)) == 0;
 }
 
 static struct recorded begin_at(const char *path)
 {
-    static unsigned count;
-    struct recorded this = {.fault = NONE};
-    const char *below = getenv("RECORD_BELOW");
+    struct recorded this = {.is = is_below(path)};
 
     snprintf(this.path, sizeof this.path, "%s", path);
-    pthread_mutex_lock(&lock);
-    this.is = below && strncmp(this.path, below, strlen(below)) == 0;
     if (this.is)
-        this.fault = fault_of(this.number = count++);
-    if (this.fault == KILL_BEFORE)
-        die();
-    kill_at_sync |= this.fault == KILL_AT_SYNC;
+        count(&this);
     return this;
+}
+
+static void path_of(int fd, char *path, size_t size)
+{
+    char link[64];
+
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, size - 1);
+    path[length < 0 ? 0 : length] = '\0';
 }
 
 static struct recorded begin(int fd)
 {
-    char link[64], path[4096];
+    char path[4096];
 
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    path[length < 0 ? 0 : length] = '\0';
+    path_of(fd, path, sizeof path);
     return begin_at(path);
 }
 
 static void end(const struct recorded *this, bool done, enum operation operation, off_t offset,
                 off_t length, const void *data)
 {
-    if (this->is && done)
+    if (!this->is)
+        return;
+    if (done)
         append(operation, this->path, (uint64_t)offset, (uint64_t)length, data);
     if (this->fault == KILL_AFTER)
-        die();
-    pthread_mutex_unlock(&lock);
+        raise(SIGKILL);
+    unlock_record();
 }
 
 /* Write some stretches of sectors of it, zeros without data, and fail. */
@@ -165,7 +279,7 @@ static int synced(int fd, int (*call)(int))
     struct recorded this = begin(fd);
 
     if (this.is && kill_at_sync)
-        die();
+        raise(SIGKILL);
     if (this.fault == FAIL) {
         end(&this, true, SYNC_FAILED, 0, 0, NULL);
         errno = EIO;
@@ -243,7 +357,6 @@ static void refuse(int fd)
 
     if (this.is)
         abort();
-    pthread_mutex_unlock(&lock);
 }
 
 ssize_t write(int fd, const void *data, size_t length)
@@ -260,11 +373,116 @@ ssize_t pwritev(int fd, const struct iovec *parts, int count, off_t offset)
 ssize_t pwritev64(int fd, const struct iovec *parts, int count, off_t offset)
     __attribute__((alias("pwritev")));
 
+/* Between a driver and a server. It may have to wait for the other, so it does without the lock. */
+ssize_t send(int fd, const void *data, size_t length, int flags)
+{
+    struct recorded this = {.is = false};
+
+    if (getenv("RECORD_TO")) {
+        count(&this);
+        append(SENT, program_invocation_short_name, 0, 0, NULL);
+        unlock_record();
+    }
+    ssize_t done = REAL(send)(fd, data, this.fault == CUT ? length / 2 : length, flags);
+    if (this.fault == KILL_AFTER)
+        raise(SIGKILL);
+    if (this.fault != CUT)
+        return done;
+    shutdown(fd, SHUT_RDWR);
+    return (ssize_t)length;
+}
+
+void *mmap(void *at, size_t length, int protection, int flags, int fd, off_t offset)
+{
+    char path[4096] = "";
+    void *bytes = REAL(mmap)(at, length, protection, flags, fd, offset);
+
+    if (fd >= 0 && flags & MAP_SHARED && protection & PROT_WRITE)
+        path_of(fd, path, sizeof path);
+    if (bytes == MAP_FAILED || !*path || !is_below(path))
+        return bytes;
+    if (mapping.length)
+        abort();
+    memcpy(mapping.path, path, sizeof path);
+    mapping.recorded = malloc(length);
+    memcpy(mapping.recorded, bytes, length);
+    mapping.bytes = bytes;
+    mapping.offset = offset;
+    mapping.length = length;
+    return bytes;
+}
+void *mmap64(void *at, size_t length, int protection, int flags, int fd, off_t offset)
+    __attribute__((alias("mmap")));
+
+int munmap(void *bytes, size_t length)
+{
+    if (bytes && bytes == mapping.bytes) {
+        lock_record();
+        mapping.length = 0;
+        mapping.bytes = NULL;
+        free(mapping.recorded);
+        unlock_record();
+    }
+    return REAL(munmap)(bytes, length);
+}
+
+/* Of a clock that is fast: nanoseconds. */
+static int64_t fast_now(void)
+{
+    static pthread_mutex_t clock = PTHREAD_MUTEX_INITIALIZER;
+    static int64_t then, fast;
+    struct timespec real;
+
+    REAL(clock_gettime)(CLOCK_MONOTONIC, &real);
+    int64_t now = (int64_t)real.tv_sec * 1000000000 + real.tv_nsec;
+    pthread_mutex_lock(&clock);
+    fast += then ? (now - then) * (is_away() ? VERY_FAST : FAST) : now;
+    then = now;
+    now = fast;
+    pthread_mutex_unlock(&clock);
+    return now;
+}
+
+int clock_gettime(clockid_t id, struct timespec *now)
+{
+    if (id != CLOCK_MONOTONIC || !getenv("RECORD_AWAY"))
+        return REAL(clock_gettime)(id, now);
+    int64_t fast = fast_now();
+    *now = (struct timespec){.tv_sec = fast / 1000000000, .tv_nsec = fast % 1000000000};
+    return 0;
+}
+
+/* Of the core's connections, which look at the clock again. */
+int poll(struct pollfd *fds, nfds_t n, int timeout)
+{
+    bool shorter = n == 2 && timeout > SLICE_MS && getenv("RECORD_AWAY");
+    return REAL(poll)(fds, n, shorter ? SLICE_MS : timeout);
+}
+
+/* Of those whose clock is the monotonic one, which is what the core has. */
+int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
+                           const struct timespec *until)
+{
+    int64_t deadline = (int64_t)until->tv_sec * 1000000000 + until->tv_nsec;
+    struct timespec soon;
+
+    if (!getenv("RECORD_AWAY"))
+        return pthread_cond_clockwait(cond, mutex, CLOCK_MONOTONIC, until);
+    if (fast_now() >= deadline)
+        return ETIMEDOUT;
+    REAL(clock_gettime)(CLOCK_MONOTONIC, &soon);
+    soon.tv_nsec += SLICE_MS * 1000000;
+    soon.tv_sec += soon.tv_nsec / 1000000000;
+    soon.tv_nsec %= 1000000000;
+    pthread_cond_clockwait(cond, mutex, CLOCK_MONOTONIC, &soon);
+    return 0; /* woken, or for nothing */
+}
+
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),
                    void *argument)
 {
     const char *plan = getenv("RECORD_FAULTS");
-    bool refused = plan && *plan && !atomic_load(&threads_allowed);
+    bool refused = plan && *plan && !getenv("RECORD_THREADS") && !atomic_load(&threads_allowed);
 
     return refused ? EAGAIN : REAL(pthread_create)(thread, attributes, start, argument);
 }
@@ -273,9 +491,9 @@ void record_threads(int allowed) { atomic_store(&threads_allowed, allowed); }
 
 static void append_own(enum operation operation, uint64_t number, uint64_t length, const void *data)
 {
-    pthread_mutex_lock(&lock);
+    lock_record();
     append(operation, "", number, length, data);
-    pthread_mutex_unlock(&lock);
+    unlock_record();
 }
 
 void record_mark(uint64_t number, uint64_t error) { append_own(MARK, number, error, NULL); }

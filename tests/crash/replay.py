@@ -9,11 +9,15 @@ missing by then, although reads show it until the page cache lets go of it.
 from __future__ import annotations
 
 import enum
+import fcntl
+import pickle
 import random
 import struct
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 SECTOR = 512
 _ENTRY = struct.Struct("<IIQQ")
@@ -34,9 +38,13 @@ class Operation(enum.IntEnum):
     TORN = 7
     SYNC_FAILED = 8
     RENAME = 9
+    SENT = 10
+    AWAY = 11  # a server goes, or hangs
+    BACK = 12  # and is there again; this and the next a world notes itself
+    FORGOT = 13  # the file's host died: this is what the file is now
 
 
-_WITH_DATA = {Operation.WRITE, Operation.FOUND, Operation.RENAME}
+_WITH_DATA = {Operation.WRITE, Operation.FOUND, Operation.RENAME, Operation.FORGOT}
 _CHANGES = {Operation.WRITE, Operation.TRUNCATE, Operation.PUNCH, Operation.ALLOCATE}
 
 
@@ -49,6 +57,28 @@ class Entry:
     offset: int
     length: int
     data: bytes
+
+
+@contextmanager
+def locked(record: Path) -> Iterator[BinaryIO]:
+    """The record, to which nobody adds for the length of a with block."""
+    with record.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def append(record: Path, operation: Operation, path: Path = Path(), data: bytes = b"") -> None:
+    """Note that something happened."""
+    name = str(path).encode()
+    with locked(record) as file:
+        file.write(_ENTRY.pack(operation, len(name), 0, len(data)) + name + data)
+
+
+def read(record: Path) -> list[Entry]:
+    """What happened so far."""
+    with locked(record) as file:
+        file.seek(0)
+        return list(parse(file.read()))
 
 
 def parse(record: bytes) -> Iterator[Entry]:
@@ -132,12 +162,21 @@ class Disk:
         self._safe = {path: file.copy() for path, file in (files or {}).items()}
         self._unsynced: dict[Path, list[Entry]] = {}
 
+    def copy(self) -> Disk:
+        """Another one like it."""
+        other = Disk(self._rng, self._safe)
+        other._unsynced = {path: list(entries) for path, entries in self._unsynced.items()}
+        return other
+
     def step(self, entry: Entry) -> None:
         """Go on by one operation."""
-        if entry.operation in (Operation.SYNC, Operation.SYNC_FAILED):
+        if entry.operation is Operation.FORGOT:
+            self._safe[entry.path] = pickle.loads(entry.data)
+            self._unsynced.pop(entry.path, None)
+        elif entry.operation in (Operation.SYNC, Operation.SYNC_FAILED):
             file = self._safe.setdefault(entry.path, File())
             for late in self._unsynced.pop(entry.path, []):
-                file.apply(late, self._some() if entry.operation is Operation.SYNC_FAILED else lambda: True)
+                file.apply(late, self._some() if entry.operation is Operation.SYNC_FAILED else _all)
         elif entry.operation is Operation.RENAME:  # as if its directory were synced at once
             new = Path(entry.data.decode())
             self._safe[new] = self._safe.pop(entry.path)
@@ -149,18 +188,30 @@ class Disk:
         share = self._rng.choice([0.0, 0.5, 1.0])
         return lambda: self._rng.random() < share
 
-    def after_death(self) -> dict[Path, File]:
-        """The files as a disk may have them if the host dies now."""
-        return self._with_unsynced(self._some)
+    def after_death(self, dies: Callable[[Path], bool] = lambda _: True) -> dict[Path, File]:
+        """The files as disks may have them if the hosts of those die now for which *dies* says so."""
+        return self._with_unsynced(lambda path: self._some() if dies(path) else _all)
 
     def evicted(self) -> dict[Path, File]:
         """The files as they are read once the page cache has let go of all that it need not write."""
-        return self._with_unsynced(lambda: lambda: True)
+        return self._with_unsynced(lambda _: _all)
 
-    def _with_unsynced(self, survives: Callable[[], Survives]) -> dict[Path, File]:
+    def lose(self, dies: Callable[[Path], bool]) -> dict[Path, File]:
+        """Such hosts die: what these files are now."""
+        left = {path: file for path, file in self.after_death(dies).items() if dies(path)}
+        for path, file in left.items():
+            self._safe[path] = file.copy()
+            self._unsynced.pop(path, None)
+        return left
+
+    def _with_unsynced(self, survives: Callable[[Path], Survives]) -> dict[Path, File]:
         files = {path: file.copy() for path, file in self._safe.items()}
         for path, entries in self._unsynced.items():
             file = files.setdefault(path, File())
             for entry in entries:
-                file.apply(entry, survives())
+                file.apply(entry, survives(path))
         return files
+
+
+def _all() -> bool:
+    return True

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.crash.history import Act, Step, zero
+from tests.crash.history import PAGES, Act, Step, zero
 from tests.crash.replay import Operation
+from tests.crash.setting import BACKING, Setting
 from tests.crash.truth import Kind
 from tests.crash.world import World
 from tests.support.content import PAGE, compressible
@@ -32,33 +34,46 @@ def read(page: int, count: int = 1) -> Step:
 class Scene:
     """A world in which faults can be aimed at a step."""
 
-    def __init__(self, base: Path, *, durable: bool, vhost: bool) -> None:
-        self._base, self._durable, self._vhost = base, durable, vhost
-        self._rehearsals = 0
+    def __init__(self, base: Path, setting: Setting) -> None:
+        self._base, self._setting = base, setting
+        self._worlds: list[World] = []
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for world in self._worlds:
+            world.close()
 
     def world(self, samples: int = MANY) -> World:
         """A new one."""
-        self._rehearsals += 1
-        base = self._base / str(self._rehearsals)
+        base = self._base / str(len(self._worlds))
         base.mkdir()
-        return World(base, 1, durable=self._durable, samples=samples, vhost=self._vhost)
+        self._worlds.append(World(base, 1, self._setting, samples=samples))
+        return self._worlds[-1]
 
     def number_of(self, operation: Operation, file: str, step: int, *lives: list[Step]) -> int:
-        """Of the last of these lives: which operation is the first such one on *file* in its *step* (from 1 on)."""
+        """Of the last of these lives: which operation is the first such one on *file* in its *step* (from 1 on).
+
+        Those of a server are counted by themselves.
+        """
         rehearsal = self.world(samples=0)
         for steps in lives[:-1]:
-            rehearsal.live(steps)
+            rehearsal.live(steps, of_server="")
             rehearsal.host_dies()
-        rehearsal.live(lives[-1])
+        rehearsal.live(lives[-1], of_server="")
         number = done = 0
         for entry in rehearsal.entries:
             if entry.operation is Operation.MARK:
                 done = entry.offset
-            elif entry.operation is not Operation.FOUND:
+            elif entry.operation is not Operation.FOUND and self._is_server(entry.path.name) == self._is_server(file):
                 if (entry.operation, entry.path.name, done) == (operation, file, step - 1):
                     return number
                 number += 1
         raise AssertionError(f"no {operation.name} of {file} in step {step}")
+
+    def _is_server(self, name: str) -> bool:
+        return self._setting.far and name in (BACKING, "nbdkit")
 
 
 @pytest.fixture(params=["core", pytest.param("virtio", marks=pytest.mark.slow)])
@@ -68,15 +83,24 @@ def vhost(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def write_back(pools: Path, vhost: bool) -> Scene:
+def write_back(pools: Path, vhost: bool) -> Iterator[Scene]:
     """Of a device that acknowledges FLUSH at once."""
-    return Scene(pools, durable=False, vhost=vhost)
+    with Scene(pools, Setting(vhost=vhost)) as scene:
+        yield scene
 
 
 @pytest.fixture
-def durable(pools: Path, vhost: bool) -> Scene:
+def durable(pools: Path, vhost: bool) -> Iterator[Scene]:
     """Of a device that makes durable what FLUSH acknowledges."""
-    return Scene(pools, durable=True, vhost=vhost)
+    with Scene(pools, Setting(durable=True, vhost=vhost)) as scene:
+        yield scene
+
+
+@pytest.fixture
+def far(pools: Path) -> Iterator[Scene]:
+    """Of a device that acknowledges FLUSH at once, and whose file a server has."""
+    with Scene(pools, Setting(far=True)) as scene:
+        yield scene
 
 
 FLUSH, DRAIN, DEMOTE, FREEZE = (Step(act) for act in (Act.FLUSH, Act.DRAIN, Act.DEMOTE, Act.FREEZE))
@@ -184,3 +208,19 @@ def test_a_first_start_that_is_killed_anywhere_keeps_no_later_one_from_starting(
         if not left:
             break
     assert number > 3
+
+
+def test_what_a_killed_process_left_unsynced_with_a_server_is_synced_by_a_drain(far: Scene) -> None:
+    world = far.world(samples=0)
+    world.live([DRAIN, write(ANY, 1, 8), DEMOTE], of_server="")
+    world.live([DRAIN], of_server="")
+    world.judge(MANY)
+    assert world.found[Kind.NEWEST] == MANY * len(PAGES)
+
+
+def test_what_a_server_failed_to_sync_for_another_page_is_not_taken_to_be_in_the_file(far: Scene) -> None:
+    steps = [write(ANY, 1, 8), DRAIN, write(ANY, 2, 8), DEMOTE, write(FIRST, 1)]
+    world = far.world()
+    world.live(steps, of_server=f"{far.number_of(Operation.SYNC, BACKING, 5, steps)}f")
+    world.live([DRAIN], of_server="")
+    assert world.truth.steps[Act.DRAIN, False] == 1

@@ -10,6 +10,7 @@ import pytest
 
 from tests.crash.history import Act, Step
 from tests.crash.replay import SECTOR, Entry, Operation
+from tests.crash.setting import Setting
 from tests.crash.truth import Kind, Truth
 from tests.support.content import PAGE, compressible
 
@@ -51,7 +52,7 @@ def find(truth: Truth, got: bytes | None, page: int = OTHER) -> None:
 
 def lived(*steps: Step, durable: bool = False, lost_zero: bool = False, ended: bool = True) -> Truth:
     """After these steps, the last of which may be under way still."""
-    truth = Truth(durable=durable, lost_zero=lost_zero)
+    truth = Truth(Setting(durable=durable, lost_zero=lost_zero))
     truth.begin(list(steps))
     for number in range(len(steps) + ended):
         truth.follow(mark(number))

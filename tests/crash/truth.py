@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import enum
+import errno
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from tests.crash.history import PAGES, SIZE, Act, Step
 from tests.crash.replay import SECTOR, Entry, Operation
+from tests.crash.setting import BACKING, OVERFLOW, Setting
 from tests.support.content import PAGE
+from tmemd.binding import _core
 
 ZEROS = bytes(PAGE)
+_KNOWN = frozenset(PAGES)
 
 
 def is_written_through(page: int) -> bool:
@@ -59,18 +64,20 @@ class Truth:
     """Follows a record, knowing the steps, and judges each page that is found.
 
     While the pool lives a page is the newest acknowledged, the whole of it. After host death it is that or, on a
-    write-back device that was not drained, lost; on a *durable* one each sector is from the last acknowledged FLUSH or
-    later. What was tried and was not acknowledged, page by page happened or did not; and pages that an injected failure
-    concerns may be EIO.
+    write-back device that was not drained, lost; on a durable one each sector is from the last acknowledged FLUSH or
+    later, and where a server has the file, which forgets without telling, the newest. What was tried and was not
+    acknowledged, page by page happened or did not; and pages that an injected failure concerns, or that the server
+    forgot, may be EIO; on a cache device they are what its source is after that, as of any disk.
     """
 
-    def __init__(self, *, durable: bool, lost_zero: bool) -> None:
-        self._durable, self._lost_zero = durable, lost_zero
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
         zeros = frozenset({ZEROS})
         self._pages = dict.fromkeys(PAGES, Versions(zeros, zeros, zeros))
         self._steps: list[Step] = []
         self._step: Step | None = None  # under way
-        self._unsynced: set[int] = set()  # pages written in the file
+        self._unsynced: defaultdict[str, set[int]] = defaultdict(set)  # pages written in each file
+        self._away = self._was_away = False  # the server is, or was during the step
         self._faulty = False  # whether anything was made to fail since the host booted
         self._drained = False  # and unchanged since
         self._whole = True  # nothing was lost, of which the map would have to tell for ever
@@ -88,10 +95,11 @@ class Truth:
             self._attempt(self._step, failed=False)
         self._step = None
 
-    def host_dies(self) -> None:
+    def host_dies(self, *, server_too: bool = True) -> None:
         """The pool is gone: what is found from now on is what the disk has, until a page is found."""
         self._reborn = set(PAGES)
-        self._unsynced.clear()
+        for file in [BACKING, OVERFLOW] if server_too or not self._setting.far else [OVERFLOW]:
+            self._unsynced.pop(file, None)
         self._faulty = False
 
     @property
@@ -101,23 +109,32 @@ class Truth:
 
     def follow(self, entry: Entry) -> None:
         """Go on by one entry of the record. AssertionError when it must not be so."""
-        in_file = entry.path.name == "backing"
+        file, pages = entry.path.name, _pages(entry)
         match entry.operation:
             case Operation.MARK:
                 self._mark(entry.offset, error=entry.length)
             case Operation.FOUND:
                 self._found(entry.offset, entry.data or None)
-            case Operation.WRITE | Operation.PUNCH if in_file:
-                self._unsynced.update(_pages(entry))
-            case Operation.SYNC if in_file:
-                self._unsynced.clear()
+            case Operation.WRITE | Operation.PUNCH:
+                self._unsynced[file] |= pages
+            case Operation.SYNC:
+                self._unsynced.pop(file, None)
             case Operation.SYNC_FAILED:
-                self._fault(self._unsynced if in_file else set())
+                self._fault(self._unsynced[file])
             case Operation.TORN:
-                self._fault(_pages(entry) if in_file else set())
+                self._fault(pages)
+            case Operation.FORGOT:
+                self._may_fail(self._unsynced.pop(file, set()))
+            case Operation.AWAY:
+                self._away = self._was_away = True
+            case Operation.BACK:
+                self._away = False
 
-    def _fault(self, pages: set[int]) -> None:
+    def _fault(self, pages: Set[int]) -> None:
         self._faulty = True
+        self._may_fail(pages)
+
+    def _may_fail(self, pages: Set[int]) -> None:
         for page in pages:
             self._pages[page] = replace(self._pages[page], may_fail=True)
 
@@ -125,15 +142,14 @@ class Truth:
         if self._step:
             self._end_step(self._step, error=error)
         self._step = self._steps[number] if number < len(self._steps) else None
+        self._was_away = self._away
         self._drained &= not (self._step and self._step.changes)
 
     def _end_step(self, step: Step, *, error: int) -> None:
         self.steps[step.act, not error] += 1
         if error:
-            # Part of a page that cannot be read cannot be written.
-            excused = any(self._pages[page].may_fail and not step.covers(page) for page in step.changes)
-            assert self._faulty or excused, (
-                f"{step.act.name} of pages {step.pages} failed, and nothing was made to fail"
+            assert self._faulty or self._is_excused(step, error), (
+                f"{step.act.name} of pages {step.pages} failed with errno {error}, and nothing was made to fail"
             )
             self._attempt(step, failed=True)
             return
@@ -141,9 +157,23 @@ class Truth:
             for page, versions in self._pages.items():
                 self._pages[page] = replace(versions, flushed=versions.acknowledged)
         if step.act is Act.DRAIN:
-            self._drained = self._whole and not any(versions.may_fail for versions in self._pages.values())
+            self._drained = self._whole and not (step.changes or self._any_may_fail())
         for page in step.changes:
             self._pages[page] = self._pages[page].after_success(step, page)
+
+    def _any_may_fail(self) -> bool:
+        return any(versions.may_fail for versions in self._pages.values())
+
+    def _is_excused(self, step: Step, error: int) -> bool:
+        """Whether it may fail although no operation was made to."""
+        if error == errno.EAGAIN and step.act is Act.DRAIN and self._setting.far:
+            return True  # the server went and came back again and again meanwhile
+        if self._was_away and not (self._setting.overflow and step.is_whole_write):
+            return True
+        if step.act is Act.DRAIN:
+            return self._any_may_fail()
+        # Part of a page that cannot be read cannot be written.
+        return any(self._pages[page].may_fail and not step.covers(page) for page in step.changes)
 
     def _attempt(self, step: Step, *, failed: bool) -> None:
         for page in step.changes:
@@ -151,6 +181,9 @@ class Truth:
 
     def _found(self, page: int, got: bytes | None) -> None:
         versions, is_reborn = self._pages[page], page in self._reborn
+        if got is None and self._was_away:
+            self.seen[Kind.LOST] += 1
+            return
         kind = self.after_death(page, got) if is_reborn else self._while_alive(versions, got)
         self.seen[kind] += 1
         assert kind is not Kind.WRONG, f"page {page} was read as {describe(got)}; {self.allowed(page)}"
@@ -165,20 +198,25 @@ class Truth:
     def _while_alive(self, versions: Versions, got: bytes | None) -> Kind:
         if got is None:
             return Kind.LOST if versions.may_fail else Kind.WRONG
-        return Kind.NEWEST if got in versions.now else Kind.WRONG
+        if got in versions.now:
+            return Kind.NEWEST
+        is_torn = self._setting.source and versions.may_fail and _is_mixed(got, versions.now | versions.flushed)
+        return Kind.TORN if is_torn else Kind.WRONG
 
     def after_death(self, page: int, got: bytes | None) -> Kind:
         """What *page* is, of which *got* (None: EIO) is found if the host dies now."""
         versions = self._pages[page]
         if self._step and page in self._step.changes:
             versions = versions.after_attempt(self._step, page, failed=False)
-        allowed = versions.flushed if self._durable else versions.acknowledged
-        in_place = self._durable or is_written_through(page)
+        is_disk = self._setting.durable or self._setting.source
+        in_place = is_disk or is_written_through(page)
+        allowed = versions.flushed if is_disk and not self._setting.far else versions.acknowledged
         if got in versions.acknowledged:
             return Kind.NEWEST
         if got in allowed:
             return Kind.UNFLUSHED
-        if got == (ZEROS if self._lost_zero else None) and (versions.may_fail or not (in_place or self._drained)):
+        may_be_lost = versions.may_fail or not (in_place or self._drained)
+        if may_be_lost and got == (ZEROS if self._setting.lost_zero else None):
             return Kind.LOST
         return Kind.TORN if got and in_place and _is_mixed(got, allowed) else Kind.WRONG
 
@@ -191,8 +229,19 @@ class Truth:
         return f"{text}; {'may' if versions.may_fail else 'must not'} fail; under way: {under_way}"
 
 
-def _pages(entry: Entry) -> set[int]:
-    return set(range(entry.offset // PAGE, -(-(entry.offset + entry.length) // PAGE))) & set(PAGES)
+def _pages(entry: Entry) -> frozenset[int]:
+    """Those that it concerns; none if it is about no file that has pages."""
+    starts = {BACKING: 0, OVERFLOW: _core.Overflow.file_bytes(SIZE // PAGE) - SIZE}
+    if (start := starts.get(entry.path.name)) is None:
+        return frozenset()
+    at = entry.offset - start
+    return _KNOWN.intersection(range(at // PAGE, -(-(at + entry.length) // PAGE)))
+
+
+def is_of_others(entry: Entry) -> bool:
+    """Whether it concerns only pages of which nothing is known."""
+    in_pages = entry.operation in (Operation.WRITE, Operation.PUNCH) and entry.offset + entry.length <= SIZE
+    return in_pages and entry.path.name == BACKING and not _pages(entry)
 
 
 def _is_mixed(got: bytes, versions: frozenset[bytes]) -> bool:

@@ -30,19 +30,35 @@ class Remote:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def start(self) -> Remote:
-        """Start, and wait until it listens."""
-        self.socket.unlink(missing_ok=True)
-        command = ["nbdkit", "-f", "-U", str(self.socket), *self._plugin]
+    def start(self, more: dict[str, str] | None = None) -> Remote:
+        """Start, with *more* in its environment, and wait until it listens."""
+        pidfile = self.run / "remote.pid"
+        for left_over in (self.socket, pidfile):
+            left_over.unlink(missing_ok=True)
+        command = ["nbdkit", "-f", "-U", str(self.socket), "-P", str(pidfile), *self._plugin]
         with (self.run / "remote.log").open("ab") as log:
-            self._process = subprocess.Popen(dying_with_us(command), stderr=log, env=environment())
-        wait_until(self._listens_or_ended, "the server to listen")
-        assert self._process.poll() is None, (self.run / "remote.log").read_text()
+            self._process = subprocess.Popen(dying_with_us(command), stderr=log, env=environment() | (more or {}))
+        wait_until(lambda: pidfile.exists() or not self.is_alive(), "the server to listen")
+        assert self.is_alive(), (self.run / "remote.log").read_text()
         return self
 
-    def _listens_or_ended(self) -> bool:
+    def is_alive(self) -> bool:
+        """Whether it has been started, and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
         assert self._process is not None
-        return self._process.poll() is not None or self.socket.exists()
+        return self._process.pid
+
+    def clients(self) -> int:
+        """How many are connected."""
+        try:
+            links = [file.readlink() for file in Path(f"/proc/{self.pid}/fd").iterdir()]
+        except OSError:  # it has just ended, or closed one
+            return 0 if not self.is_alive() else self.clients()
+        return sum(str(link).startswith("socket:") for link in links) - 1
 
     def kill(self) -> None:
         """SIGKILL: what it had not flushed is gone."""

@@ -88,7 +88,7 @@ class Watch:
 
     def start(self, log: Callable[[str], None]) -> None:
         """Begin, in a thread of this process: connecting may take long."""
-        self._look(log)
+        self._tell_all(log)
         self._thread = threading.Thread(target=self._run, args=(log,), name="tmem-remote", daemon=True)
         self._thread.start()
 
@@ -100,15 +100,19 @@ class Watch:
 
     def _run(self, log: Callable[[str], None]) -> None:
         while not self._stop.wait(_LOOK_EVERY):
-            self._remote.look_after()
-            self._look(log)
-            if not self._remote.status.connections:
-                continue
-            if self._overflow:
-                self._write_back(self._overflow)
-            self._pass_trims()
+            self.look(log)
 
-    def _look(self, log: Callable[[str], None]) -> None:
+    def look(self, log: Callable[[str], None]) -> None:
+        """Connect if it is time to, write back what lies in the overflow file, pass trims on; *log* is told of news."""
+        self._remote.look_after()
+        self._tell_all(log)
+        if not self._remote.status.connections:
+            return
+        if self._overflow:
+            self._write_back(self._overflow)
+        self._pass_trims()
+
+    def _tell_all(self, log: Callable[[str], None]) -> None:
         status = self._remote.status
         self._core.publish_remote(status, self._overflow.count if self._overflow else 0)
         self._tell(status, log)

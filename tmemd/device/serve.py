@@ -33,10 +33,10 @@ class ServedDevice:
         self.clients = Clients()
         self.maintenance = Maintenance(core, parts, debug)
         self._vhost = VhostDoor(self.config.vhost, core, self.config, self.clients) if self.config.vhost else None
-        self._watch: Watch | None = None
+        self.watch: Watch | None = None  # of the server that has its file
         overflow = parts.backing.overflow if parts.backing else None
         if parts.file and parts.file.remote:
-            self._watch = Watch(core, parts.file.remote, overflow, self.config)
+            self.watch = Watch(core, parts.file.remote, overflow, self.config)
         self.away = parts.backing.away if parts.backing else None  # why it began without its server
         self._warming = Warming(core, parts.pool_fd, parts.pool_path, self.config.warm) if self.config.warm else None
         self._parts = parts
@@ -53,8 +53,8 @@ class ServedDevice:
             self._keeper.stop()
             self._keeper.start(lambda message: log(f"{self.config.name}: {message}"), self)
         self.maintenance.start()
-        if self._watch:
-            self._watch.start(log)
+        if self.watch:
+            self.watch.start(log)
         if self._vhost:
             self._vhost.start(log)
         if self._warming:
@@ -98,8 +98,8 @@ class ServedDevice:
             self._warming.stop()
         self.before_fork()
         self.maintenance.stop()
-        if self._watch:
-            self._watch.stop()
+        if self.watch:
+            self.watch.stop()
         self.core.close()
         self._owned.close()
 
