@@ -224,3 +224,11 @@ def test_what_a_server_failed_to_sync_for_another_page_is_not_taken_to_be_in_the
     world.live(steps, of_server=f"{far.number_of(Operation.SYNC, BACKING, 5, steps)}f")
     world.live([DRAIN], of_server="")
     assert world.truth.steps[Act.DRAIN, False] == 1
+
+
+def test_a_durable_device_flushes_on_when_a_server_without_fua_is_back(pools: Path) -> None:
+    steps = [write(ANY, 1), Step(Act.SERVER_GOES), Step(Act.SERVER_COMES), write(ANY, 2), FLUSH]
+    with Scene(pools, Setting(far=True, durable=True, fua=False)) as scene:
+        world = scene.world()
+        world.live(steps, of_server="")
+        assert world.truth.steps[Act.FLUSH, True] == 1

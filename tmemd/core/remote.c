@@ -244,13 +244,13 @@ static int change(struct remote *remote, enum link_op op, uint64_t offset, uint6
 {
     uint32_t most = op == LINK_ZERO ? ZERO_MOST : remote->limits.most;
     bool by_fua = through && remote->limits.can_fua;
-    if (!by_fua)
-        atomic_fetch_add(&remote->plain, 1);
     if (by_fua)
         return note_sync(
             remote, run_all(remote, op, offset, length, buffer, flags | LIBNBD_CMD_FLAG_FUA, most));
-    if (!through)
+    if (!through) {
+        atomic_fetch_add(&remote->plain, 1);
         return run_all(remote, op, offset, length, buffer, flags, most);
+    }
     for (;;) {
         uint64_t connects = atomic_load(&remote->connects);
         int error = run_all(remote, op, offset, length, buffer, flags, most);
