@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
 
@@ -125,10 +126,12 @@ class File:
             return
         end = entry.offset + entry.length
         self.size = max(self.size, end)
+        touched = range(entry.offset // SECTOR, -(-end // SECTOR))
         if entry.operation is Operation.WRITE:
-            sectors: Iterable[int] = range(entry.offset // SECTOR, -(-end // SECTOR))
-        elif entry.operation is Operation.PUNCH:  # of a size that would take long where there is nothing
-            sectors = [n for n in self.sectors if entry.offset < (n + 1) * SECTOR and n * SECTOR < end]
+            sectors: Iterable[int] = touched
+        elif entry.operation is Operation.PUNCH:  # most of it may be where there is nothing
+            few, many = sorted([touched, self.sectors], key=len)
+            sectors = [n for n in few if n in many]
         else:
             return
         for sector in sectors:
@@ -149,9 +152,16 @@ class File:
         path.touch(0o600)
         with path.open("wb") as file:
             file.truncate(self.size)
-            for sector, data in sorted(self.sectors.items()):
-                file.seek(sector * SECTOR)
-                file.write(data[: max(0, self.size - sector * SECTOR)])
+            for start, data in self._runs():
+                file.seek(start)
+                file.write(data[: max(0, self.size - start)])
+
+    def _runs(self) -> Iterator[tuple[int, bytes]]:
+        """Neighbouring sectors, with where they start."""
+        numbers = sorted(self.sectors)
+        for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
+            sectors = [number for _, number in run]
+            yield sectors[0] * SECTOR, b"".join(map(self.sectors.__getitem__, sectors))
 
 
 class Disk:
