@@ -2,7 +2,7 @@
 /* Many threads on overlapping pages, while others demote, compact, drain, age and change the
  * target.
  *
- * usage: stress OPERATIONS SEED file|durable|handover|ram|cache
+ * usage: stress OPERATIONS SEED file|durable|handover|far|ram|cache
  *
  * The device has three regions. Pages of the first are written by one thread each, so that every
  * read, by whichever thread, must find a version between the last one acknowledged before it began
@@ -29,7 +29,7 @@ enum { THREADS = 4, SPAN = 640, PAGES = 3 * SPAN, RUN = 8, REGION = 1 << 20 };
 static struct tm_device *device;
 static struct tm_control *control;
 static uint64_t operations, minimum, limit;
-static bool has_file, hands_over;
+static bool has_file, hands_over, is_far;
 static int file_fd = -1, bitmap_fd = -1;
 static _Atomic uint32_t begun[SPAN], acknowledged[SPAN];
 static _Atomic int working = THREADS;
@@ -283,6 +283,13 @@ static void hand_over(uint64_t *seed)
         check_file();
 }
 
+static void pass_trims(void)
+{
+    uint64_t left;
+    int error = tm_pass_trims(device, &left);
+    CHECK(error == 0, "trims: %s", strerror(error));
+}
+
 static void *keeper(void *argument)
 {
     bool is_first = ((uintptr_t)argument & 0xff) == THREADS;
@@ -293,6 +300,8 @@ static void *keeper(void *argument)
         uint64_t some = rnd(&seed) % (2 << 20);
         if (hands_over && is_first)
             hand_over(&seed);
+        if (is_far && is_first)
+            pass_trims();
         switch (rnd(&seed) % 9) {
         case 8:
             set(&control->demotion_writes, rnd(&seed) % 100000);
@@ -369,16 +378,8 @@ static void run_threads(uint64_t seed)
 /* Return when no copy of a page of the source waits to be put, and nothing is being fetched. */
 static void settle(void)
 {
-    bool waiting = true;
-
-    while (atomic_load(&device->prefetch.ahead.n_runs))
+    while (atomic_load(&device->prefetch.ahead.n_runs) || tm_staged(device))
         sched_yield();
-
-    while (waiting) {
-        pthread_mutex_lock(&device->staging.lock);
-        waiting = device->staging.in != device->staging.done;
-        pthread_mutex_unlock(&device->staging.lock);
-    }
 }
 
 static void verify(int pool_fd)
@@ -409,12 +410,13 @@ static void reopen(const struct tm_config *config)
 
 int main(int argc, char **argv)
 {
-    CHECK(argc == 4, "usage: stress OPERATIONS SEED file|durable|handover|ram|cache");
+    CHECK(argc == 4, "usage: stress OPERATIONS SEED file|durable|handover|far|ram|cache");
     operations = strtoull(argv[1], NULL, 10);
     uint64_t seed = strtoull(argv[2], NULL, 10), size = (uint64_t)PAGES * TM_PAGE;
     bool is_cache = strcmp(argv[3], "cache") == 0;
     has_file = strcmp(argv[3], "ram") != 0;
     hands_over = strcmp(argv[3], "handover") == 0;
+    is_far = strcmp(argv[3], "far") == 0;
 
     struct tm_layout layout;
     CHECK(tm_layout_for(size, &layout) == 0, "layout");
@@ -443,6 +445,13 @@ int main(int argc, char **argv)
         .prefetch = TM_PREFETCH_YES,
     };
 
+    struct local far;
+    if (is_far) { /* it gives room back, as a neighbour's RAM does */
+        CHECK(local_init(&far, file_fd, false, false) == 0, "far");
+        far.store.trims = true;
+        config.remote = &far.store;
+    }
+
     if (has_file)
         lose_pool(pool_fd, layout.blocks);
     open_device(&config);
@@ -452,12 +461,15 @@ int main(int argc, char **argv)
     CHECK(!has_file || atomic_load(&tm_counters(device)->prefetch_hits), "none was fetched ahead");
     set(&control->frozen, 0);
     verify(pool_fd);
+    CHECK(!is_far || atomic_load(&device->statistics->remote.trims), "no trim was passed on");
     CHECK(!is_cache || atomic_load(&tm_counters(device)->demotions), "no page was evicted");
     reopen(&config);
     verify(pool_fd);
     tm_compact(device, UINT64_MAX);
     verify(pool_fd);
     tm_close(device);
+    if (is_far)
+        local_destroy(&far);
     munmap(control, TM_PAGE);
     puts("ok");
     return 0;

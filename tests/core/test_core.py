@@ -30,7 +30,7 @@ def stress(request: pytest.FixtureRequest, build: Build) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["file", "durable", "handover", "ram", "cache"])
+@pytest.mark.parametrize("mode", ["file", "durable", "handover", "far", "ram", "cache"])
 def test_invariants_3_and_5_threads_on_overlapping_pages_under_sanitizers(stress: tuple[str, str], mode: str) -> None:
     run([*stress, "1", mode])
 
