@@ -21,7 +21,7 @@ from tests.crash.truth import Kind
 from tests.crash.world import World
 
 TOGETHER = 4  # histories: together they have seen everything
-BATCHES = -(-int(os.environ.get("HISTORIES", "8")) // TOGETHER)
+BATCHES = -(-int(os.environ.get("HISTORIES", "4")) // TOGETHER)
 STEPS = 60  # of each boot
 BOOTS = 2
 CREATION = 12  # operations: a device that could not be created is none
@@ -35,9 +35,9 @@ KINDS = {
 
 
 def setting_of(kind: str, seed: int) -> Setting:
-    """Half of the histories have each of these; on a local file those of every second batch come by the virtio door."""
+    """Half of the histories have each of these; requests come by the virtio door only where the file is a local one."""
     kept = KINDS[kind]
-    setting = replace(kept, vhost=seed // TOGETHER % 2 == 1 and not kept.far, fua=seed % 3 != 0)
+    setting = replace(kept, vhost=(seed + 1) // 2 % 2 == 1 and not kept.far, fua=seed % 3 != 0)
     if setting.source:
         return setting
     return replace(setting, lost_zero=seed % 2 == 1, inside=seed // 2 % 2 == 1 and not setting.overflow)
@@ -90,7 +90,7 @@ def test_invariant_6_every_prefix_with_any_unsynced_writes_missing(pools: Path, 
     if not setting.far and not setting.source:
         assert dead[Kind.UNFLUSHED if setting.durable else Kind.LOST] > 100
     assert ends[-signal.SIGKILL]
-    assert failed
+    assert failed or setting.overflow  # which takes what the server does not
 
 
 @pytest.mark.slow
