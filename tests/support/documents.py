@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,3 +45,9 @@ def commands_of(document: str, heading: str) -> list[list[str]]:
     section = re.split(r"^#+ ", section, maxsplit=1, flags=re.MULTILINE)[0]
     blocks = re.findall(r"(?:^    .+\n)+", section, flags=re.MULTILINE)
     return [[line.strip() for line in block.splitlines()] for block in blocks]
+
+
+def recipe_of(command: str) -> list[str]:
+    """The last command that a line `make TARGET` of a document runs, in words; also when make itself runs us."""
+    words = [*shlex.split(command, comments=True), "--dry-run", "--no-print-directory"]
+    return shlex.split(subprocess.check_output(words, cwd=ROOT, text=True).splitlines()[-1])

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.documents import commands_of
+from tests.support.documents import commands_of, recipe_of
 from tests.support.harness import ROOT
 from tests.support.verdict import HarnessError, second_chance
 
@@ -23,8 +22,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 def demonstration() -> list[str | Path]:
     """What the README's command for it does in the end: make itself would hide the exit status."""
     _install_make, command = commands_of("README.md", "Try it")[0]
-    done = subprocess.run([*shlex.split(command), "--dry-run"], cwd=ROOT, check=True, capture_output=True, text=True)
-    return [*shlex.split(done.stdout.splitlines()[-1])]
+    return [*recipe_of(command)]
 
 
 def run(command: list[str | Path]) -> tuple[int, str]:
