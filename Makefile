@@ -88,7 +88,7 @@ test: build lint  ## lint and all tests, real guests included (twenty minutes on
 test-package: build deb  ## install, upgrade, remove and purge the package in a Debian of its own (as root)
 	pytest tests/vm/test_package.py
 
-test-quick: build  ## without guests and what takes long (two and a half minutes on two cores)
+test-quick: build  ## without guests and what takes long (four and a half minutes on two cores)
 	pytest -n auto -m 'not vm and not slow'
 
 migrations: build  ## a guest that swaps moves from host to host ten times, in both modes (five minutes)

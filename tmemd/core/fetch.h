@@ -7,8 +7,9 @@
 #include "page.h"
 #include "stretch.h"
 
-/* Read those of TM_RUN_MAX pages that are in the file as `words` say: 0 or an errno. If one has
- * changed meanwhile its entry gets TM_WORD_WRITING: do not promote it. Takes I/O locks of these. */
+/* Read the pages of the run from `first` on that are `missing`, for they are in the file as `words`
+ * say: 0 or an errno. `words` and `content` are those of the whole run. If a page has changed
+ * meanwhile its word here gets TM_WORD_WRITING: do not promote it. Takes I/O locks of these. */
 int fetch_pages(struct tm_device *device, uint64_t first, page_set missing, uint64_t *words,
                 uint8_t *content);
 /* Read a page, wherever it is; *word is what the index said. The caller holds its I/O lock. */
