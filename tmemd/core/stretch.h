@@ -7,8 +7,8 @@
 
 #include "bounce.h"
 
-/* So many pages that need not be read or written are, rather than one more I/O: that costs more on a
- * local disk (4 KiB are read in 46 us, and 32 KiB more in 28 us more; written in 37, and 18), and
+/* So many pages that need not be read or written are, rather than one more I/O: that costs more on
+ * a local disk (4 KiB are read in 46 us, and 32 KiB more in 28 us more; written in 37, and 18), and
  * is a round trip elsewhere. */
 enum { STRETCH_GAP = 8 };
 
