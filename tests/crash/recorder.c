@@ -76,7 +76,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *record;
 static atomic_int threads_allowed;
 static atomic_bool hung;
-static bool kill_at_sync;
+static bool kill_at_sync, sync_failed;
 
 /* The one file that is mapped to be changed, and what is recorded of it. */
 static struct {
@@ -109,6 +109,15 @@ static void append(enum operation operation, const char *path, uint64_t offset, 
     if (data)
         fwrite(data, 1, length, record);
     fflush(record); /* the next entry may be another process's */
+}
+
+/* Whoever is told of a failed sync notes it a moment later. To be killed by another thread before
+ * is what nobody can mend (docs/decisions/0008-what-the-file-holds.md). */
+static void die(void)
+{
+    if (sync_failed)
+        usleep(10000);
+    raise(SIGKILL);
 }
 
 /* Have the record for ourselves, up to date. */
@@ -185,7 +194,7 @@ static void count(struct recorded *this)
         go_away();
     this->fault = (enum fault)tolower(fault);
     if (this->fault == KILL_BEFORE)
-        raise(SIGKILL);
+        die();
     kill_at_sync |= this->fault == KILL_AT_SYNC;
     if (this->fault != HANG)
         return;
@@ -236,7 +245,7 @@ static void end(const struct recorded *this, bool done, enum operation operation
     if (done)
         append(operation, this->path, (uint64_t)offset, (uint64_t)length, data);
     if (this->fault == KILL_AFTER)
-        raise(SIGKILL);
+        die();
     unlock_record();
 }
 
@@ -279,8 +288,9 @@ static int synced(int fd, int (*call)(int))
     struct recorded this = begin(fd);
 
     if (this.is && kill_at_sync)
-        raise(SIGKILL);
+        die();
     if (this.fault == FAIL) {
+        sync_failed = true;
         end(&this, true, SYNC_FAILED, 0, 0, NULL);
         errno = EIO;
         return -1;
@@ -385,7 +395,7 @@ ssize_t send(int fd, const void *data, size_t length, int flags)
     }
     ssize_t done = REAL(send)(fd, data, this.fault == CUT ? length / 2 : length, flags);
     if (this.fault == KILL_AFTER)
-        raise(SIGKILL);
+        die();
     if (this.fault != CUT)
         return done;
     shutdown(fd, SHUT_RDWR);

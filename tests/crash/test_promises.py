@@ -14,6 +14,7 @@ from tests.crash.setting import BACKING, Setting
 from tests.crash.truth import Kind
 from tests.crash.world import World
 from tests.support.content import PAGE, compressible
+from tmemd.store import poolfile
 
 ANY = 8184  # a page like most, near the end of its region
 FIRST = 0  # a page that is written through
@@ -97,6 +98,13 @@ def durable(pools: Path, vhost: bool) -> Iterator[Scene]:
 
 
 @pytest.fixture
+def cache(pools: Path, vhost: bool) -> Iterator[Scene]:
+    """Of a device that is a source, which it changes."""
+    with Scene(pools, Setting(source=True, vhost=vhost)) as scene:
+        yield scene
+
+
+@pytest.fixture
 def far(pools: Path) -> Iterator[Scene]:
     """Of a device that acknowledges FLUSH at once, and whose file a server has."""
     with Scene(pools, Setting(far=True)) as scene:
@@ -121,6 +129,21 @@ def test_a_failed_sync_is_remembered_over_a_restart(write_back: Scene) -> None:
     world.live(steps, f"{write_back.number_of(Operation.SYNC, 'backing', 2, steps)}f")
     world.live([DRAIN])
     assert world.truth.steps == {(Act.WRITE, True): 1, (Act.DRAIN, False): 2}
+
+
+@pytest.mark.parametrize("is_half_made", [False, True])
+def test_a_failed_sync_of_a_source_is_remembered_when_its_pool_is_made_anew(cache: Scene, is_half_made: bool) -> None:
+    steps = [write(ANY, 1), FLUSH, zero(ANY), FLUSH]
+    world = cache.world()
+    world.live(steps, f"{cache.number_of(Operation.SYNC, BACKING, 4, steps)}f")
+    if is_half_made:
+        with world.pool.open("r+b") as pool:
+            poolfile.unmake(pool.fileno(), sync_failed=True)
+    world.live([FLUSH, zero(ANY, fua=True)])
+    assert world.truth.steps[Act.FLUSH, False] == 2
+    world.host_dies()
+    world.live([FLUSH])
+    assert world.truth.steps[Act.FLUSH, True] == 2
 
 
 def test_a_page_is_not_dropped_whose_copy_in_the_file_was_not_synced(durable: Scene) -> None:

@@ -75,6 +75,11 @@ class World:
         (self._afterlife / BACKING).touch()
         self._after = Remote(base / "after", ["file", str(self._afterlife / BACKING)]).start()
 
+    @property
+    def pool(self) -> Path:
+        """The pool file, while the host lives."""
+        return self._pools / "life.pool"
+
     def __enter__(self) -> World:
         return self
 
@@ -193,7 +198,7 @@ class World:
         if self._far:
             self._far.kill()
         self._write(self._disk.lose(lambda path: server_too or self._is_here(path)))
-        (self._pools / "life.pool").unlink(missing_ok=True)
+        self.pool.unlink(missing_ok=True)
         self._boot = uuid.uuid4()
         self.truth.host_dies(server_too=server_too)
 

@@ -186,7 +186,7 @@ class Parts:
             is_ephemeral=self.source is not None, is_durable=self.config.durable, is_restoring=restore is not None,
         )  # fmt: skip
         try:
-            _format(self.pool_fd, identity, states)
+            _format(self.pool_fd, identity, states, sync_failed=self._has_source_failed())
         except OSError as error:
             raise PoolError(f"{self.pool_path}: {error.strerror}") from None
         in_file, lost = states.count(State.FILE), states.count(State.LOST)
@@ -194,6 +194,13 @@ class Parts:
             f"{self.pool_path}: made a pool of epoch {header.epoch}: of {len(states)} blocks of {BLOCK_BYTES} bytes"
             f" {in_file} are in the file, {lost} lost"
         )
+
+    def _has_source_failed(self) -> bool:
+        """Whether a sync of the source failed since the host booted: no later one covers what was dropped then."""
+        if not self.source or not poolfile.has_failed_sync(self.pool_fd):
+            return False
+        before = poolfile.read_identity(self.pool_fd, self.pool_path)  # None: it was killed while it was made
+        return before is None or (before.boot_id, before.backing) == (self.boot_id, self._backing_name)
 
     def end_restore(self) -> None:
         """All pages are there: what was half restored is a device from now on."""
@@ -393,7 +400,7 @@ def _attach_by_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[i
     return fd, Path(path)
 
 
-def _format(fd: int, identity: Identity, states: bytes) -> None:
+def _format(fd: int, identity: Identity, states: bytes, *, sync_failed: bool) -> None:
     """Write an empty pool; the identity page last, so that what is half done is no pool. Control words stay.
 
     One that is to be restored says so first: what is half done is half restored, and not a new device. It keeps its
@@ -402,7 +409,9 @@ def _format(fd: int, identity: Identity, states: bytes) -> None:
     control = os.pread(fd, poolfile.CONTROL_BYTES, poolfile.CONTROL_OFFSET)
     if identity.is_restoring:
         os.pwrite(fd, identity.pack(), 0)
-    os.ftruncate(fd, poolfile.STATES_OFFSET if identity.is_restoring else 0)
+        os.ftruncate(fd, poolfile.STATES_OFFSET)
+    else:
+        poolfile.unmake(fd, sync_failed=sync_failed)
     os.ftruncate(fd, identity.file_bytes)
     os.posix_fallocate(fd, 0, identity.index_offset)
     os.pwrite(fd, control, poolfile.CONTROL_OFFSET)

@@ -204,6 +204,7 @@ class Counters(msgspec.Struct, frozen=True, gc=False):
 
 
 _COUNTERS: Final = struct.Struct(f"<{len(Counters.__struct_fields__)}Q")
+_SYNC_FAILED_OFFSET: Final = COUNTERS_OFFSET + Counters.__struct_fields__.index("sync_failed") * _WORD.size
 
 GENERATIONS: Final = 16
 GENERATION_SECONDS: Final = 5.0  # fifteen of them tell pages apart for the last minute or so
@@ -408,6 +409,20 @@ class Snapshot:
 def read_counters(fd: int, where: str | Path) -> Counters:
     """The counters of a snapshot taken now. Raises PoolError."""
     return Snapshot().take(fd, where).counters()
+
+
+def has_failed_sync(fd: int) -> bool:
+    """Whether a sync of the file failed, by the counters page, also while the pool is unfinished."""
+    return any(os.pread(fd, _WORD.size, _SYNC_FAILED_OFFSET))
+
+
+def unmake(fd: int, *, sync_failed: bool) -> None:
+    """Leave nothing of the pool but whether a sync of its file failed, which is known at each moment."""
+    os.pwrite(fd, bytes(PAGE), 0)
+    counters = bytearray(CONTROL_OFFSET - COUNTERS_OFFSET)
+    _WORD.pack_into(counters, _SYNC_FAILED_OFFSET - COUNTERS_OFFSET, sync_failed)
+    os.pwrite(fd, counters, COUNTERS_OFFSET)
+    os.ftruncate(fd, CONTROL_OFFSET)
 
 
 def read_control(fd: int) -> Control:
