@@ -11,77 +11,9 @@
  * small classes waste less than a page, large ones call fallocate once for about fifty records. */
 enum { GROW_SHARE = 32, GROW_MAX = 16 };
 
-static uint32_t slots_in_span(uint32_t size) { return TM_SPAN_BYTES / size; }
-static uint32_t bitmap_words(uint32_t size) { return (slots_in_span(size) + 63) / 64; }
 static struct size_class *class_of(struct slots *slots, uint32_t n)
 {
     return &slots->classes[n / TM_SLOT_ALIGN];
-}
-
-static uint32_t pages_for(uint32_t n, uint32_t size) { return (n * size + TM_PAGE - 1) / TM_PAGE; }
-static uint64_t lowest(uint32_t n)
-{
-    return n >= 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1;
-} /* n bits */
-
-/* Pages that a slot lies in, as a mask. */
-static uint64_t slot_pages(uint32_t size, uint32_t slot)
-{
-    uint32_t first = slot * size / TM_PAGE, last = (slot * size + size - 1) / TM_PAGE;
-    return (UINT64_C(2) << last) - (UINT64_C(1) << first);
-}
-
-/* Pages of a span that its slots reach into and that are not allocated, as a mask. */
-static uint64_t unallocated_pages(const struct span *span)
-{
-    return lowest(pages_for(slots_in_span(span->size), span->size)) & ~span->allocated;
-}
-
-static bool is_live(const struct span *span, uint32_t slot)
-{
-    return span->live[slot / 64] >> slot % 64 & 1;
-}
-static void flip(struct span *span, uint32_t slot)
-{
-    span->live[slot / 64] ^= UINT64_C(1) << slot % 64;
-}
-
-static bool is_allocated(const struct span *span, uint32_t slot)
-{
-    return !(slot_pages(span->size, slot) & ~span->allocated);
-}
-
-/* The lowest free slot; there is one. */
-static uint32_t lowest_free(const struct span *span)
-{
-    for (uint32_t word = 0;; word++)
-        for (uint64_t gaps = ~span->live[word]; gaps; gaps &= gaps - 1) {
-            uint32_t slot = word * 64 + (uint32_t)__builtin_ctzll(gaps);
-            if (is_allocated(span, slot))
-                return slot;
-        }
-}
-
-/* Lower *slot to the highest live slot below it. */
-static bool next_live_below(const struct span *span, uint32_t *slot)
-{
-    for (uint32_t word = (*slot + 63) / 64; word-- > 0;) {
-        uint64_t live = span->live[word] & lowest(*slot - word * 64);
-        if (live) {
-            *slot = word * 64 + 63 - (uint32_t)__builtin_clzll(live);
-            return true;
-        }
-    }
-    return false;
-}
-
-/* Backed pages of a span that no live slot reaches into, as a mask. */
-static uint64_t unused_pages(const struct span *span)
-{
-    uint64_t touched = 0;
-    for (uint32_t slot = slots_in_span(span->size); next_live_below(span, &slot);)
-        touched |= slot_pages(span->size, slot);
-    return span->allocated & ~touched;
 }
 
 int slots_init(struct slots *slots, uint8_t *data, const struct tm_layout *layout,
@@ -145,7 +77,7 @@ static void list_span(struct slots *slots, struct size_class *class, uint32_t in
     uint8_t list = SPAN_UNLISTED;
     if (span->n_free)
         list = (uint8_t)(1 + span->n_live * span->size / (TM_SPAN_BYTES / SPAN_FULLNESS));
-    else if (unallocated_pages(span))
+    else if (span_growth(span))
         list = SPAN_GROWABLE;
     if (list != span->list && span->list != SPAN_ISOLATED)
         move_to_list(slots, class, index, list);
@@ -162,18 +94,15 @@ static void count_free(struct size_class *class, struct span *span, int n)
 static void change_allocated(struct size_class *class, struct span *span, uint64_t gained,
                              uint64_t lost)
 {
-    int n_free = 0;
     span->allocated = (span->allocated | gained) & ~lost;
     class->allocated_pages +=
         (uint64_t)__builtin_popcountll(gained) - (uint64_t)__builtin_popcountll(lost);
-    for (uint32_t slot = 0; slot < slots_in_span(span->size); slot++)
-        n_free += !is_live(span, slot) && is_allocated(span, slot);
-    count_free(class, span, n_free - span->n_free);
+    count_free(class, span, span_count_free(span) - span->n_free);
 }
 
 static bool assign_span(struct span *span, uint32_t size)
 {
-    span->live = calloc(bitmap_words(size), sizeof *span->live);
+    span->live = calloc((span_slots(size) + 63) / 64, sizeof *span->live);
     span->size = size;
     span->n_free = span->n_live = 0;
     span->list = SPAN_UNLISTED;
@@ -207,15 +136,6 @@ static uint32_t new_span(struct slots *slots, uint32_t size)
     return TM_NO_SPAN;
 }
 
-/* The first run of neighbours in a mask, of at most `most` pages. */
-static uint64_t first_run(uint64_t pages, uint32_t most)
-{
-    uint32_t first = (uint32_t)__builtin_ctzll(pages);
-    uint64_t rest = ~(pages >> first);
-    uint32_t n = rest ? (uint32_t)__builtin_ctzll(rest) : TM_SPAN_PAGES;
-    return lowest(n < most ? n : most) << first;
-}
-
 static uint64_t run_offset(const struct slots *slots, uint32_t index, uint64_t run)
 {
     return slots->data_offset + (uint64_t)index * TM_SPAN_BYTES +
@@ -228,7 +148,7 @@ static uint64_t run_bytes(uint64_t run) { return (uint64_t)__builtin_popcountll(
 static void punch(struct slots *slots, uint32_t index, uint64_t pages)
 {
     while (pages) {
-        uint64_t run = first_run(pages, TM_SPAN_PAGES);
+        uint64_t run = span_first_run(pages, TM_SPAN_PAGES);
         budget_free(slots->budget, run_offset(slots, index, run), run_bytes(run));
         pages &= ~run;
     }
@@ -239,7 +159,7 @@ static void punch(struct slots *slots, uint32_t index, uint64_t pages)
 static uint64_t punch_unused(struct slots *slots, struct size_class *class, uint32_t index)
 {
     uint64_t punched = 0, dead;
-    while ((dead = unused_pages(&slots->spans[index]))) {
+    while ((dead = span_unused_pages(&slots->spans[index]))) {
         change_allocated(class, &slots->spans[index], 0, dead);
         pthread_mutex_unlock(&class->lock);
         punch(slots, index, dead);
@@ -276,7 +196,7 @@ static bool grow_span(struct slots *slots, struct size_class *class, uint32_t in
              room = target > used ? (target - used) / TM_PAGE : 0;
     uint64_t share = (room < class->allocated_pages ? room : class->allocated_pages) / GROW_SHARE;
     uint32_t most = share < 1 ? 1 : share > GROW_MAX ? GROW_MAX : (uint32_t)share;
-    uint64_t run = first_run(unallocated_pages(&slots->spans[index]), most);
+    uint64_t run = span_first_run(span_growth(&slots->spans[index]), most);
     if (!back(slots, index, run) && !back(slots, index, run &= -run))
         return false;
     change_allocated(class, &slots->spans[index], run, 0);
@@ -309,8 +229,8 @@ static uint32_t fullest(const struct size_class *class)
 static uint64_t take_slot(struct slots *slots, struct size_class *class, uint32_t index)
 {
     struct span *span = &slots->spans[index];
-    uint32_t slot = lowest_free(span);
-    flip(span, slot);
+    uint32_t slot = span_lowest_free(span);
+    span_flip(span, slot);
     span->n_live++;
     count_free(class, span, -1);
     list_span(slots, class, index);
@@ -338,7 +258,7 @@ void slots_free(struct slots *slots, uint32_t size, uint64_t location)
     uint32_t index = (uint32_t)(location / TM_SPAN_BYTES);
     struct span *span = &slots->spans[index];
     pthread_mutex_lock(&class->lock);
-    flip(span, (uint32_t)(location % TM_SPAN_BYTES) / size);
+    span_flip(span, (uint32_t)(location % TM_SPAN_BYTES) / size);
     span->n_live--;
     count_free(class, span, 1);
     /* An empty span goes when others have free slots: else it would be taken from the host again by
@@ -367,15 +287,15 @@ bool slots_claim(struct slots *slots, uint32_t size, uint64_t location)
 {
     uint32_t index = (uint32_t)(location / TM_SPAN_BYTES),
              at = (uint32_t)(location % TM_SPAN_BYTES);
-    if (index >= slots->n_initialized || at % size || at / size >= slots_in_span(size))
+    if (index >= slots->n_initialized || at % size || at / size >= span_slots(size))
         return false;
     struct span *span = &slots->spans[index];
     if (!span->live && !assign_span(span, size))
         return false;
     uint32_t slot = at / size;
-    if (span->size != size || is_live(span, slot) || !is_allocated(span, slot))
+    if (span->size != size || span_is_live(span, slot) || !span_is_backed(span, slot))
         return false;
-    flip(span, slot);
+    span_flip(span, slot);
     span->n_live++;
     return true;
 }
@@ -384,9 +304,9 @@ void slots_finish(struct slots *slots)
 {
     for (uint32_t index = slots->n_initialized; index-- > 0;) {
         struct span *span = &slots->spans[index];
-        uint32_t size = span->size, last = span->live ? slots_in_span(size) : 0;
-        bool any = span->live && next_live_below(span, &last);
-        uint64_t kept = any ? span->allocated & lowest(pages_for(last + 1, size)) : 0;
+        uint32_t size = span->size, last = span->live ? span_slots(size) : 0;
+        bool any = span->live && span_next_live_below(span, &last);
+        uint64_t kept = any ? span->allocated & span_lowest(span_pages_for(last + 1, size)) : 0;
         punch(slots, index, span->allocated & ~kept);
         span->allocated = kept;
         if (span->live) {
@@ -425,7 +345,7 @@ static uint32_t emptiest(const struct slots *slots, const struct size_class *cla
     if (growable != TM_NO_SPAN && spans[growable].n_live < spans[index].n_live)
         index = growable;
     bool alone = !(class->lists & (class->lists - 1)) && spans[index].next == TM_NO_SPAN;
-    bool dense = (int)pages_for(spans[index].n_live, spans[index].size) >=
+    bool dense = (int)span_pages_for(spans[index].n_live, spans[index].size) >=
                  __builtin_popcountll(spans[index].allocated);
     return alone && dense ? TM_NO_SPAN : index;
 }
@@ -438,7 +358,7 @@ static bool find_move(struct slots *slots, struct size_class *class,
     uint32_t index = fullest(class);
     if (index == TM_NO_SPAN)
         index = grow(slots, class, class->first[SPAN_GROWABLE]);
-    if (index == TM_NO_SPAN && source->n_free && lowest_free(source) < compaction->slot)
+    if (index == TM_NO_SPAN && source->n_free && span_lowest_free(source) < compaction->slot)
         index = compaction->source;
     if (index == TM_NO_SPAN)
         return false;
@@ -474,10 +394,10 @@ bool slots_next_move(struct slots *slots, struct compaction *compaction, struct 
             compaction->source = emptiest(slots, class);
             if (compaction->source == TM_NO_SPAN)
                 break;
-            compaction->slot = slots_in_span(compaction->size);
+            compaction->slot = span_slots(compaction->size);
             move_to_list(slots, class, compaction->source, SPAN_ISOLATED);
         }
-        found = next_live_below(&slots->spans[compaction->source], &compaction->slot) &&
+        found = span_next_live_below(&slots->spans[compaction->source], &compaction->slot) &&
                 find_move(slots, class, compaction, move);
         if (found)
             break;

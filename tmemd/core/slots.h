@@ -20,6 +20,7 @@
 
 #include "budget.h"
 #include "codec.h"
+#include "span.h"
 
 #define TM_NO_SPAN UINT32_MAX
 
@@ -32,16 +33,6 @@ enum {
     SPAN_LISTS = SPAN_FULLNESS + 1,
     SPAN_UNLISTED,
     SPAN_ISOLATED
-};
-
-struct span {
-    uint64_t allocated;  /* one bit for each 4 KiB page that is allocated */
-    uint64_t *live;      /* one bit for each slot in use; NULL: the span has no class */
-    uint32_t prev, next; /* in its list, or in that of spans without a class */
-    uint32_t size;       /* of its slots, in bytes */
-    uint16_t n_live,
-        n_free; /* a slot is free when it is not live and all its pages are allocated */
-    uint8_t list;
 };
 
 struct size_class {
