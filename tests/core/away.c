@@ -3,45 +3,16 @@
  * started again and again: no request fails, and each page is its newest. In the directory that is
  * given; exit status 0 and 'ok'. */
 #define _GNU_SOURCE
-#include <fcntl.h>
-#include <limits.h>
 #include <pthread.h>
-#include <signal.h>
-#include <spawn.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include "fixture.h"
 #include "link.h"
-#include "overflow.h"
-#include "remote.h"
+#include "server.h"
 #include "store.h"
 
 enum { THREADS = 4, EACH = 64, RUN = 8, PAGES = THREADS * EACH, KILLS = 12, REQUESTS = 150 };
 
-extern char **environ;
-static char socket_path[PATH_MAX], disk_path[PATH_MAX];
-static struct remote *remote;
-static struct overflow *overflow;
 static _Atomic bool over;
 static _Atomic uint64_t done;
-
-static pid_t start_server(void)
-{
-    char *words[] = {"nbdkit", "-f", "-U", socket_path, "file", disk_path, NULL};
-    pid_t pid;
-    unlink(socket_path);
-    CHECK(posix_spawnp(&pid, words[0], NULL, NULL, words, environ) == 0);
-    while (access(socket_path, F_OK) != 0)
-        usleep(1000);
-    return pid;
-}
-
-static void end_server(pid_t pid)
-{
-    CHECK(kill(pid, SIGKILL) == 0 && waitpid(pid, NULL, 0) == pid);
-}
 
 /* As the thread that watches it in a device's process. */
 static void *look_after(void *unused)
@@ -104,32 +75,12 @@ static void wait_for_requests(uint64_t more)
         usleep(1000);
 }
 
-static void open_all(const char *directory)
-{
-    char uri[PATH_MAX + 32], why[REMOTE_WHY], path[PATH_MAX + 16];
-    snprintf(socket_path, sizeof socket_path, "%s/sock", directory);
-    snprintf(disk_path, sizeof disk_path, "%s/disk", directory);
-    snprintf(path, sizeof path, "%s/overflow", directory);
-    snprintf(uri, sizeof uri, "nbd+unix:///?socket=%s", socket_path);
-    int disk = open(disk_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    CHECK(disk >= 0 && ftruncate(disk, PAGES * TM_PAGE) == 0 && close(disk) == 0);
-    CHECK(remote_new(&(struct remote_config){.uri = uri, .connections = 3, .timeout_ms = 120000},
-                     &remote) == 0);
-    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    CHECK(fd >= 0 && ftruncate(fd, (off_t)overflow_file_bytes(PAGES)) == 0);
-    pid_t server = start_server();
-    while (remote_connect(remote, why, sizeof why) != 0)
-        usleep(1000); /* it is bound, and does not listen yet */
-    end_server(server);
-    CHECK(overflow_new(remote, fd, PAGES, &overflow) == 0);
-}
-
 int main(int argc, char **argv)
 {
     static struct owner owners[THREADS];
     pthread_t watcher;
     CHECK(argc == 2);
-    open_all(argv[1]);
+    open_all(argv[1], PAGES);
     CHECK(pthread_create(&watcher, NULL, look_after, NULL) == 0);
     for (int i = 0; i < THREADS; i++) {
         owners[i].first = (uint64_t)i * EACH;

@@ -70,3 +70,8 @@ def test_what_is_fetched_ahead_is_what_the_page_is(build: Build, sanitizers: str
 @pytest.mark.parametrize("sanitizers", [THREAD, ADDRESS], ids=["thread", "address,undefined"])
 def test_a_server_that_goes_and_comes_under_threads(build: Build, sanitizers: str, tmp_path: Path) -> None:
     run([build("away", sanitizers), str(tmp_path)])
+
+
+@pytest.mark.parametrize("sanitizers", [THREAD, ADDRESS], ids=["thread", "address,undefined"])
+def test_what_was_written_back_is_not_overtaken(build: Build, sanitizers: str, tmp_path: Path) -> None:
+    run([build("written_back", sanitizers, "-Wl,--wrap=lock_io"), str(tmp_path)])

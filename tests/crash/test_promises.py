@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.crash.history import PAGES, Act, Step, zero
-from tests.crash.replay import Operation
-from tests.crash.setting import BACKING, Setting
+from tests.crash.replay import SECTOR, Entry, Operation
+from tests.crash.setting import BACKING, OVERFLOW, Setting
 from tests.crash.truth import Kind
 from tests.crash.world import World
 from tests.support.content import PAGE, compressible
@@ -30,6 +30,13 @@ def write(page: int, version: int, count: int = 1) -> Step:
 def read(page: int, count: int = 1) -> Step:
     """Read *count* pages from *page* on, each by itself."""
     return Step(Act.READ, page * PAGE, count * PAGE)
+
+
+def _is_counted(entry: Entry) -> bool:
+    """Whether it is an operation to recorder.c: not what a driver or a world noted, nor what changed in a mapping."""
+    is_mapped = entry.operation is Operation.WRITE and entry.path.name == OVERFLOW and entry.length == SECTOR
+    is_noted = {Operation.FOUND, Operation.AWAY, Operation.BACK, Operation.FORGOT}
+    return entry.operation not in is_noted and not is_mapped
 
 
 class Scene:
@@ -62,12 +69,12 @@ class Scene:
         for steps in lives[:-1]:
             rehearsal.live(steps, of_server="")
             rehearsal.host_dies()
-        rehearsal.live(lives[-1], of_server="")
+        rehearsal.live(lives[-1], "1000000f", of_server="")
         number = done = 0
         for entry in rehearsal.entries:
             if entry.operation is Operation.MARK:
                 done = entry.offset
-            elif entry.operation is not Operation.FOUND and self._is_server(entry.path.name) == self._is_server(file):
+            elif _is_counted(entry) and self._is_server(entry.path.name) == self._is_server(file):
                 if (entry.operation, entry.path.name, done) == (operation, file, step - 1):
                     return number
                 number += 1
@@ -255,3 +262,26 @@ def test_a_durable_device_flushes_on_when_a_server_without_fua_is_back(pools: Pa
         world = scene.world()
         world.live(steps, of_server="")
         assert world.truth.steps[Act.FLUSH, True] == 1
+
+
+AWAY, BACK, LOOK = (Step(act) for act in (Act.SERVER_GOES, Act.SERVER_COMES, Act.LOOK_AFTER))
+
+
+def test_what_was_written_back_from_an_overflow_file_does_not_return_after_a_failed_sync(pools: Path) -> None:
+    steps = [AWAY, write(ANY, 1), BACK, LOOK, write(ANY, 2), FLUSH]
+    with Scene(pools, Setting(far=True, overflow=True, durable=True)) as scene:
+        world = scene.world()
+        world.live(steps, f"{scene.number_of(Operation.SYNC, OVERFLOW, 4, steps)}f", of_server="")
+        assert world.truth.steps[Act.FLUSH, False] == 1
+        world.live([FLUSH], of_server="")
+        assert world.truth.steps[Act.FLUSH, False] == 2
+        world.judge(MANY)
+
+
+def test_what_an_overflow_file_failed_to_sync_for_another_page_is_not_taken_to_be_durable(pools: Path) -> None:
+    steps = [DRAIN, AWAY, FREEZE, write(ANY, 1, 8), write(FIRST, 1), BACK]
+    with Scene(pools, Setting(far=True, overflow=True)) as scene:
+        world = scene.world()
+        world.live(steps, f"{scene.number_of(Operation.SYNC, OVERFLOW, 5, steps)}f", of_server="")
+        world.live([DRAIN], of_server="")
+        assert world.truth.steps[Act.DRAIN, False] == 1

@@ -135,6 +135,7 @@ cdef extern from "tmem.h" nogil:
     uint64_t tm_free_slot_bytes(tm_device *device)
     uint64_t tm_staged(tm_device *device)
     tm_remote *tm_remote_state "tm_remote"(tm_device *device)
+    void tm_note_failed_sync(tm_device *device)
 
 cdef extern from *:
     """
@@ -589,13 +590,14 @@ cdef class Device:
         count_nbd(self.handle(0, 0), <uint64_t>more)
 
     def publish_remote(self, status, uint64_t overflow):
-        """Note in the statistics page how the device's remote is, and how many pages are in its *overflow*."""
+        """Note in the pool how the device's remote is, and how many pages are in its *overflow*."""
         cdef tm_remote *state = tm_remote_state(self.handle(0, 0))
         state.connections, state.connects, state.losses = status.connections, status.connects, status.losses
         state.time_outs, state.repeats = status.time_outs, status.repeats
         state.away_ms, state.overflow = <uint64_t>(status.away * 1000), overflow
         state.export_bytes, state.abilities = status.size, status.abilities
         state.published = 1
+        tm_note_failed_sync(self.handle(0, 0))
 
     def serve_vhost(self, int socket, *, str serial, uint32_t block_bytes, bint read_only, uint32_t poll_us):
         """Serve a vhost-user-blk front end, at the other end of *socket*, until it leaves. Raises OSError."""

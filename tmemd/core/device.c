@@ -93,7 +93,7 @@ static int begin_with_bitmap(struct tm_device *device)
  */
 static int begin_without_bitmap(struct tm_device *device, char *error, size_t error_size)
 {
-    if (file_sync_through(&device->file) != 0)
+    if (file_is_doubtful(&device->file) || file_sync_through(&device->file) != 0)
         return 0;
     int failed = clean_resync(device);
     if (!failed)
@@ -213,3 +213,8 @@ const struct tm_counters *tm_counters(const struct tm_device *device) { return d
 struct tm_doors *tm_doors(struct tm_device *device) { return &device->statistics->doors; }
 
 struct tm_remote *tm_remote(struct tm_device *device) { return &device->statistics->remote; }
+
+void tm_note_failed_sync(struct tm_device *device)
+{
+    store_note_failure(device->file.store, device->file.sync_failed);
+}

@@ -8,12 +8,13 @@ int file_init(struct file *file, const struct tm_config *config, const struct fe
               _Atomic uint64_t *sync_failed)
 {
     *file = (struct file){.fence = fence, .bytes = config->file_bytes, .sync_failed = sync_failed};
-    pthread_mutex_init(&file->lock, NULL);
-    pthread_cond_init(&file->synced, NULL);
+    syncs_init(&file->syncs);
     if (config->remote)
         file->store = config->remote;
     else if (config->file_fd >= 0)
         file->store = &file->local.store;
+    if (config->remote)
+        store_recall_failure(file->store, sync_failed);
     return file->store == &file->local.store
                ? local_init(&file->local, config->file_fd, !config->direct,
                             config->ephemeral && config->read_only)
@@ -23,8 +24,7 @@ int file_init(struct file *file, const struct tm_config *config, const struct fe
 void file_destroy(struct file *file)
 {
     local_destroy(&file->local);
-    pthread_mutex_destroy(&file->lock);
-    pthread_cond_destroy(&file->synced);
+    syncs_destroy(&file->syncs);
 }
 
 /* Bytes of the run that the file has. */
@@ -87,34 +87,20 @@ int file_zero(struct file *file, uint64_t page, uint64_t n, bool punch, bool thr
     return error == ENOTSUP ? write_zeros(file, page, n, through) : error;
 }
 
-/* One sync of the store, under file->lock but for the call itself. */
-static void sync_now(struct file *file)
+/* Of the store, noted if it fails before another begins. */
+static int sync_store(void *owner)
 {
-    uint64_t number = ++file->syncs_begun;
-    pthread_mutex_unlock(&file->lock);
-    int error = file->store->ops->sync(file->store);
+    struct file *file = owner;
+    int error = file_is_doubtful(file) ? EIO : file->store->ops->sync(file->store);
     if (error && error != EAGAIN)
         atomic_store(file->sync_failed, 1);
-    pthread_mutex_lock(&file->lock);
-    file->syncs_done = number;
-    file->unsure = error == EAGAIN;
-    pthread_cond_broadcast(&file->synced);
+    return error;
 }
 
 int file_sync(struct file *file)
 {
-    if (fence_is_reached(file->fence))
+    if (fence_is_reached(file->fence) || file_is_doubtful(file))
         return EIO;
-    pthread_mutex_lock(&file->lock);
-    uint64_t needed =
-        file->syncs_begun + 1; /* one that is under way may have missed what we wrote */
-    while (file->syncs_done < needed && !file_is_doubtful(file)) {
-        if (file->syncs_begun == file->syncs_done)
-            sync_now(file);
-        else
-            pthread_cond_wait(&file->synced, &file->lock);
-    }
-    bool unsure = file->unsure;
-    pthread_mutex_unlock(&file->lock);
-    return file_is_doubtful(file) ? EIO : unsure ? EAGAIN : 0;
+    int error = syncs_join(&file->syncs, sync_store, file);
+    return file_is_doubtful(file) ? EIO : error;
 }

@@ -2,13 +2,13 @@
 /* The backing file or source: page n at n x 4096 of a store. */
 #pragma once
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "bounce.h"
 #include "fence.h"
 #include "local.h"
+#include "syncs.h"
 #include "tmem.h"
 
 struct file {
@@ -18,10 +18,7 @@ struct file {
     uint64_t bytes;
     _Atomic uint64_t *sync_failed; /* not 0: a sync failed, and what it covered may be lost,
                                       whatever later ones say */
-    pthread_mutex_t lock;          /* guards what follows; not held over a sync */
-    pthread_cond_t synced;
-    uint64_t syncs_begun, syncs_done; /* numbers of syncs; where they differ one is under way */
-    bool unsure;                      /* the last one could not tell */
+    struct syncs syncs;
 };
 
 /* sync_failed is the caller's, in the pool: it outlives the process. */

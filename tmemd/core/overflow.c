@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Bits change in a mapping, which outlives us; what must outlive the host is synced, a page before
  * its bit. A page that was written back has a bit that is durably clear before the server can get a
- * newer one. Whoever writes has the page's I/O lock of the device; the locks here keep writing back
- * out. */
+ * newer one. Once a sync has failed nothing more is durable here, and only writing back goes on:
+ * that dirties all that it needs anew. Whoever writes has the page's I/O lock of the device; the
+ * locks here keep writing back out. */
 #define _GNU_SOURCE
 #include "overflow.h"
 
@@ -18,6 +19,7 @@
 #include "local.h"
 #include "locks.h"
 #include "remote.h"
+#include "syncs.h"
 #include "tmem.h"
 
 enum { BITS_OFFSET = TM_PAGE };
@@ -31,6 +33,7 @@ struct overflow {
     _Atomic uint64_t count;
     uint64_t next; /* where writing back goes on; its caller's */
     struct locks locks;
+    struct syncs syncs;
 };
 
 static struct overflow *overflow_of(struct store *store) { return (struct overflow *)store; }
@@ -122,48 +125,58 @@ static int read_op(struct store *store, uint64_t offset, size_t length, void *bu
     return error;
 }
 
-static int sync_here(struct overflow *overflow)
+static int sync_local(void *owner)
 {
-    return overflow->local.store.ops->sync(&overflow->local.store);
+    struct overflow *overflow = owner;
+    int error = overflow->local.store.ops->sync(&overflow->local.store);
+    if (error)
+        atomic_store(overflow->store.sync_failed, true);
+    return error;
 }
 
+static int sync_here(struct overflow *overflow)
+{
+    return syncs_join(&overflow->syncs, sync_local, overflow);
+}
+
+/* With the run's lock. */
 static int write_here(struct overflow *overflow, uint64_t first, size_t length, const void *buffer,
                       bool through)
 {
     struct store *local = &overflow->local.store;
-    struct io_range io = {.first = first, .n = (uint32_t)pages_of(length)};
-    lock_io(&overflow->locks, &io);
+    if (through && atomic_load(overflow->store.sync_failed))
+        return EIO;
     int error = local->ops->write(local, place_of(overflow, first), length, buffer, false);
     if (!error && through)
         error = sync_here(overflow);
-    for (uint32_t i = 0; i < io.n && !error; i++)
+    for (uint64_t i = 0; i < pages_of(length) && !error; i++)
         set_here(overflow, first + i);
-    if (!error && through)
-        error = sync_here(overflow);
-    unlock_io(&overflow->locks, &io);
-    return error;
+    return error || !through ? error : sync_here(overflow);
 }
 
 static int write_op(struct store *store, uint64_t offset, size_t length, const void *buffer,
                     bool through)
 {
     struct overflow *overflow = overflow_of(store);
-    uint64_t first = offset / TM_PAGE;
-    if (!remote_is_away(overflow->remote) && !has_any(overflow, first, pages_of(length))) {
-        int error = remote_write(overflow->remote, offset, length, buffer, through);
-        if (error != ETIMEDOUT)
-            return error;
-    }
-    return write_here(overflow, first, length, buffer, through);
+    struct io_range io = {.first = offset / TM_PAGE, .n = (uint32_t)pages_of(length)};
+    lock_io(&overflow->locks, &io);
+    bool here = remote_is_away(overflow->remote) || has_any(overflow, io.first, io.n);
+    int error = here ? ETIMEDOUT : remote_write(overflow->remote, offset, length, buffer, through);
+    if (error == ETIMEDOUT)
+        error = write_here(overflow, io.first, length, buffer, through);
+    unlock_io(&overflow->locks, &io);
+    return error;
 }
 
 static int zero_op(struct store *store, uint64_t offset, uint64_t length, bool punch, bool through)
 {
     struct overflow *overflow = overflow_of(store);
     struct store *remote = remote_store(overflow->remote);
-    if (remote_is_away(overflow->remote) || has_any(overflow, offset / TM_PAGE, pages_of(length)))
-        return ENOTSUP;
-    int error = remote->ops->zero(remote, offset, length, punch, through);
+    struct io_range io = {.first = offset / TM_PAGE, .n = (uint32_t)pages_of(length)};
+    lock_io(&overflow->locks, &io);
+    bool here = remote_is_away(overflow->remote) || has_any(overflow, io.first, io.n);
+    int error = here ? ETIMEDOUT : remote->ops->zero(remote, offset, length, punch, through);
+    unlock_io(&overflow->locks, &io);
     return error == ETIMEDOUT ? ENOTSUP : error;
 }
 
@@ -177,6 +190,17 @@ static int sync_op(struct store *store)
 
 static const struct store_ops ops = {read_op, write_op, zero_op, sync_op, NULL};
 
+/* The server has the pages. Where that cannot be made durable, newer ones come here, too. */
+static int forget_run(struct overflow *overflow, uint64_t first, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        set_gone(overflow, first + i);
+    int error = sync_here(overflow);
+    for (uint32_t i = 0; i < n && error; i++)
+        set_here(overflow, first + i);
+    return error;
+}
+
 /* Write a run of pages back, and give their blocks back to the file system. */
 static int write_back_run(struct overflow *overflow, uint64_t first, uint32_t n, uint8_t *content)
 {
@@ -189,10 +213,8 @@ static int write_back_run(struct overflow *overflow, uint64_t first, uint32_t n,
     if (!error)
         error = remote_write(overflow->remote, first * TM_PAGE, length < there ? length : there,
                              content, true);
-    for (uint32_t i = 0; i < n && !error; i++)
-        set_gone(overflow, first + i);
     if (!error)
-        error = sync_here(overflow);
+        error = forget_run(overflow, first, n);
     if (!error)
         local->ops->zero(local, place_of(overflow, first), length, true, false);
     unlock_io(&overflow->locks, &io);
@@ -239,6 +261,7 @@ int overflow_new(struct remote *remote, int fd, uint64_t pages, struct overflow 
     remote_be_brief(remote);
     overflow->pages = pages;
     locks_init(&overflow->locks);
+    syncs_init(&overflow->syncs);
     int error = local_init(&overflow->local, fd, true, false);
     if (!error)
         error = map_bits(overflow);
@@ -255,6 +278,7 @@ void overflow_free(struct overflow *overflow)
         munmap((void *)overflow->bits, bits_bytes(overflow->pages));
     local_destroy(&overflow->local);
     locks_destroy(&overflow->locks);
+    syncs_destroy(&overflow->syncs);
     free(overflow);
 }
 

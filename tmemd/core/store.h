@@ -44,3 +44,10 @@ static inline void store_note_failure(const struct store *store, _Atomic uint64_
     if (store->sync_failed && atomic_load(store->sync_failed))
         atomic_store(sync_failed, 1);
 }
+
+/* One has failed before, says the pool. */
+static inline void store_recall_failure(const struct store *store, _Atomic uint64_t *sync_failed)
+{
+    if (store->sync_failed && atomic_load(sync_failed))
+        atomic_store(store->sync_failed, true);
+}

@@ -158,6 +158,8 @@ const struct tm_counters *tm_counters(const struct tm_device *device);
 struct tm_doors *tm_doors(struct tm_device *device);
 /* Likewise of the server that has the file. */
 struct tm_remote *tm_remote(struct tm_device *device);
+/* Say in the pool, where it lasts, if a sync has failed that was no request's. */
+void tm_note_failed_sync(struct tm_device *device);
 
 /* A mapping of a file that others may truncate: a touch of what is gone finds zeros from then on in
  * all of it, and sets *lost. Returns 0 or an errno. */

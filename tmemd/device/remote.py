@@ -113,15 +113,20 @@ class Watch:
         self._pass_trims()
 
     def _tell_all(self, log: Callable[[str], None]) -> None:
+        self._tell(self._publish(), log)
+
+    def _publish(self) -> _core.RemoteStatus:
         status = self._remote.status
         self._core.publish_remote(status, self._overflow.count if self._overflow else 0)
-        self._tell(status, log)
+        return status
 
     def _write_back(self, overflow: _core.Overflow) -> None:
         """What was written while it was away, until that is done, or it is away again."""
-        with suppress(OSError):  # counted as a loss, or said by the server; tried again
+        try:
             while overflow.count and not self._stop.is_set():
                 overflow.write_back()
+        except OSError:  # counted as a loss, or said by the server; tried again
+            self._publish()  # a failed sync is to be known to whoever serves the pool after us
 
     def _pass_trims(self) -> None:
         """Half of the time at most, and not while it would go to the overflow file."""
