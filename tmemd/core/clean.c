@@ -70,8 +70,8 @@ int clean_regions(struct tm_device *device)
     return error ? error : bitmap_finish_cleaning(bitmap);
 }
 
-/* The caller holds the page's I/O lock; pages that are written through change only under it. */
-static int resync_page(struct tm_device *device, uint64_t page, uint8_t *content)
+/* Under the page's I/O lock; pages that are written through change only under it. */
+static int resync_locked(struct tm_device *device, uint64_t page, uint8_t *content)
 {
     uint64_t word = index_word(device, page);
     struct overwrite run = {.first = page, .n = 1};
@@ -86,19 +86,30 @@ static int resync_page(struct tm_device *device, uint64_t page, uint8_t *content
     return overwrite_locked(device, &run);
 }
 
+static int resync_page(struct tm_device *device, uint64_t page, uint8_t *content)
+{
+    struct io_range io = {.first = page, .n = 1};
+    lock_io(&device->locks, &io);
+    int error = resync_locked(device, page, content);
+    unlock_io(&device->locks, &io);
+    return error;
+}
+
 static int resync_pages(struct tm_device *device)
 {
     struct bounce *bounce = bounce_get();
     if (!bounce)
         return ENOMEM;
     int error = 0;
-    for (uint64_t page = 0; page < device->layout.pages && !error; page++) {
-        struct io_range io = {.first = page, .n = 1};
-        if (!state_is_stale(device, page, index_word(device, page)))
-            continue;
-        lock_io(&device->locks, &io);
-        error = resync_page(device, page, bounce->pages);
-        unlock_io(&device->locks, &io);
+    uint64_t end = device->layout.pages;
+    uint32_t n;
+    for (uint64_t page = 0; page < end && !error; page += n) {
+        bool is_stale = state_is_stale(device, page, index_word(device, page));
+        n = 1;
+        if (is_stale)
+            error = overwrite_zeros(device, page, end, &n);
+        if (is_stale && !error)
+            error = resync_page(device, page, bounce->pages);
     }
     bounce_put(bounce);
     return error ? error : file_sync_through(&device->file);
