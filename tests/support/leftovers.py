@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 PREFIX = "tmemd-test-"
-_NAME = re.compile(rf"{PREFIX}(?P<pid>\d+)-[a-z0-9_]{{8}}")  # as mkdtemp makes them
+_NAME = re.compile(rf"{PREFIX}(?P<pid>\d+)-[A-Za-z0-9_]{{8}}")  # as mkdtemp and mktemp(1) make them
 PLACES = [Path(place) for place in ("/dev/shm", "/var/tmp", "/sys/fs/cgroup", "/sys/fs/cgroup/memory")]
 
 _OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import leftovers
-from tests.support.harness import ROOT
+from tests.support.harness import ROOT, wait_until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -40,8 +41,28 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_what_a_killed_run_of_a_guest_left_is_removed() -> None:
+    with subprocess.Popen([ROOT / "tests/vm/run", "nbd"], stdout=subprocess.PIPE, start_new_session=True) as run:
+        places = Path("/var/tmp"), Path("/dev/shm")
+
+        def left() -> list[Path]:
+            return [path for place in places for path in place.glob(f"tmemd-test-{run.pid}-*")]
+
+        wait_until(lambda: len(left()) == len(places) or run.poll() is not None, "its directories")
+        os.killpg(run.pid, signal.SIGKILL)
+        if run.wait() == 77:
+            assert run.stdout
+            pytest.skip(run.stdout.read().decode())
+
+    def is_removed() -> bool:
+        leftovers.sweep(places)
+        return not left()
+
+    wait_until(is_removed, "all that it started to be gone")
+
+
 @pytest.mark.parametrize(
-    "name", ["data", "results-2026", f"{DEAD}", f"{DEAD}-abc_12345", f"{DEAD}-ABC_1234", "-abc_1234"]
+    "name", ["data", "results-2026", f"{DEAD}", f"{DEAD}-abc_12345", f"{DEAD}-abc.1234", "-abc_1234"]
 )
 def test_what_others_made_stays(tmp_path: Path, name: str) -> None:
     path = made(tmp_path, f"tmemd-test-{name}")
