@@ -9,13 +9,15 @@ import re
 import subprocess
 import textwrap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.support import leftovers
 from tests.support.content import PAGE, compressible
-from tests.support.harness import MIB, ROOT, Control, Serve, counters, device, environment, taken, wait_until
+from tests.support.harness import MIB, ROOT, Control, Server, counters, device, environment, taken, wait_until
 from tests.support.leftovers import all_dying_with_us, can_have_all_die
 
 KERNELS = sorted(path for path in Path("/boot").glob("vmlinuz-*-amd64") if "cloud" not in path.name)
@@ -70,7 +72,7 @@ class Guest:
 
 @contextmanager
 def guest(socket: Path, export: Path) -> Iterator[Guest]:
-    """A guest that has our device and an exported directory, set up as documented, for the length of a with block."""
+    """A guest that has our device and an exported directory, and our configuration, for the length of a with block."""
     options = documented("-blockdev").replace("/run/tmemd-devices/web-files.sock", str(socket)).replace("\n", " ")
     options = options.replace("/srv/data", str(export))
     assert str(socket) in options
@@ -90,7 +92,6 @@ def guest(socket: Path, export: Path) -> Iterator[Guest]:
             web = Guest(process)
             web.run(f"udevadm settle\ncat >>/etc/fstab <<'END'\n{documented('/dev/disk')}END")
             web.run(f"cat >/etc/cachefilesd.conf <<'END'\n{documented('dir ')}END")
-            web.run(documented("mkfs") + documented("echo RUN"))
             yield web
         finally:
             process.kill()
@@ -106,13 +107,52 @@ def write(path: Path, version: int) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_what_was_read_once_comes_from_us(serve: Serve, pools: Path, disks: Path) -> None:
-    pool, export = pools / "web-files.pool", disks / "export"
-    export.mkdir()
+@dataclass(frozen=True)
+class Setting:
+    """A guest whose cache is on a device of ours, and what it mounts."""
+
+    server: Server
+    pool: Path
+    export: Path
+    web: Guest
+
+
+@pytest.fixture(scope="module")
+def booted() -> Iterator[Setting]:
+    with ExitStack() as stack:
+        pools, disks = (stack.enter_context(leftovers.directory(place)) for place in ("/dev/shm", "/var/tmp"))
+        pools, export = pools / "base", disks / "export"  # the other is locked
+        pools.mkdir()
+        export.mkdir()
+        server = Server(disks, device("web-files", pools, "256M", disks / "backing", ENOUGH)).start()
+        stack.callback(server.kill)
+        yield Setting(server, pools / "web-files.pool", export, stack.enter_context(guest(server.socket, export)))
+
+
+def begin(web: Guest) -> None:
+    """Make an empty cache, and mount what it is for."""
+    web.run(documented("mkfs") + documented("echo RUN"))
+
+
+def end(web: Guest) -> None:
+    """Unmount both."""
+    web.run("umount /srv\nservice cachefilesd stop\numount /var/cache/fscache")
+
+
+@pytest.fixture
+def setting(booted: Setting) -> Iterator[Setting]:
+    """The same with a cache in which there is nothing yet."""
+    booted.web.run("dmesg --clear")
+    begin(booted.web)
+    yield booted
+    end(booted.web)
+
+
+def test_what_was_read_once_comes_from_us(setting: Setting) -> None:
+    server, pool, export, web = setting.server, setting.pool, setting.export, setting.web
     old = write(export / "read", 1)
     write(export / "unread", 1)
-    server = serve(device("web-files", pools, "256M", disks / "backing", ENOUGH))
-    with guest(server.socket, export) as web, Control(pool) as control:
+    with Control(pool) as control:
         forget = documented("umount")
         assert old in web.run(f"sha256sum /srv/read\n{forget}")
         new = write(export / "read", 2)
@@ -135,21 +175,18 @@ def test_what_was_read_once_comes_from_us(serve: Serve, pools: Path, disks: Path
         assert "I/O error" not in web.run("dmesg")
 
 
-def test_what_was_lost_comes_from_the_server(serve: Serve, pools: Path, disks: Path) -> None:
-    export = disks / "export"
-    export.mkdir()
+def test_what_was_lost_comes_from_the_server(setting: Setting) -> None:
+    server, pool, export, web = setting.server, setting.pool, setting.export, setting.web
     checksum = write(export / "read", 1)
-    server = serve(device("web-files", pools, "256M", disks / "backing", ENOUGH))
-    with guest(server.socket, export) as web:
-        assert checksum in web.run("sha256sum /srv/read\nsync")
-        server.kill()
-        (pools / "web-files.pool").unlink()  # with the host
-        server.start()
-        assert checksum in web.run(documented("umount") + "sha256sum /srv/read")
-        assert "I/O error" in web.run("dmesg")
+    assert checksum in web.run("sha256sum /srv/read\nsync")
+    server.kill()
+    pool.unlink()  # with the host
+    server.start()
+    assert checksum in web.run(documented("umount") + "sha256sum /srv/read")
+    assert "I/O error" in web.run("dmesg")
 
-        web.run("umount /srv\nservice cachefilesd stop\numount /var/cache/fscache")
-        web.run(documented("mkfs") + "mount /srv\nservice cachefilesd start")
-        assert checksum in web.run(f"sha256sum /srv/read\n{documented('umount')}")
-        write(export / "read", 2)
-        assert checksum in web.run("sha256sum /srv/read")
+    end(web)
+    begin(web)
+    assert checksum in web.run(f"sha256sum /srv/read\n{documented('umount')}")
+    write(export / "read", 2)
+    assert checksum in web.run("sha256sum /srv/read")
