@@ -22,8 +22,8 @@ from tests.support.qemu import KERNELS, Monitor, goes_on, needs_qemu, pages_done
 from tests.support.verdict import guest_faults, is_idle, second_chance
 from tests.vm.judge import swap_faults
 
-LIMIT = 96 * MIB  # far below what the workload swaps, a third of it once compressed
-WORKLOAD = ("tests/vm/workload", "build/hog", "640")
+LIMIT = 48 * MIB  # far below what the workload swaps, a third of it once compressed
+WORKLOAD = ("tests/vm/workload", "build/hog", "320")
 SECONDS = 500  # a guard against a hang
 KILLS = 20  # at least
 
@@ -32,12 +32,13 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 
 def in_uml(server: Server, _pool: Path, directory: Path) -> tuple[str, int]:
     """What a guest of User-Mode Linux says that swaps as long as the workload lasts, and its exit status."""
-    return uml.swap_on(directory, f"virtio_uml.device={server.vhost}:2", "200M", *WORKLOAD, seconds=SECONDS)
+    return uml.swap_on(directory, f"virtio_uml.device={server.vhost}:2", "128M", *WORKLOAD, seconds=SECONDS)
 
 
 def in_qemu_through_kills(server: Server, pool: Path, _directory: Path) -> tuple[str, int]:
     """The same of a guest of QEMU, while its server is killed and started again."""
-    command = "timeout", "--kill-after=10", str(SECONDS), "scripts/boot-guest", "--attach", "vhost", str(server.vhost)
+    boot = "scripts/boot-guest", "--memory", "256M", "--cpus", "1", "--attach", "vhost", str(server.vhost)
+    command = "timeout", "--kill-after=10", str(SECONDS), *boot
 
     def run() -> tuple[str, int]:
         done = subprocess.run(
@@ -48,7 +49,7 @@ def in_qemu_through_kills(server: Server, pool: Path, _directory: Path) -> tuple
 
     with ThreadPoolExecutor() as threads:
         guest = threads.submit(run)
-        kills = kill_until(guest.done, server, pool, range(800, 2000))
+        kills = kill_until(guest.done, server, pool, range(400, 1000))
         print(f"{kills} kills")
         assert kills >= KILLS
         return guest.result()
