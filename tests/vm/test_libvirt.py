@@ -208,7 +208,7 @@ def other_host() -> Iterator[Host]:
 
 
 def migrate(here: Host, there: Host, shared: Path, status: int = 0) -> str:
-    """As the documents have it, but with the guest stopped: TCG loses what it writes while its memory is copied."""
+    """As the documents have it, but with the guest stopped: TCG loses what it writes meanwhile, disk or no disk."""
     here.tmemctl("handover", "moving")
     (shared / "moving.hot").write_text(here.tmemctl("hot", "moving"))
     return here.virsh("migrate", "moving", there.uri, f"--migrateuri=unix://{shared}/migrate.sock", status=status)
