@@ -142,6 +142,7 @@ def disk_with_tail(block_device: Path) -> Path:
     with ExitStack() as undo:
         made = find_with_tail(block_device)
         assert begin(made, undo)
+        backing.note_use(made)
         made.close()
         undo.pop_all()
     return block_device

@@ -134,7 +134,7 @@ def test_a_torn_claim_leaves_the_one_before(torn_at: int) -> None:
 
 @pytest.mark.parametrize("torn_at", range(0, BLOCK + 1, SECTOR))
 def test_a_device_is_half_restored_or_it_is_not(torn_at: int) -> None:
-    stores = writes_of(lambda one: one.set_restoring(True), torn_at, new_tail)
+    stores = writes_of(lambda one: one.note(restoring=True, unused=False), torn_at, new_tail)
     assert [store.identity.restoring for store in stores] == [False, torn_at > 0]
 
 

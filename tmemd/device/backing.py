@@ -212,20 +212,20 @@ def begin_epoch(
 ) -> bool:
     """Note that no pool of an earlier epoch counts any more, and create what `find` did not find; *undo* removes that.
 
-    *restoring*: nor does this one, until `end_restore`. Returns whether it is new. Raises PoolError, also where another
-    host has the device.
+    *restoring*: nor does this one, until `end_restore`. Returns whether nobody has served it yet. Raises PoolError,
+    also where another host has the device.
     """
-    is_new = backing.header is None
+    is_new = backing.header is None or backing.header.unused
     try:
-        if is_new and not backing.is_disk:
+        if backing.header is None and not backing.is_disk:
             _create_file(backing, Path(backing.path), undo)
             _extend(backing, reserve=config.reserve)
         if backing.bitmap_path is None:
             _claim_tail(backing, config.name, claims, undo, restoring=restoring)
         else:
             header = backing.header or _create_bitmap(backing, backing.bitmap_path, undo)
-            backing.header = replace(header, boot_id=boot_id, epoch=header.epoch + 1, restoring=restoring)
-            bitmapfile.write_header(backing.bitmap_fd, backing.header)
+            backing.header = replace(header, boot_id=boot_id, epoch=header.epoch + 1)
+            _note(backing, restoring=restoring, unused=is_new and not restoring)
     except HeldError as error:
         raise PoolError(f"{backing.path}: {error}") from None
     except OSError as error:
@@ -258,10 +258,24 @@ def goes_on(backing: Backing, epoch: int, claims: Claims, fenced_at: int) -> boo
 
 def end_restore(backing: Backing) -> None:
     """All that was to be restored is there."""
+    _note(backing, restoring=False, unused=False)
+
+
+def note_use(backing: Backing) -> None:
+    """Note that it is about to be served: without its pool nobody can take it for new any more. Raises PoolError."""
+    if not backing.header or not backing.header.unused:
+        return
+    try:
+        _note(backing, restoring=backing.header.restoring, unused=False)
+    except OSError as error:
+        raise PoolError(f"{backing.path}: {error.strerror}") from None
+
+
+def _note(backing: Backing, *, restoring: bool, unused: bool) -> None:
     assert backing.header
-    backing.header = replace(backing.header, restoring=False)
+    backing.header = replace(backing.header, restoring=restoring, unused=unused)
     if backing.tail:
-        backing.tail.set_restoring(False)
+        backing.tail.note(restoring=restoring, unused=unused)
         _expect_mark(backing)
     else:
         bitmapfile.write_header(backing.bitmap_fd, backing.header)
@@ -272,7 +286,7 @@ def _claim_tail(backing: Backing, name: str, claims: Claims, undo: ExitStack, *,
     if backing.tail is None:
         if not backing.remote and backing.bitmap_fd < 0:
             backing.bitmap_fd = _open_again(backing)
-        identity = tail.Identity(backing.size, backing.length, bitmapfile.REGION, uuid.uuid4(), name)
+        identity = tail.Identity(backing.size, backing.length, bitmapfile.REGION, uuid.uuid4(), name, unused=True)
         backing.tail = Tail(backing.store, identity)
     backing.lease = claims(backing.tail)
     if is_new:
@@ -283,9 +297,8 @@ def _claim_tail(backing: Backing, name: str, claims: Claims, undo: ExitStack, *,
     else:
         backing.lease.take()
     backing.keeper = Keeper(backing.lease)
-    backing.tail.set_restoring(restoring)
     backing.header = _header_of(backing.tail, backing.lease.epoch)
-    _expect_mark(backing)
+    _note(backing, restoring=restoring, unused=backing.header.unused and not restoring)
 
 
 def _expect_mark(backing: Backing) -> None:
@@ -308,7 +321,9 @@ def _erase(path: Path | Uri, made: Tail) -> None:
 def _header_of(found: Tail, epoch: int) -> BitmapHeader:
     identity = found.identity
     unknown = uuid.UUID(int=0)
-    return BitmapHeader(identity.size, identity.region, identity.uuid, unknown, epoch, identity.restoring)
+    return BitmapHeader(
+        identity.size, identity.region, identity.uuid, unknown, epoch, identity.restoring, identity.unused
+    )
 
 
 def _create_file(backing: Backing, path: Path, undo: ExitStack) -> None:
@@ -344,7 +359,7 @@ def _create_bitmap(backing: Backing, bitmap_path: Path, undo: ExitStack) -> Bitm
     new.unlink(missing_ok=True)
     backing.bitmap_fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     undo.callback(new.unlink, missing_ok=True)
-    header = BitmapHeader(backing.size, bitmapfile.REGION, uuid.uuid4(), uuid.UUID(int=0), 0)
+    header = BitmapHeader(backing.size, bitmapfile.REGION, uuid.uuid4(), uuid.UUID(int=0), 0, unused=True)
     # Only the ends of a disk were looked at: what lies between is no zeros to rely on.
     bitmapfile.create_bits(backing.bitmap_fd, header, trusted=not backing.is_disk)
     bitmapfile.write_header(backing.bitmap_fd, header)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from tmemd.binding import _core
+from tmemd.device.backing import note_use
 from tmemd.device.clients import Clients
 from tmemd.device.config import Debug, DeviceConfig, Uri
 from tmemd.device.maintenance import Maintenance
@@ -59,6 +60,11 @@ class ServedDevice:
             self._vhost.start(log)
         if self._warming:
             self._warming.start(lambda message: log(f"{self.config.name}: {message}"))
+
+    def note_use(self) -> None:
+        """Say in the backing that the device is about to be used. Raises PoolError."""
+        if self._parts.backing:
+            note_use(self._parts.backing)
 
     def patience(self) -> float | None:
         """How long a host that asks for the device may wait: it can have it while all that is written reaches the file.
@@ -129,6 +135,8 @@ def open_devices(
             device = _open(config, root, undo, debug)
             undo.callback(device.close)
             served.append(device)
+        for device in served:
+            device.note_use()
         undo.pop_all()
     return served
 

@@ -167,6 +167,8 @@ class StandbyDevice:
             parts, core, owned = open_parts(self.config, self._root, undo, self._debug, view.lease.looked)
             with owned:
                 device = ServedDevice(parts, core, owned, self._debug)
+            undo.callback(device.close)
+            device.note_use()
             undo.pop_all()
         device.clients = self.clients
         device.start(self._log)

@@ -35,6 +35,7 @@ class BitmapHeader:
     boot_id: UUID
     epoch: int
     restoring: bool = False  # a restore was begun, and has not ended: the file is no device
+    unused: bool = False  # nobody has served it yet: all of it is zeros, whatever the bits say
 
     @property
     def regions(self) -> int:
@@ -48,9 +49,10 @@ class BitmapHeader:
 
     def pack(self) -> bytes:
         """The header, 4096 bytes, checksum included."""
+        flags = self.restoring | self.unused << 1
         body = _HEADER.pack(
-            MAGIC, VERSION, int(self.restoring), self.size, self.region, self.uuid.bytes, self.boot_id.bytes, self.epoch
-        )  # fmt: skip
+            MAGIC, VERSION, flags, self.size, self.region, self.uuid.bytes, self.boot_id.bytes, self.epoch
+        )
         return (body + _CRC.pack(crc32c(body))).ljust(BITS_OFFSET, b"\0")
 
     @classmethod
@@ -66,7 +68,7 @@ class BitmapHeader:
             raise PoolError(f"{where}: the bitmap's header is damaged (checksum mismatch)")
         if not size or not region or region % BITS_OFFSET:
             raise PoolError(f"{where}: the bitmap's header contradicts itself")
-        return cls(size, region, UUID(bytes=uid), UUID(bytes=boot), epoch, bool(flags & 1))
+        return cls(size, region, UUID(bytes=uid), UUID(bytes=boot), epoch, bool(flags & 1), bool(flags & 2))
 
 
 def read_header(fd: int, where: Path | str) -> BitmapHeader:

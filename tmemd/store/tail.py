@@ -75,6 +75,7 @@ class Identity:
     name: str
     is_whole: bool = True  # False: somebody was killed while he made it, and nobody has used it yet
     restoring: bool = False  # somebody began to restore the device, and has not ended
+    unused: bool = False  # nobody has served it yet: all of it is zeros, whatever the map says
 
     _STRUCT = struct.Struct("<QQQII16s64s")
 
@@ -90,8 +91,9 @@ class Identity:
 
     def pack(self) -> bytes:
         """Its block."""
+        whole = self.is_whole | self.unused << 1
         body = self._STRUCT.pack(
-            self.size, self.length, self.region, self.is_whole, self.restoring, self.uuid.bytes, self.name.encode(),
+            self.size, self.length, self.region, whole, self.restoring, self.uuid.bytes, self.name.encode(),
         )  # fmt: skip
         return _pack(_Kind.IDENTITY, body)
 
@@ -101,8 +103,9 @@ class Identity:
         body = _unpack(_Kind.IDENTITY, block, cls._STRUCT)
         if not body:
             return None
-        size, length, region, is_whole, restoring, uid, name = body
-        return cls(size, length, region, UUID(bytes=uid), _text(name), bool(is_whole), bool(restoring))
+        size, length, region, whole, restoring, uid, name = body
+        uid, name = UUID(bytes=uid), _text(name)
+        return cls(size, length, region, uid, name, bool(whole & 1), bool(restoring), bool(whole & 2))
 
 
 @dataclass(frozen=True)
@@ -292,11 +295,11 @@ class Tail:
         if _find_identity(self.store, self.identity.name) != self.identity:
             raise PoolError(f"{self.identity.name}: another host has changed its tail just now: try again")
 
-    def set_restoring(self, restoring: bool) -> None:
-        """Say whether the device is being restored. Raises OSError."""
-        if self.identity.restoring == restoring:
+    def note(self, *, restoring: bool, unused: bool) -> None:
+        """Say whether the device is being restored, and whether nobody has served it yet. Raises OSError."""
+        if (self.identity.restoring, self.identity.unused) == (restoring, unused):
             return
-        self.identity = replace(self.identity, restoring=restoring)
+        self.identity = replace(self.identity, restoring=restoring, unused=unused)
         for block in (_IDENTITY, self.blocks - 1):
             self._write(block, self.identity.pack(), durable=True)
 
