@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from tests.support.index import Kind, kinds
 from tests.support.remotes import VOLATILE, Remote, volatile
 from tmemd import cli
 from tmemd.cli import common as cli_common
+from tmemd.device import offline
 from tmemd.store import poolfile
 from tmemd.store.requests import Queued, Request
 
@@ -488,6 +490,31 @@ def test_nor_does_the_drain_of_a_device_that_nobody_serves(far: Far, capsys: pyt
     assert cli.main(["drain", "far", f"--pools={far.pool.parent}"]) == 0
 
 
+@pytest.mark.parametrize("command", ["drain", "save --whole", "restore"])
+def test_what_loses_its_server_midway_says_that_it_may_be_back(
+    far: Far, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = offline._config
+    monkeypatch.setattr(offline, "_config", lambda *arguments: replace(config(*arguments), timeout=0.5))
+
+    def run(command: str) -> int:
+        file = [] if command == "drain" else [str(tmp_path / "save")]
+        return cli.main([*command.split(), "far", *file, f"--pools={far.pool.parent}"])
+
+    with far.server.client() as client:
+        far.fill(client, 1)
+        far.server.kill()
+    assert run("save --whole") == 0
+    far.remote.tell("hang")
+    assert run(command) == cli_common.AWAY
+    assert "did not answer in time" in capsys.readouterr().err
+    far.remote.untell("hang")
+    assert run(command) == 0
+    far.server.start()
+    with far.server.client() as client:
+        far.check(client, 1)
+
+
 def test_maintenance_goes_on_while_it_is_away(serve: Serve, pools: Path, remote: Remote) -> None:
     remote.tell("synced")
     far = Far(serve, pools, remote, timeout=1000, watermark=0)
@@ -627,9 +654,14 @@ def test_what_flush_acknowledged_in_the_overflow_file_survives_the_host(
 
 
 def test_the_device_is_not_served_without_what_its_overflow_file_holds(
-    serve: Serve, pools: Path, remote: Remote, tmp_path: Path
+    serve: Serve, pools: Path, remote: Remote, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    remote.tell("synced")
     far = far_with_overflow(serve, pools, remote)
+    far.server.kill()
+    saved = tmp_path / "saved"
+    assert cli.main(["save", "--whole", "far", str(saved), f"--pools={pools}"]) == 0
+    far.server.start()
     with far.server.client() as client:
         far.fill(client, 1)
         remote.kill()
@@ -642,6 +674,7 @@ def test_the_device_is_not_served_without_what_its_overflow_file_holds(
     assert "pages are in this overflow file" in refusal(tmp_path, [*parameters, f"overflow={other}"])
     file.rename(other)
     assert "which is gone" in refusal(tmp_path, parameters)
+    assert "which is gone" in refusal(tmp_path, far.server.parameters)  # and is not made anew
     other.rename(file)
     file.chmod(0o644)
     assert "chmod 600" in refusal(tmp_path, far.server.parameters)
@@ -651,6 +684,8 @@ def test_the_device_is_not_served_without_what_its_overflow_file_holds(
     assert "version 2" in refusal(tmp_path, far.server.parameters)
     with file.open("r+b") as damaged:
         damaged.write(b"TMEMOVER\1")
+    assert cli.main(["restore", "far", str(saved), "--force", f"--pools={pools}"]) == 1
+    assert "pages are in this overflow file" in capsys.readouterr().err
     far.server.start()
     with far.server.client() as client:
         far.check(client, 2)

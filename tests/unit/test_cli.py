@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from tests.support import fakes
 from tests.support.harness import DEADLINE, wait_until, waiting
 from tests.support.plugin import Plugin
 from tmemd import protocol, version
-from tmemd.cli import main, work
+from tmemd.cli import common, main, work
 from tmemd.cli.commands import COMMANDS
 from tmemd.cli.common import SCHEMA
 from tmemd.client import Client, UnreachableError
@@ -247,6 +248,14 @@ def test_demote_hands_on_its_size_and_the_plugins_error(directory: Path, capsys:
         assert ctl(directory, "demote", "web", "3M") == 1
     assert plugin.asked == [Queued(1, Request.DEMOTE, 3 * MIB, ANY_PAGE)]
     assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [errno.ETIMEDOUT, errno.EAGAIN])
+def test_what_a_far_server_explains_is_to_be_tried_again(directory: Path, capsys: Output, error: int) -> None:
+    for command in "drain", "handover":
+        with fakes.pool(directory, "web"), Plugin(directory, "web", error):
+            assert ctl(directory, command, "web") == common.AWAY
+        assert f"{command} of web failed: the server that has its file " in capsys.readouterr().err
 
 
 def test_waiting_goes_on_while_tmemd_is_away(directory: Path) -> None:

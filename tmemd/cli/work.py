@@ -20,7 +20,7 @@ from tmemd.cli import common
 from tmemd.client import Client, UnreachableError
 from tmemd.protocol import PoolStatus, Work
 from tmemd.sizes import format_size
-from tmemd.store.poolfile import AwayError, PoolError
+from tmemd.store.poolfile import AWAY, AwayError, PoolError
 from tmemd.store.requests import ANY_PAGE, Choice
 
 _FAILURES: Final = {
@@ -67,8 +67,8 @@ def do(
             elif time.monotonic() >= served + _PATIENCE:
                 raise PoolError(f"the plugin that served {name} went away before it could {work} it: the next one will")
             time.sleep(_INTERVAL)
-    if status.answer == errno.ETIMEDOUT:
-        raise AwayError(f"{work} of {name} failed: the server that has its file did not answer in time")
+    if status.answer in AWAY:
+        raise AwayError(f"{work} of {name} failed: {AWAY[status.answer]}")
     if status.answer:
         raise PoolError(f"{work} of {name} failed: {_FAILURES.get((work, status.answer), os.strerror(status.answer))}")
     return status

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from io import RawIOBase
 from pathlib import Path
@@ -14,7 +15,7 @@ from tmemd.device.config import INSIDE, DeviceConfig, parse_place
 from tmemd.device.parts import Parts, cgroup_files, find_parts
 from tmemd.device.serve import open_device
 from tmemd.store import poolfile, savefile
-from tmemd.store.poolfile import Counters, Identity, PoolError
+from tmemd.store.poolfile import AWAY, AwayError, Counters, Identity, PoolError
 from tmemd.store.poolindex import State
 from tmemd.store.savefile import Counts, Progress, Reader, SaveHeader
 
@@ -43,6 +44,17 @@ def _config(pool_path: Path, identity: Identity, counters: Counters) -> DeviceCo
     )  # fmt: skip
 
 
+@contextmanager
+def _saying_if_away(pool_path: Path) -> Iterator[None]:
+    """Turn an OSError that the server's absence explains into an AwayError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in AWAY:
+            raise
+        raise AwayError(f"{pool_path}: {AWAY[error.errno]}") from None
+
+
 def drain(pool_path: Path) -> None:
     """Drain a pool into the backing file it was last opened with. Raises AwayError, PoolError, OSError."""
     identity, counters = _look(pool_path)
@@ -50,7 +62,7 @@ def drain(pool_path: Path) -> None:
         return
     if not identity.has_file:
         raise PoolError(f"{pool_path}: the pool has no backing file to drain to")
-    with closing(open_device(_config(pool_path, identity, counters))) as served:
+    with _saying_if_away(pool_path), closing(open_device(_config(pool_path, identity, counters))) as served:
         if served.away:
             raise served.away
         served.core.drain()
@@ -72,7 +84,7 @@ def save(pool_path: Path, file: RawIOBase, *, whole: bool, progress: Progress) -
     Returns its counts, how many pages were found damaged, and the first of them. Raises PoolError, OSError.
     """
     identity, counters = _finished(pool_path, "saved")
-    with closing(open_device(_config(pool_path, identity, counters))) as served:
+    with _saying_if_away(pool_path), closing(open_device(_config(pool_path, identity, counters))) as served:
         now, counters = _look(pool_path)
         assert now
         header = SaveHeader(
@@ -99,11 +111,14 @@ def restore(pool_path: Path, reader: Reader, *, force: bool, progress: Progress)
     """
     identity, counters = _finished(pool_path, "restored")
     header = reader.header
-    with ExitStack() as owned, ExitStack() as undo:
+    with _saying_if_away(pool_path), ExitStack() as owned, ExitStack() as undo:
         # As a durable device it would have to begin with all of its zeros in the file.
         config = replace(_config(pool_path, identity, counters), durable=False)
         parts = find_parts(config, _ROOT, owned, undo, lambda _: None)
         _check_fits(parts, header, force=force)
+        if parts.backing and parts.backing.away:
+            raise parts.backing.away
+        parts.open_overflow(owned, undo)  # of which nothing may be left
         parts.make_pool(undo, State.ZERO if header.whole and identity.has_file else State.INDEX)
         undo.pop_all()
         parts.keep_lease(owned)

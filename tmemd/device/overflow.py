@@ -112,12 +112,14 @@ def _leave_link(path: Path, bitmap: Path, undo: ExitStack) -> None:
 def check_left(bitmap: Path, path: Path | None) -> None:
     """Forget the overflow file that the device had before, if that is not *path* and is empty. Raises PoolError."""
     link = _link_beside(bitmap)
-    if not link.is_symlink() or (before := link.readlink()) == path:
+    if not link.is_symlink():
         return
-    if not before.exists():
+    if not (before := link.readlink()).exists():
         raise PoolError(
             f"{before}: pages may be in this overflow file, which is gone: restore it; if it was empty, remove {link}"
         )
+    if before == path:
+        return
     if count := _count(before):
         raise PoolError(f"{before}: {count} pages are in this overflow file: serve with overflow={before} until they"
                         " are written back ('tmemctl show' counts them)")  # fmt: skip

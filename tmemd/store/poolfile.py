@@ -9,6 +9,7 @@ pwrite: a process that does not serve the device never maps the file, for a trun
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -59,6 +60,13 @@ class PoolError(Exception):
 
 class AwayError(PoolError):
     """The NBD server that has a device's file cannot be reached, or not used: it may be back in a moment."""
+
+
+# How work that needs the file fails where only that is wrong.
+AWAY: Final = {
+    errno.ETIMEDOUT: "the server that has its file did not answer in time",
+    errno.EAGAIN: "the server that has its file went away and came back each time, and may have forgotten pages",
+}
 
 
 def is_name(name: str) -> bool:

@@ -20,7 +20,7 @@ import msgspec
 from crc32c import crc32c
 
 from tmemd.binding import _core
-from tmemd.store.poolfile import NAME_PATTERN, PoolError
+from tmemd.store.poolfile import AWAY, NAME_PATTERN, AwayError, PoolError
 
 MAGIC: Final = b"TMEMSAVE"
 VERSION: Final = 1
@@ -91,11 +91,17 @@ def write(core: _core.Device, header: SaveHeader, file: RawIOBase, progress: Pro
     return counts, saving.damaged, saving.first_damaged
 
 
+def _failure(what: str, error: OSError, hint: str = "") -> PoolError:
+    if error.errno in AWAY:
+        return AwayError(f"{what}: {AWAY[error.errno]}")
+    return PoolError(f"{what}: {error.strerror}{hint}")
+
+
 def _fill(saving: _core.Saving, buffer: memoryview) -> int:
     try:
         return saving.fill(buffer)
     except OSError as error:
-        raise PoolError(f"page {saving.page} cannot be read: {error.strerror}") from None
+        raise _failure(f"page {saving.page} cannot be read", error) from None
 
 
 def _write_all(file: RawIOBase, data: bytes | memoryview) -> None:
@@ -173,10 +179,11 @@ class Reader:
             page, at = restoring.page, self._begun + restoring.taken
             if error.errno == errno.EBADMSG:
                 raise PoolError(f"{self._where} is damaged at page {page}, in the record at byte {at}") from None
-            reason = "it was lost, and a device without a backing file cannot keep that in mind"
-            if error.errno != errno.ENOTSUP:
-                reason = f"{error.strerror}: give the pool more room, or a backing file"
-            raise PoolError(f"page {page} cannot be restored: {reason}") from None
+            what = f"page {page} cannot be restored"
+            if error.errno == errno.ENOTSUP:
+                reason = "it was lost, and a device without a backing file cannot keep that in mind"
+                raise PoolError(f"{what}: {reason}") from None
+            raise _failure(what, error, ": give the pool more room, or a backing file") from None
 
     def _end(self, restoring: _core.Restoring, rest: bytes) -> Counts:
         size = _HEAD.size + _COUNTS.size
