@@ -151,10 +151,10 @@ static int move_to_file(struct demotion *demotion, struct batch *batch, uint32_t
     struct tm_device *device = demotion->device;
     uint64_t first = batch->first + start;
     uint32_t granted = count_writes(demotion, n);
-    int error = granted
-                    ? file_write(&device->file, first, granted,
-                                 batch->content + (size_t)start * TM_PAGE, state_is_durable(device))
-                    : 0;
+    bool through = state_any_written_through(device, first, granted);
+    int error = granted ? file_write(&device->file, first, granted,
+                                     batch->content + (size_t)start * TM_PAGE, through)
+                        : 0;
     bool locked = !error && overwrite_lock_pages(device, first, n) == 0;
     if (!locked) {
         stats_sub(&device->counters->demotion_writes, granted);

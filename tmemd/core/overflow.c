@@ -236,6 +236,16 @@ int overflow_write_back(struct overflow *overflow)
     return error;
 }
 
+/* Bits that a process has left which was killed before it could sync them, or failed to: what is
+ * written is dirty again. */
+static int make_durable(struct overflow *overflow)
+{
+    struct store *local = &overflow->local.store;
+    int error = local->ops->write(local, BITS_OFFSET, bits_bytes(overflow->pages),
+                                  (const void *)overflow->bits, false);
+    return error ? error : local->ops->sync(local);
+}
+
 static int map_bits(struct overflow *overflow)
 {
     uint64_t bytes = bits_bytes(overflow->pages);
@@ -246,7 +256,7 @@ static int map_bits(struct overflow *overflow)
     overflow->bits = bits;
     for (uint64_t page = 0; page < overflow->pages; page++)
         overflow->count += is_here(overflow, page);
-    return 0;
+    return make_durable(overflow);
 }
 
 int overflow_new(struct remote *remote, int fd, uint64_t pages, struct overflow **made)

@@ -66,7 +66,7 @@ static int mark(struct tm_device *device, struct overwrite *run, uint64_t *befor
 
 static int write_run(struct tm_device *device, const struct overwrite *run)
 {
-    bool through = state_is_written_through(device, run->first);
+    bool through = state_any_written_through(device, run->first, run->n);
     bool synced = !state_is_durable(device) && state_any_by_blkid(device, run->first, run->n);
     int error = run->content ? file_write(&device->file, run->first, run->n, run->content, through)
                              : file_zero(&device->file, run->first, run->n, run->punch, through);

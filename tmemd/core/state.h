@@ -165,6 +165,14 @@ static inline bool state_all_by_blkid(const struct tm_device *device, uint64_t f
     return true;
 }
 
+/* Whether any of n pages is written through. */
+static inline bool state_any_written_through(const struct tm_device *device, uint64_t first,
+                                             uint32_t n)
+{
+    return state_has_file(device) &&
+           (state_mode(device) != STATE_WRITE_BACK || state_any_by_blkid(device, first, n));
+}
+
 /* How many of n neighbours, at most TM_RUN_MAX, are written through, or not, as `page` is. */
 static inline uint32_t state_alike_run(const struct tm_device *device, uint64_t page, uint64_t n)
 {
