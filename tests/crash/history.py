@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import enum
 import random
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from tests.support.content import PAGE, content
 from tests.support.harness import MIB
 
 SIZE = 96 * MIB
-# Pages at both ends of several regions of the bitmap, so that some regions are clean while others are not.
+# Pages at both ends of regions of the bitmap, so that some regions are clean while others are not, and some of which
+# half are written through: requests for these are several runs.
 NEIGHBOURS = 16
-PAGES = [first + n for first in (0, 8192 - 8, 16384 - 8, SIZE // PAGE - 16) for n in range(NEIGHBOURS)]
+PAGES = [first + n for first in (0, 8192 - 8, SIZE // PAGE - 128 - 8, SIZE // PAGE - 16) for n in range(NEIGHBOURS)]
 
 
 class Act(enum.IntEnum):
@@ -34,22 +36,25 @@ class Act(enum.IntEnum):
     SERVER_GOES = 12  # and comes back when it is told to
     SERVER_COMES = 13
     LOOK_AFTER = 14  # the device connects again, and writes back what lies in the overflow file
+    DISK_FULL = 15  # that of this host: what its files have no blocks for cannot be written
+    DISK_FREED = 16
 
 
 _WEIGHTS = {
     Act.WRITE: 40, Act.PART: 6, Act.TRIM: 6, Act.ZERO: 6, Act.FLUSH: 8, Act.DEMOTE: 5, Act.DRAIN: 3, Act.FREEZE: 5,
-    Act.THAW: 5, Act.CACHE: 3, Act.REATTACH: 2, Act.READ: 12,
+    Act.THAW: 5, Act.CACHE: 3, Act.REATTACH: 2, Act.READ: 12, Act.DISK_FULL: 2, Act.DISK_FREED: 4,
 }  # fmt: skip
 _FAR_WEIGHTS = _WEIGHTS | {Act.SERVER_GOES: 4, Act.SERVER_COMES: 20, Act.LOOK_AFTER: 6}
 _CHANGES = {Act.WRITE, Act.PART, Act.TRIM, Act.ZERO}
-_BESIDE_WRITERS = {Act.FLUSH, Act.DEMOTE, Act.DRAIN}
+_BESIDE_WRITERS = {Act.FLUSH, Act.DEMOTE, Act.DRAIN, Act.REATTACH}
 
 
 @dataclass(frozen=True)
 class Step:
     """One step; a request is for *length* bytes at *offset*, and leaves *data* there if it is to change them.
 
-    A FLUSH, DEMOTE or DRAIN with data is one beside which another thread writes that data, at least once.
+    A FLUSH, DEMOTE or DRAIN with data is one beside which another thread writes that data, at least once. Before a
+    REATTACH writes of its data are sent by the virtio door; by another it has none.
     """
 
     act: Act
@@ -67,6 +72,11 @@ class Step:
     def changes(self) -> range:
         """The pages it changes."""
         return self.pages if self.data else range(0)
+
+    @property
+    def is_many(self) -> bool:
+        """Whether it is several requests."""
+        return bool(self.data) and self.act not in _CHANGES
 
     @property
     def is_whole_write(self) -> bool:
@@ -95,14 +105,15 @@ def zero(page: int, count: int = 1, *, act: Act = Act.ZERO, fua: bool = False) -
     return Step(act, page * PAGE, count * PAGE, bytes(count * PAGE), fua)
 
 
-def history(seed: int, steps: int, *, far: bool = False) -> list[Step]:
-    """*steps* steps; the same for the same arguments. *far*: a server has the file."""
+def history(seed: int, steps: int, *, far: bool = False, vhost: bool = False) -> list[Step]:
+    """*steps* steps; the same for the same arguments. *far*: a server has the file; *vhost*: by the virtio door."""
     rng, weights = random.Random(seed), _FAR_WEIGHTS if far else _WEIGHTS
     acts = rng.choices(list(weights), list(weights.values()), k=steps)
-    return [_step(rng, act, version) for version, act in enumerate(acts, 1)]
+    beside = _BESIDE_WRITERS if vhost else _BESIDE_WRITERS - {Act.REATTACH}
+    return [_step(rng, act, version, beside) for version, act in enumerate(acts, 1)]
 
 
-def _step(rng: random.Random, act: Act, version: int) -> Step:
+def _step(rng: random.Random, act: Act, version: int, beside_writers: Set[Act]) -> Step:
     at = rng.randrange(len(PAGES))
     if rng.random() < 0.1:
         at = 0
@@ -116,7 +127,7 @@ def _step(rng: random.Random, act: Act, version: int) -> Step:
     if act is Act.PART:
         whole, cut = write(page, version, count), rng.randrange(1, PAGE)
         return Step(act, whole.offset + cut, whole.length - cut, whole.data[cut:], fua)
-    if act in _BESIDE_WRITERS and rng.random() < 0.3:
+    if act in beside_writers and rng.random() < 0.3:
         return replace(write(page, version, count), act=act)
     return Step(act, page * PAGE, count * PAGE)
 
@@ -138,8 +149,8 @@ def faults(rng: random.Random, *, failures: bool, first: int = 0, far: bool = Fa
 
 
 def server_faults(rng: random.Random, *, failures: bool) -> str:
-    """The same for a server that has a device's file: it is killed, hangs, cuts connections, and fails."""
-    plan = [f"{_moment(rng)}{rng.choice('cabsABSH')}" for _ in range(2)]
+    """The same for a server that has a device's file: it is killed, hangs, cuts connections, is slow, and fails."""
+    plan = [f"{_moment(rng)}{rng.choice('cabsABSHl')}" for _ in range(2)]
     if failures and rng.random() < 0.5:
         plan += [f"{_moment(rng)}f" for _ in range(rng.randint(1, 3))]
     return " ".join(plan)

@@ -3,7 +3,7 @@
 
 Requests are calls of the core, or come by the virtio door.
 
-As a program: lives what it reads from its input (a Birth), and tells crash/recorder.c of each step how it ended, and
+As a program: has a process live each Birth that it is sent, which tells crash/recorder.c of each step how it ended, and
 what was read. It ends with FAILED_TO_OPEN when the device cannot be opened.
 """
 
@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import pickle
+import os
+import signal
 import sys
 import threading
+import traceback
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,7 +29,7 @@ from tests.crash.history import NEIGHBOURS, PAGES, Act, Step
 from tests.crash.setting import Setting
 from tests.support.content import PAGE
 from tests.support.harness import MIB, Control
-from tests.support.vhost.disk import SECTOR, Disk
+from tests.support.vhost.disk import SECTOR, Disk, Pending
 from tmemd.binding import _core
 from tmemd.device.config import MAX_LEASE
 from tmemd.device.lease import Clock, Keeper
@@ -35,8 +38,10 @@ from tmemd.device.vhost import VhostDoor
 from tmemd.store.poolfile import PoolError
 
 FAILED_TO_OPEN = 3
+PR_SET_PDEATHSIG = 1
 FUA = 2  # nbdkit's flag
 MOST_WRITES = 20  # beside one step
+PATIENCE = 1e6  # seconds of the fast clock of recorder.c, with the virtio door
 
 
 def open_life(setting: Setting, files: Path, pools: Path, boot: uuid.UUID, uri: str = "") -> ServedDevice:
@@ -116,9 +121,10 @@ class Birth:
     pools: Path
     boot: uuid.UUID
     uri: str
-    calls: int  # the descriptor of a connection by which a server is sent away and called back
+    full: Path  # is there while there is no room on the disk
     look: bool  # read all pages first
     steps: list[Step]
+    calls: int = -1  # the descriptor of a connection by which a server is sent away and called back
 
     def open(self) -> ServedDevice:
         """The device."""
@@ -132,17 +138,21 @@ class Life:
         self._birth = birth
         self._calls = Connection(birth.calls)
         self._recorder = ctypes.CDLL(None)
+        self._disk: Disk | None = None
+        self._sent: list[Pending] = []
         self._open()
 
     def _open(self) -> None:
         self._served = served = self._birth.open()
-        self._disk: Disk | None = None
         if self._birth.setting.vhost:
             socket = self._birth.pools / "vhost.sock"
             self._recorder.record_threads(1)
             self._door = VhostDoor(socket, served.core, served.config, served.clients)
             self._door.start(print)
-            self._disk = Disk(socket)
+            if self._disk:
+                self._disk.reconnect()
+            else:
+                self._disk = Disk(socket, deadline=PATIENCE)
             self._recorder.record_threads(0)
 
     def live(self) -> None:
@@ -152,8 +162,7 @@ class Life:
         self.mark(0, 0)
         for number, step in enumerate(self._birth.steps, 1):
             if step.act is Act.REATTACH:
-                self.close()
-                self._open()
+                self._reattach(step)
             self.mark(number, self._error_of(step))
 
     def _error_of(self, step: Step) -> int:
@@ -164,6 +173,14 @@ class Life:
         except nbd.Error as error:
             return int(error.errnum)
         return 0
+
+    def _reattach(self, step: Step) -> None:
+        """As if it were a new process, while what a guest has sent by the virtio door is under way."""
+        if self._disk:
+            starts = range(0, len(step.data), PAGE)
+            self._sent = [self._disk.submit_write(step.data[at : at + PAGE], step.offset + at) for at in starts]
+        self._close_device()
+        self._open()
 
     def mark(self, number: int, failed: int) -> None:
         """Record that this step is done; 0 is to have opened."""
@@ -184,6 +201,10 @@ class Life:
         elif step.act in (Act.SERVER_GOES, Act.SERVER_COMES):
             self._calls.send(step.act)
             self._calls.recv()
+        elif step.act in (Act.DISK_FULL, Act.DISK_FREED):
+            self._fill(step.act is Act.DISK_FULL)
+        elif step.act is Act.REATTACH:
+            self._await_sent()
         elif step.act is Act.LOOK_AFTER:
             assert self._served.watch
             self._served.watch.look(lambda _: None)
@@ -191,6 +212,12 @@ class Life:
             self._do_beside_writer(step)
         else:
             self._do(step)
+
+    def _fill(self, full: bool) -> None:
+        if full:
+            self._birth.full.touch()
+        else:
+            self._birth.full.unlink(missing_ok=True)
 
     def _do(self, step: Step) -> None:
         if self._disk and step.act in (Act.WRITE, Act.PART, Act.TRIM, Act.ZERO, Act.FLUSH):
@@ -213,10 +240,9 @@ class Life:
                 _core.flush(core, 0)
             case Act.DEMOTE:
                 core.demote(MIB)
-            case Act.DRAIN:
-                core.drain()
             case _:
-                assert step.act is Act.REATTACH
+                assert step.act is Act.DRAIN
+                core.drain()
 
     def _do_beside_writer(self, step: Step) -> None:
         written, done = threading.Event(), threading.Event()
@@ -245,23 +271,71 @@ class Life:
         if failures:
             raise failures[-1]
 
+    def _await_sent(self) -> None:
+        """All of it, whatever fails."""
+        failures = []
+        while self._disk and self._sent:
+            try:
+                self._disk.wait(self._sent.pop())
+            except nbd.Error as error:
+                failures.append(error)
+        if failures:
+            raise failures[-1]
+
     def close(self) -> None:
         """End it."""
         if self._disk:
             self._disk.shutdown()
+        self._close_device()
+
+    def _close_device(self) -> None:
+        if self._disk:
             self._door.close()
+            del self._door
         self._served.close()
         del self._served  # what is mapped keeps the lock of its file
 
 
-def main() -> None:
+def _end(birth: Birth) -> int:
+    """Live it all; returns the exit status."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        life = Life(pickle.load(sys.stdin.buffer))
+        life = Life(birth)
         life.live()
+        life.close()
     except PoolError as error:
         print(f"life: {error}", file=sys.stderr)
-        sys.exit(FAILED_TO_OPEN)
-    life.close()
+        return FAILED_TO_OPEN
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Fork a process for each Birth that comes by the connection of that descriptor, with its calls and environment.
+
+    Tells its number, and its exit status when it has ended; its number is free when somebody has said so.
+    """
+    asks = Connection(int(sys.argv[1]))
+    while True:
+        try:
+            birth, environment = asks.recv()
+        except EOFError:
+            return
+        calls = recv_handle(asks)
+        pid = os.fork()
+        if not pid:
+            asks.close()
+            os.environ.update(environment)
+            os._exit(_end(replace(birth, calls=calls)))
+        os.close(calls)
+        asks.send(pid)
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert ended
+        asks.send(ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status)
+        asks.recv()
+        os.waitpid(pid, 0)
 
 
 if __name__ == "__main__":

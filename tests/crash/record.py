@@ -18,17 +18,27 @@ def build_recorder(directory: Path) -> Path:
 
 
 def recording(
-    library: Path, below: Path, record: Path, faults: str = "", *, away: Path | None = None, threads: bool = False
+    library: Path,
+    below: Path,
+    record: Path,
+    faults: str = "",
+    *,
+    away: Path | None = None,
+    full: Path | None = None,
+    threads: bool = False,
 ) -> dict[str, str]:
     """An environment in which changes of files below *below* are recorded to *record*, with *faults* (recorder.c).
 
-    *away*: the file that is there while a server is away. *threads*: they are started in spite of faults.
+    *away*: the file that is there while a server is away; *full*: that while there is no room on the disk. *threads*:
+    they are started in spite of faults.
     """
     variables = {
         "LD_PRELOAD": str(library), "RECORD_BELOW": str(below), "RECORD_TO": str(record), "RECORD_FAULTS": faults,
     }  # fmt: skip
     if away:
         variables["RECORD_AWAY"] = str(away)
+    if full:
+        variables["RECORD_FULL"] = str(full)
     if threads:
         variables["RECORD_THREADS"] = "yes"
     return os.environ | variables

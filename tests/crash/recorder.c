@@ -11,10 +11,13 @@
  *
  * $RECORD_FAULTS says what goes wrong, as in "12f 13f 40b": operations count from 0, and 'b' is
  * SIGKILL before that operation, 'a' SIGKILL after it, 's' SIGKILL before the next sync, 'f'
- * failure with EIO. A write or a zeroing that fails has changed some of its sectors nevertheless.
- * What is sent on a socket is an operation, too: 'c' sends half of it and cuts the connection. An
- * upper case letter makes the file $RECORD_AWAY first; 'H' that, and stops all operations for as
- * long as it is there.
+ * failure with EIO, 'e' that of the next sync. A write or a zeroing that fails has changed some of
+ * its sectors nevertheless. What is sent on a socket is an operation, too: 'c' sends half of it and
+ * cuts the connection. An upper case letter makes the file $RECORD_AWAY first; 'H' that, and stops
+ * all operations for as long as it is there. 'l' makes $RECORD_AWAY.late, and holds the next change
+ * back for as long.
+ *
+ * While $RECORD_FULL is there nothing gets blocks that has none.
  *
  * With any faults threads cannot be started, so that the numbers mean the same each time; those
  * that serve one request after the other do no harm, and record_threads(1) or $RECORD_THREADS lets
@@ -54,6 +57,10 @@ enum operation {
     RENAME,
     SENT,
     AWAY,
+    BACK, /* this and the next are not ours */
+    FORGOT,
+    HELD,
+    LATE,
 };
 enum fault {
     NONE = 0,
@@ -61,8 +68,10 @@ enum fault {
     KILL_AFTER = 'a',
     KILL_AT_SYNC = 's',
     FAIL = 'f',
+    FAIL_AT_SYNC = 'e',
     CUT = 'c',
-    HANG = 'h'
+    HANG = 'h',
+    LATE_CHANGE = 'l'
 };
 enum { SECTOR = 512, STRETCH = 12, FAST = 4, VERY_FAST = 400, SLICE_MS = 5 };
 
@@ -76,7 +85,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static FILE *record;
 static atomic_int threads_allowed;
 static atomic_bool hung;
-static bool kill_at_sync, sync_failed;
+static bool kill_at_sync, fail_at_sync, late_change, sync_failed;
 
 /* The one file that is mapped to be changed, and what is recorded of it. */
 static struct {
@@ -196,6 +205,8 @@ static void count(struct recorded *this)
     if (this->fault == KILL_BEFORE)
         die();
     kill_at_sync |= this->fault == KILL_AT_SYNC;
+    fail_at_sync |= this->fault == FAIL_AT_SYNC;
+    late_change |= this->fault == LATE_CHANGE;
     if (this->fault != HANG)
         return;
     atomic_store(&hung, true);
@@ -249,6 +260,37 @@ static void end(const struct recorded *this, bool done, enum operation operation
     unlock_record();
 }
 
+/* A change waits, if it is to be late, and what comes after it goes ahead. */
+static void be_late(const struct recorded *this)
+{
+    char path[4096];
+
+    if (!this->is || !late_change)
+        return;
+    late_change = false;
+    append(HELD, this->path, 0, 0, NULL);
+    unlock_record();
+    snprintf(path, sizeof path, "%s.late", getenv("RECORD_AWAY"));
+    close(open(path, O_CREAT | O_CLOEXEC, 0600));
+    while (access(path, F_OK) == 0)
+        usleep(1000);
+    lock_record();
+    append(LATE, this->path, 0, 0, NULL);
+}
+
+/* Of a full disk, on which only what has blocks can be written. */
+static ssize_t write_blocks(int fd, const void *data, size_t length, off_t offset)
+{
+    const char *full = getenv("RECORD_FULL");
+    bool is_full = full && access(full, F_OK) == 0;
+    off_t hole = is_full ? lseek(fd, offset, SEEK_HOLE) : -1;
+
+    if (!is_full || hole >= offset + (off_t)length)
+        return REAL(pwrite)(fd, data, length, offset);
+    errno = ENOSPC;
+    return hole > offset ? REAL(pwrite)(fd, data, (size_t)(hole - offset), offset) : -1;
+}
+
 /* Write some stretches of sectors of it, zeros without data, and fail. */
 static int tear(const struct recorded *this, int fd, const uint8_t *data, off_t offset,
                 off_t length)
@@ -276,8 +318,11 @@ ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
 
     if (this.fault == FAIL)
         return tear(&this, fd, data, offset, (off_t)length);
-    ssize_t done = REAL(pwrite)(fd, data, length, offset);
+    be_late(&this);
+    ssize_t done = (this.is ? write_blocks : REAL(pwrite))(fd, data, length, offset);
+    int error = errno;
     end(&this, done > 0, WRITE, offset, done, data);
+    errno = error;
     return done;
 }
 ssize_t pwrite64(int fd, const void *data, size_t length, off_t offset)
@@ -289,7 +334,8 @@ static int synced(int fd, int (*call)(int))
 
     if (this.is && kill_at_sync)
         die();
-    if (this.fault == FAIL) {
+    if (this.is && (this.fault == FAIL || fail_at_sync)) {
+        fail_at_sync = false;
         sync_failed = true;
         end(&this, true, SYNC_FAILED, 0, 0, NULL);
         errno = EIO;
@@ -332,6 +378,7 @@ int fallocate(int fd, int mode, off_t offset, off_t length)
 
     if (this.fault == FAIL && allocation(mode) == PUNCH)
         return tear(&this, fd, NULL, offset, length);
+    be_late(&this);
     if (this.is && mode & FALLOC_FL_ZERO_RANGE) /* which tmpfs does not know */
         mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
     int result = REAL(fallocate)(fd, mode, offset, length);
@@ -462,10 +509,10 @@ int clock_gettime(clockid_t id, struct timespec *now)
     return 0;
 }
 
-/* Of the core's connections, which look at the clock again. */
+/* Of the core's connections, which look at the clock again, each second at least. */
 int poll(struct pollfd *fds, nfds_t n, int timeout)
 {
-    bool shorter = n == 2 && timeout > SLICE_MS && getenv("RECORD_AWAY");
+    bool shorter = n == 2 && timeout > SLICE_MS && timeout <= 1000 && getenv("RECORD_AWAY");
     return REAL(poll)(fds, n, shorter ? SLICE_MS : timeout);
 }
 

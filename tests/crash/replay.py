@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import enum
 import fcntl
+import os
 import pickle
 import random
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO
@@ -43,6 +45,8 @@ class Operation(enum.IntEnum):
     AWAY = 11  # a server goes, or hangs
     BACK = 12  # and is there again; this and the next a world notes itself
     FORGOT = 13  # the file's host died: this is what the file is now
+    HELD = 14  # a change of the file is held back
+    LATE = 15  # it is made: the next entry
 
 
 _WITH_DATA = {Operation.WRITE, Operation.FOUND, Operation.RENAME, Operation.FORGOT}
@@ -82,13 +86,18 @@ def read(record: Path) -> list[Entry]:
         return list(parse(file.read()))
 
 
+@cache
+def _path(name: bytes) -> Path:
+    return Path(name.decode())
+
+
 def parse(record: bytes) -> Iterator[Entry]:
     """The operations of a record, in order."""
     at = 0
     while at < len(record):
         number, path_length, offset, length = _ENTRY.unpack_from(record, at)
         at += _ENTRY.size
-        path = Path(record[at : at + path_length].decode())
+        path = _path(record[at : at + path_length])
         at += path_length
         operation = Operation(number)
         data = record[at : at + length] if operation in _WITH_DATA else b""
@@ -147,11 +156,12 @@ class File:
         if new.strip(b"\0"):
             self.sectors[sector] = new
 
-    def write_to(self, path: Path) -> None:
-        """Make a sparse file of it, closed to others as ours are."""
+    def write_to(self, path: Path, reserved: range = range(0)) -> None:
+        """Make a sparse file of it, closed to others as ours are. The *reserved* bytes have blocks even if zeros."""
         path.touch(0o600)
         with path.open("wb") as file:
             file.truncate(self.size)
+            os.pwrite(file.fileno(), bytes(len(reserved)), reserved.start)
             for start, data in self._runs():
                 file.seek(start)
                 file.write(data[: max(0, self.size - start)])

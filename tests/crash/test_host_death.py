@@ -35,9 +35,8 @@ KINDS = {
 
 
 def setting_of(kind: str, seed: int) -> Setting:
-    """Half of the histories have each of these; requests come by the virtio door only where the file is a local one."""
-    kept = KINDS[kind]
-    setting = replace(kept, vhost=(seed + 1) // 2 % 2 == 1 and not kept.far, fua=seed % 3 != 0)
+    """Half of the histories have each of these."""
+    setting = replace(KINDS[kind], vhost=(seed + 1) // 2 % 2 == 1, fua=seed % 3 != 0)
     if setting.source:
         return setting
     return replace(setting, lost_zero=seed % 2 == 1, inside=seed // 2 % 2 == 1 and not setting.overflow)
@@ -49,7 +48,7 @@ def live_and_die(world: World, seed: int) -> None:
     if far or world.setting.source:
         world.live([])  # of a disk that was there before, only a start that came through makes a device
     for boot in range(BOOTS):
-        steps = history(seed * BOOTS + boot, STEPS, far=far)
+        steps = history(seed * BOOTS + boot, STEPS, far=far, vhost=world.setting.vhost)
         first = 0 if boot else CREATION
         for life in range(2 * MOST_LIVES):
             plan = faults(world.rng, failures=world.failures, first=first, far=far) if life < MOST_LIVES else ""

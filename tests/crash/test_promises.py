@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.crash.history import PAGES, Act, Step, zero
+from tests.crash.history import PAGES, SIZE, Act, Step, zero
 from tests.crash.replay import SECTOR, Entry, Operation
 from tests.crash.setting import BACKING, OVERFLOW, Setting
 from tests.crash.truth import Kind
@@ -18,6 +20,7 @@ from tmemd.store import poolfile
 
 ANY = 8184  # a page like most, near the end of its region
 FIRST = 0  # a page that is written through
+BORDER = SIZE // PAGE - 128  # from here on all are; before it none
 MANY = 16  # outcomes of each host death: what may be missing has been missing
 
 
@@ -69,7 +72,7 @@ class Scene:
         for steps in lives[:-1]:
             rehearsal.live(steps, of_server="")
             rehearsal.host_dies()
-        rehearsal.live(lives[-1], "1000000f", of_server="")
+        rehearsal.live(lives[-1], of_server="")
         number = done = 0
         for entry in rehearsal.entries:
             if entry.operation is Operation.MARK:
@@ -264,17 +267,29 @@ def test_a_durable_device_flushes_on_when_a_server_without_fua_is_back(pools: Pa
         assert world.truth.steps[Act.FLUSH, True] == 1
 
 
+# Its numbers of operations are the same each time up to the first BACK.
 AWAY, BACK, LOOK = (Step(act) for act in (Act.SERVER_GOES, Act.SERVER_COMES, Act.LOOK_AFTER))
+FULL, FREED = (Step(act) for act in (Act.DISK_FULL, Act.DISK_FREED))
 
 
 def test_what_was_written_back_from_an_overflow_file_does_not_return_after_a_failed_sync(pools: Path) -> None:
     steps = [AWAY, write(ANY, 1), BACK, LOOK, write(ANY, 2), FLUSH]
     with Scene(pools, Setting(far=True, overflow=True, durable=True)) as scene:
         world = scene.world()
-        world.live(steps, f"{scene.number_of(Operation.SYNC, OVERFLOW, 4, steps)}f", of_server="")
+        world.live(steps, f"{scene.number_of(Operation.SYNC, OVERFLOW, 2, steps) + 2}e", of_server="")
         assert world.truth.steps[Act.FLUSH, False] == 1
         world.live([FLUSH], of_server="")
         assert world.truth.steps[Act.FLUSH, False] == 2
+        world.judge(MANY)
+
+
+def test_a_bit_of_an_overflow_file_that_was_not_synced_is_not_trusted_after_a_kill(pools: Path) -> None:
+    steps = [AWAY, write(FIRST, 1), BACK, LOOK]
+    with Scene(pools, Setting(far=True, overflow=True)) as scene:
+        world = scene.world()
+        world.live(steps, f"{scene.number_of(Operation.SYNC, OVERFLOW, 2, steps) + 2}s", of_server="")
+        assert world.ends == {-signal.SIGKILL: 1}
+        world.live([write(FIRST, 2)], of_server="")
         world.judge(MANY)
 
 
@@ -285,3 +300,85 @@ def test_what_an_overflow_file_failed_to_sync_for_another_page_is_not_taken_to_b
         world.live(steps, f"{scene.number_of(Operation.SYNC, OVERFLOW, 5, steps)}f", of_server="")
         world.live([DRAIN], of_server="")
         assert world.truth.steps[Act.DRAIN, False] == 1
+
+
+def test_a_write_with_fua_that_is_refused_half_way_leaves_each_page_old_or_new(write_back: Scene) -> None:
+    before, after = write(BORDER - 4, 1, 8), replace(write(BORDER - 4, 2, 8), fua=True)
+    steps = [before, DRAIN, FREEZE, after]
+    spill = write_back.number_of(Operation.WRITE, BACKING, 4, steps)  # the rest is another run
+    world = write_back.world()
+    world.live(steps, f"{spill + 1}f")
+    assert world.truth.steps[Act.WRITE, False] == 1
+    world.live([DRAIN], look=True)
+    world.host_dies()
+    world.live([])
+
+
+def test_a_durable_write_with_fua_that_is_refused_half_way_leaves_each_page_old_or_new(durable: Scene) -> None:
+    pages, cut = write(ANY, 2, 4), PAGE // 2
+    part = Step(Act.PART, pages.offset + cut, pages.length - cut, pages.data[cut:], fua=True)
+    steps = [write(ANY, 1, 4), FLUSH, part]
+    first_page = durable.number_of(Operation.WRITE, BACKING, 3, steps)
+    world = durable.world()
+    world.live(steps, f"{first_page + 1}f")
+    assert world.truth.steps[Act.PART, False] == 1
+    world.live([FLUSH], look=True)
+    world.host_dies()
+    world.live([])
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["write-back", "durable"])
+def test_a_full_disk_fails_what_has_no_blocks_and_nothing_else(pools: Path, durable: bool) -> None:
+    steps = [
+        write(ANY, 1, 2), DRAIN, FREEZE, FULL, write(ANY, 2, 2), read(ANY, 2), write(ANY + 1, 3, 2), read(ANY, 3),
+        FREED, write(ANY + 1, 4, 2), FLUSH, read(ANY, 3),
+    ]  # fmt: skip
+    with Scene(pools, Setting(durable=durable)) as scene:
+        world = scene.world()
+        world.live(steps)
+        assert (world.truth.steps[Act.WRITE, True], world.truth.steps[Act.WRITE, False]) == (3, 1)
+        world.live([], look=True)
+
+
+def test_a_full_overflow_file_fails_what_it_has_no_blocks_for(pools: Path) -> None:
+    steps = [
+        AWAY, write(ANY, 1), FULL, write(ANY, 2), read(ANY), write(ANY + 1, 1), FREED, write(ANY + 1, 2), BACK, LOOK,
+        read(ANY, 2), FLUSH,
+    ]  # fmt: skip
+    with Scene(pools, Setting(far=True, overflow=True, durable=True)) as scene:
+        world = scene.world()
+        world.live(steps, of_server="")
+        assert (world.truth.steps[Act.WRITE, True], world.truth.steps[Act.WRITE, False]) == (3, 1)
+        assert world.truth.steps[Act.FLUSH, True] == 1
+        world.live([], look=True, of_server="")
+
+
+def test_what_is_written_through_is_durable_in_an_overflow_file_however_it_comes_there(pools: Path) -> None:
+    steps = [write(FIRST, 1, 8), AWAY, FULL, write(FIRST, 2, 8), FREED, DEMOTE]
+    with Scene(pools, Setting(far=True, overflow=True)) as scene:
+        world = scene.world()
+        world.live(steps, of_server="")
+        assert (world.truth.steps[Act.WRITE, False], world.truth.steps[Act.DEMOTE, True]) == (1, 1)
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_planned_end_amid_requests_leaves_them_to_the_next_process(pools: Path, is_away: bool) -> None:
+    pages = write(ANY, 1, 8)
+    end = replace(pages, act=Act.REATTACH)
+    steps = [FREEZE, LOOK, *[AWAY] * is_away, end, *[BACK] * is_away, read(ANY, 8)]
+    with Scene(pools, Setting(far=True, overflow=True, vhost=True)) as scene:
+        world = scene.world()
+        assert world.live(steps, of_server="") == []
+        assert world.truth.steps[Act.REATTACH, True] == 1
+
+
+def test_what_a_killed_process_had_asked_of_a_slow_server_is_never_taken_for_a_newer_page(pools: Path) -> None:
+    with Scene(pools, Setting(far=True, durable=True)) as scene:
+        world = scene.world()
+        world.live([write(ANY, 1), FLUSH], of_server="")
+        while not world.ends[-signal.SIGKILL]:
+            world.live([write(ANY, 2)], of_server="0l")
+        world.live([write(ANY, 3), read(ANY)])
+        assert Operation.LATE in {entry.operation for entry in world.entries}
+        world.live([DEMOTE, read(ANY)], of_server="")
+        world.judge(MANY)

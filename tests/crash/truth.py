@@ -18,6 +18,7 @@ from tmemd.binding import _core
 
 ZEROS = bytes(PAGE)
 _KNOWN = frozenset(PAGES)
+_WRITERS = {Act.FLUSH, Act.DEMOTE, Act.DRAIN, Act.LOOK_AFTER}  # of what was changed before
 
 
 def is_written_through(page: int) -> bool:
@@ -79,6 +80,10 @@ class Truth:
         self._unsynced: defaultdict[str, set[int]] = defaultdict(set)  # pages written in each file
         self._away = self._was_away = False  # the server is, or was during the step
         self._faulty = False  # whether anything was made to fail since the host booted
+        self._full = False  # this host's disk is
+        self._lives = 0
+        self._held = 0  # in which of them the server began to hold a change back
+        self._late = False  # the next change of its file is that, and of a process that was killed
         self._drained = False  # and unchanged since
         self._whole = True  # nothing was lost, of which the map would have to tell for ever
         self._reborn: set[int] = set()  # pages that nobody has read since the host died
@@ -86,13 +91,15 @@ class Truth:
         self.steps: Counter[tuple[Act, bool]] = Counter()  # and whether they were acknowledged
 
     def begin(self, steps: list[Step]) -> None:
-        """A process is to live these."""
-        self._steps = steps
+        """A process is to live these. There is room on the disk."""
+        self._steps, self._full = steps, False
+        self._lives += 1
 
     def end(self) -> None:
         """It has ended, whatever it was at."""
         if self._step:
-            self._attempt(self._step, failed=False)
+            some_failed = self._step.is_many and (self._faulty or self._full or self._was_away)
+            self._attempt(self._step, failed=some_failed)
         self._step = None
 
     def host_dies(self, *, server_too: bool = True) -> None:
@@ -116,7 +123,9 @@ class Truth:
             case Operation.FOUND:
                 self._found(entry.offset, entry.data or None)
             case Operation.WRITE | Operation.PUNCH:
-                self._unsynced[file] |= pages
+                self._change(entry)
+            case Operation.HELD | Operation.LATE:
+                self._hold(entry.operation)
             case Operation.SYNC:
                 self._unsynced.pop(file, None)
             case Operation.SYNC_FAILED:
@@ -125,10 +134,29 @@ class Truth:
                 self._fault(pages)
             case Operation.FORGOT:
                 self._may_fail(self._unsynced.pop(file, set()))
-            case Operation.AWAY:
-                self._away = self._was_away = True
-            case Operation.BACK:
-                self._away = False
+            case Operation.AWAY | Operation.BACK:
+                self._away = entry.operation is Operation.AWAY
+                self._was_away |= self._away
+
+    def _change(self, entry: Entry) -> None:
+        self._unsynced[entry.path.name] |= _pages(entry)
+        if self._late:
+            self._come_true(entry)
+
+    def _hold(self, operation: Operation) -> None:
+        self._late = operation is Operation.LATE and self._held < self._lives
+        self._held = self._lives
+
+    def _come_true(self, entry: Entry) -> None:
+        """What a process that was killed had asked for is done only now (docs/decisions/0019).
+
+        That is an I/O error as long as anybody knows what the page is.
+        """
+        self._late = False
+        for page in _pages(entry):
+            old, at = self._pages[page], page * PAGE - entry.offset
+            late = {entry.data[at : at + PAGE] or ZEROS}
+            self._pages[page] = Versions(old.now | late, old.acknowledged | late, old.flushed | late, may_fail=True)
 
     def _fault(self, pages: Set[int]) -> None:
         self._faulty = True
@@ -142,6 +170,9 @@ class Truth:
         if self._step:
             self._end_step(self._step, error=error)
         self._step = self._steps[number] if number < len(self._steps) else None
+        act = self._step.act if self._step else None
+        self._full |= act is Act.DISK_FULL
+        self._lives += act is Act.REATTACH
         self._was_away = self._away
         self._drained &= not (self._step and self._step.changes)
 
@@ -153,6 +184,8 @@ class Truth:
             )
             self._attempt(step, failed=True)
             return
+        if step.act is Act.DISK_FREED:
+            self._full = False
         if step.act is Act.FLUSH:
             for page, versions in self._pages.items():
                 self._pages[page] = replace(versions, flushed=versions.acknowledged)
@@ -168,6 +201,8 @@ class Truth:
         """Whether it may fail although no operation was made to."""
         if error == errno.EAGAIN and step.act is Act.DRAIN and self._setting.far:
             return True  # the server went and came back again and again meanwhile
+        if self._full and (step.changes or step.act in _WRITERS):
+            return True
         if self._was_away and not (self._setting.overflow and step.is_whole_write):
             return True
         if step.act is Act.DRAIN:

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import uuid
 from collections import Counter
 from functools import partial
@@ -18,17 +15,22 @@ from pathlib import Path
 
 from tests.crash import replay
 from tests.crash.far import FarHost
-from tests.crash.history import PAGES, Step, server_faults
+from tests.crash.history import PAGES, SIZE, Step, server_faults
 from tests.crash.life import FAILED_TO_OPEN, Birth, open_life, read_pages
-from tests.crash.record import build_recorder, recording
+from tests.crash.nursery import nursery, recorder
+from tests.crash.record import recording
 from tests.crash.replay import Disk, Entry, File, Operation
-from tests.crash.setting import BACKING, Setting
+from tests.crash.setting import BACKING, OVERFLOW, Setting
 from tests.crash.truth import Kind, Truth, describe, is_of_others
-from tests.support.harness import ROOT
-from tests.support.leftovers import dying_with_us
 from tests.support.remotes import Remote
 
-_NOT_JUDGED = {Operation.FOUND, Operation.SENT}
+_NOT_JUDGED = {Operation.FOUND, Operation.SENT, Operation.HELD, Operation.LATE}
+
+
+def _reserved(path: Path, size: int) -> range:
+    """Bytes of a file that are there from its making on: all but the pages."""
+    pages = {BACKING: range(SIZE), OVERFLOW: range(size - SIZE, size)}.get(path.name, range(0))
+    return range(pages.start) if pages.start else range(pages.stop, size)
 
 
 class World:
@@ -52,9 +54,10 @@ class World:
         self._afterlife, self._record, self._backing = base / "afterlife", base / "record", self._files / BACKING
         for path in (self._files, self._pools, self._afterlife):
             path.mkdir()
-        self._recording = partial(recording, build_recorder(base), self._files, self._record)
+        self._recording = partial(recording, recorder(), self._files, self._record)
         self._boot = uuid.uuid4()
         self._disk = Disk(self.rng)
+        self._full = base / "full"  # is there while there is no room on this host's disk
         self._born = False
         self._unsynced: set[Path] = set()
         self._far: FarHost | None = None
@@ -101,11 +104,12 @@ class World:
         It reads all pages first when told to *look*, or when nobody has since the host's death.
         """
         self._record.touch()
+        self._full.unlink(missing_ok=True)
         if self._far:
             self._far.failures = self.failures
             is_calm = self.truth.must_look or not self._born
             some = "" if is_calm else server_faults(self.rng, failures=self.failures)
-            self._far.start(some if of_server is None else of_server)
+            self._far.start_anew(some if of_server is None else of_server)
         status = self._run(steps, faults, look=look or self.truth.must_look)
         self.entries = replay.read(self._record)
         os.truncate(self._record, 0)  # a server has it open
@@ -119,32 +123,25 @@ class World:
 
     def _run(self, steps: list[Step], faults: str, *, look: bool) -> int:
         """Returns the exit status of the process; nothing that it began is under way any more."""
-        ours, theirs = multiprocessing.Pipe()
         uri = self._far.uri if self._far else ""
-        birth = Birth(self.setting, self._files, self._pools, self._boot, uri, theirs.fileno(), look, steps)
-        command = dying_with_us([sys.executable, "-m", "tests.crash.life"])
-        environment = self._recording(faults)
-        with (
-            subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, cwd=ROOT, pass_fds=[birth.calls]) as life,
-            ours,
-        ):
-            theirs.close()
-            assert life.stdin
-            pickle.dump(birth, life.stdin)
-            life.stdin.close()
+        birth = Birth(self.setting, self._files, self._pools, self._boot, uri, self._full, look, steps)
+        ours, theirs = multiprocessing.Pipe()
+        with ours:
+            with theirs:
+                nursery().begin(birth, theirs, self._recording(faults, full=self._full))
             if self._far:
-                self._far.attend(ours)
-            life.wait()
+                self._far.attend(ours, nursery().kill)
+            status = nursery().wait()
         if self._far:
             self._far.settle()
-        return life.returncode
+        return status
 
     def _check_end(self, status: int, faults: str) -> None:
         allowed = {0}
         failures = {Operation.TORN, Operation.SYNC_FAILED}
         if self._far or failures & {entry.operation for entry in self.entries}:
             allowed.add(FAILED_TO_OPEN)
-        if set(faults) & set("abs"):
+        if set(faults) & set("abs") or (self._far and self._far.has_killed):
             allowed.add(-signal.SIGKILL)
         self.ends[status] += 1
         assert status in allowed, f"the process ended with status {status}"
@@ -186,7 +183,7 @@ class World:
     def _write(self, files: dict[Path, File]) -> None:
         for path, file in files.items():
             if path != self._files:  # the directory was synced, too
-                file.write_to(path)
+                file.write_to(path, _reserved(path, file.size))
 
     def evict(self) -> None:
         """The page cache lets go of what it need not write, which a failed sync did not write either."""
