@@ -17,6 +17,7 @@ static struct tm_device *device;
 static unsigned n_reads, n_writes;
 static off_t unreadable; /* a block that no read may cover, unless 0 */
 static int failing;      /* writes that fail */
+static page_set refused; /* no put accepts these */
 static void (*in_between)(void);
 
 ssize_t pread(int fd, void *buffer, size_t length, off_t offset)
@@ -49,6 +50,15 @@ int __wrap_overwrite_run(struct tm_device *server, struct overwrite *run)
     if (meanwhile)
         meanwhile();
     return __real_overwrite_run(server, run);
+}
+
+bool __real_page_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean);
+bool __wrap_page_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean);
+bool __wrap_page_put(struct tm_device *server, uint64_t page, const uint8_t *content, bool clean)
+{
+    bool is_refused =
+        page >= FIRST && page < FIRST + N && refused & page_bit((uint32_t)(page - FIRST));
+    return !is_refused && __real_page_put(server, page, content, clean);
 }
 
 static uint64_t at(uint32_t i) { return (uint64_t)(FIRST + i) * TM_PAGE; }
@@ -154,6 +164,31 @@ static void test_what_has_changed_since_stays_so(void)
     check_all(4, 0);
 }
 
+static void overwrite_twice(void)
+{
+    uint64_t before = index_word(device, FIRST + 7);
+    write_one(7, 78);
+    write_one(7, 79);
+    CHECK(word_same_content(index_word(device, FIRST + 7), before)); /* for it lies there again */
+}
+
+/* The same, until its word is what the put had left. */
+static void test_what_has_changed_twice_stays_so(void)
+{
+    uint8_t content[TM_PAGE], expected[TM_PAGE];
+    uint64_t freed;
+    freeze(device, 0);
+    refused = pages_all(N) & ~page_bit(7);
+    in_between = overwrite_twice;
+    CHECK(write_all(9, 0) == 0);
+    refused = 0;
+    CHECK(tm_demote(device, UINT64_MAX, (struct tm_filter){0}, &freed) == 0);
+    CHECK(tm_read(device, content, TM_PAGE, at(7)) == 0);
+    fill(expected, 7, 79, 0);
+    CHECK(memcmp(content, expected, TM_PAGE) == 0);
+    freeze(device, 1);
+}
+
 /* What was put before a spill that fails stays as it is. */
 static void test_a_failed_spill(void)
 {
@@ -198,6 +233,7 @@ int main(void)
     test_far_apart_they_are_two();
     test_stored_pages_between_are_not_taken_from_the_file();
     test_what_has_changed_since_stays_so();
+    test_what_has_changed_twice_stays_so();
     test_a_failed_spill();
     test_demotion();
     tm_close(device);

@@ -34,17 +34,13 @@ static uint32_t crc_of(const uint8_t *content)
     return crc32c(0, content ? content : zeros, TM_PAGE);
 }
 
-static bool is_stored(const struct overwrite *run, uint32_t i)
-{
-    return run->stored && word_kind(run->stored[i]) != TM_FILE;
-}
+static bool is_stored(const struct overwrite *run, uint32_t i) { return run->stored & page_bit(i); }
 
-static bool is_wanted(const struct tm_device *device, const struct overwrite *run, uint32_t i)
+static bool is_wanted(struct tm_device *device, const struct overwrite *run, uint32_t i)
 {
-    uint64_t page = run->first + i;
     if (is_stored(run, i))
-        return word_same_content(index_word(device, page), run->stored[i]);
-    return !run->is_wanted || run->is_wanted(device, page);
+        return page_holds(device, run->first + i, page_of(run, i));
+    return !run->is_wanted || run->is_wanted(device, run->first + i);
 }
 
 /* Mark what is wanted; `before` becomes the words as they were. */

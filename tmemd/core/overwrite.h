@@ -12,6 +12,7 @@
 #pragma once
 
 #include "page.h"
+#include "stretch.h"
 
 struct overwrite {
     uint64_t first;
@@ -19,9 +20,9 @@ struct overwrite {
     const uint8_t *content; /* aligned; NULL: zeros */
     bool put;               /* put them, besides */
     bool punch;             /* zeros: let go of the file's blocks */
-    /* NULL, or the words that puts have just left, of pages that were refused TM_FILE. Of the
-     * others the first that has changed since ends the run; afterwards they are clean. */
-    const uint64_t *stored;
+    /* Those that puts have just left in tmem; the first that has changed since ends the run.
+     * Afterwards they are clean. */
+    page_set stored;
     /* Whether the page is still to be written, under its page lock; the first that is not ends the
      * run. NULL: all are. */
     bool (*is_wanted)(const struct tm_device *device, uint64_t page);

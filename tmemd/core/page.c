@@ -99,6 +99,15 @@ bool page_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, ui
     return whole;
 }
 
+bool page_holds(struct tm_device *device, uint64_t page, const uint8_t *content)
+{
+    uint8_t now[TM_PAGE];
+    uint64_t word;
+    if (page_copy_out(device, page, now, &word))
+        return memcmp(now, content, TM_PAGE) == 0;
+    return (word == TM_NOWHERE || word_kind(word) == TM_ZERO) && page_is_zero(content);
+}
+
 bool page_is_zero(const uint8_t *content)
 {
     uint64_t first;

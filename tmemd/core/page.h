@@ -8,6 +8,8 @@
 int page_get(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
 /* Copy a page out without making it younger; false when it is not in tmem, or damaged (counted). */
 bool page_copy_out(struct tm_device *device, uint64_t page, uint8_t *content, uint64_t *word);
+/* Whether that is what the page is, and it is not in the file. */
+bool page_holds(struct tm_device *device, uint64_t page, const uint8_t *content);
 
 /* Put a page whose content changes; false: refused. clean: the file holds the same. */
 bool page_put(struct tm_device *device, uint64_t page, const uint8_t *content, bool clean);

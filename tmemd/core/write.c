@@ -16,7 +16,6 @@
 #include "clean.h"
 #include "fetch.h"
 #include "overwrite.h"
-#include "stretch.h"
 
 /* Overwrite by way of a buffer. */
 static int write_run(struct tm_device *device, struct overwrite *run, const uint8_t *content)
@@ -37,15 +36,14 @@ static int write_run(struct tm_device *device, struct overwrite *run, const uint
     return error;
 }
 
-/* Spill what was refused; stored: as struct overwrite has it. */
-static int spill(struct tm_device *device, uint64_t first, const uint64_t *stored, page_set refused,
-                 const uint8_t *content)
+/* Spill what was refused, with what lies between. */
+static int spill(struct tm_device *device, uint64_t first, page_set refused, const uint8_t *content)
 {
     int error = 0;
     while (refused && !error) {
         struct stretch stretch = stretch_first(refused);
         struct overwrite run = {
-            .first = first + stretch.start, .n = stretch.n, .stored = stored + stretch.start};
+            .first = first + stretch.start, .n = stretch.n, .stored = ~(refused >> stretch.start)};
         error = write_run(device, &run, content + (size_t)stretch.start * TM_PAGE);
         refused = pages_after(refused, stretch.start + run.n);
     }
@@ -62,7 +60,6 @@ static int write_through(struct tm_device *device, uint64_t first, uint32_t n,
 /* Write n <= TM_RUN_MAX whole pages, all written through or none. */
 static int write_pages(struct tm_device *device, uint64_t first, uint32_t n, const uint8_t *content)
 {
-    uint64_t stored[TM_RUN_MAX];
     page_set refused = 0;
     if (state_is_written_through(device, first))
         return write_through(device, first, n, content);
@@ -73,13 +70,11 @@ static int write_pages(struct tm_device *device, uint64_t first, uint32_t n, con
         unlock_pages(&device->locks, first, n);
         return write_through(device, first, n, content);
     }
-    for (uint32_t i = 0; i < n; i++) {
-        bool put = page_put(device, first + i, content + (size_t)i * TM_PAGE, false);
-        stored[i] = put ? index_word(device, first + i) : TM_FILE;
-        refused |= put ? 0 : page_bit(i);
-    }
+    for (uint32_t i = 0; i < n; i++)
+        if (!page_put(device, first + i, content + (size_t)i * TM_PAGE, false))
+            refused |= page_bit(i);
     unlock_pages(&device->locks, first, n);
-    return spill(device, first, stored, refused, content);
+    return spill(device, first, refused, content);
 }
 
 /* Less than a page of new content. */
