@@ -27,6 +27,9 @@ class Kind(enum.IntEnum):
     TORN = 5
 
 
+_KINDS = tuple(Kind)
+
+
 @dataclass(frozen=True)
 class Word:
     """One index word."""
@@ -36,7 +39,7 @@ class Word:
     @property
     def kind(self) -> Kind:
         """Where the page is."""
-        return Kind(self.value & 7)
+        return _KINDS[self.value & 7]
 
     @property
     def generation(self) -> int:
@@ -66,8 +69,7 @@ class Word:
 _BY_STATE = (None, Kind.FILE, Kind.LOST, Kind.ZERO)
 
 
-def words(pool: Path) -> list[Word]:
-    """Every page's word; block states other than 0 are spelled out."""
+def _values(pool: Path) -> list[int]:
     with open(pool, "rb") as file:
         identity = poolfile.read_identity(file.fileno(), pool)
         assert identity is not None
@@ -79,7 +81,12 @@ def words(pool: Path) -> list[Word]:
             pages = range(block * BLOCK, min((block + 1) * BLOCK, identity.pages))
             for page in pages:
                 values[page] = Kind.FILE if page == 0 and kind is Kind.LOST else kind
-    return [Word(value) for value in values]
+    return values
+
+
+def words(pool: Path) -> list[Word]:
+    """Every page's word; block states other than 0 are spelled out."""
+    return [Word(value) for value in _values(pool)]
 
 
 def kinds(pool: Path) -> list[Kind]:
@@ -92,6 +99,6 @@ def record_offset(pool: Path, page: int) -> int:
     with open(pool, "rb") as file:
         identity = poolfile.read_identity(file.fileno(), pool)
     assert identity is not None
-    word = words(pool)[page]
+    word = Word(_values(pool)[page])
     assert word.kind is Kind.TMEM
     return identity.data_offset + word.location
