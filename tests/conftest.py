@@ -27,14 +27,18 @@ settings.load_profile("tests")
 # Who shares something, and is therefore left to one worker. All other tests are given out one by one.
 GROUPS = {
     "tests/vm/test_systemd.py": "build in the source tree",
-    "tests/vm/test_golden_image.py": "build in the source tree",
     "tests/unit/test_packaging.py": "build in the source tree",
-    "tests/vm/test_vhost.py": "guests by virtio, which take one",
-    "tests/vm/test_migration.py": "guests that move, which take one",
-    "tests/vm/": "guests, which take all processors",
+    # Of guests, which take a processor each, so much together that one worker is done with it when another is.
+    "tests/vm/test_guest.py": "guests of whole systems",
+    "tests/vm/test_fs_cache.py": "guests of whole systems",
+    "tests/vm/test_migration.py": "guests of few programs",
+    "tests/vm/test_vhost.py": "guests of few programs",
+    "tests/vm/test_libvirt.py": "guests of libvirt's",
+    "tests/vm/": "other guests",
     "tests/nbd/test_pressure.py": "memory of this host",
     "tests/crash/test_swap_area.py": "memory of this host",
     "tests/core/": "the core, compiled with sanitizers",
+    "tests/vhost/test_door.py": "the door, compiled with sanitizers",
 }
 
 
@@ -49,8 +53,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two for each processor: half of the time tests wait for what they started."""
-    return 2 * len(os.sched_getaffinity(0))
+    """Three for each processor: most of the time tests wait for what they started."""
+    return 3 * len(os.sched_getaffinity(0))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
