@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,48 @@ def test_a_torn_write_concerns_its_pages_until_they_are_written() -> None:
     truth.follow(mark(3))
     with pytest.raises(AssertionError):
         find(truth, None)
+
+
+def test_what_a_server_failed_to_sync_it_may_forget_after_this_host_has_died() -> None:
+    truth = Truth(Setting(far=True, durable=True))
+    truth.begin([write(1), write(2)])
+    for entry in (mark(0), on_file(Operation.WRITE), on_file(Operation.SYNC), mark(1), on_file(Operation.WRITE)):
+        truth.follow(entry)
+    truth.follow(on_file(Operation.SYNC_FAILED))
+    truth.follow(mark(2, errno.EIO))
+    truth.host_dies(server_too=False)
+    for got in (one(2), one(1), None):
+        find(truth, got)
+    assert truth.after_death(OTHER, one(1)) is Kind.NEWEST
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_change_that_comes_true_late_is_an_error_where_its_process_was_killed(killed: bool) -> None:
+    truth = Truth(Setting(far=True, durable=True))
+    truth.begin([write(2)])
+    for entry in (mark(0), on_file(Operation.HELD)):
+        truth.follow(entry)
+    if killed:
+        truth.end()
+        truth.begin([write(3)])
+        truth.follow(mark(0))
+    for entry in (on_file(Operation.LATE), replace(on_file(Operation.WRITE), data=one(2)), mark(1)):
+        truth.follow(entry)
+    find(truth, one(3 if killed else 2))
+    if killed:
+        find(truth, None)
+    else:
+        with pytest.raises(AssertionError):
+            find(truth, None)
+
+
+def test_what_needs_room_fails_while_the_disk_is_full() -> None:
+    truth = Truth(Setting())
+    truth.begin([Step(Act.DISK_FULL), write(1), Step(Act.DISK_FREED), write(2)])
+    for entry in (mark(0), mark(1), mark(2, errno.EIO), mark(3)):
+        truth.follow(entry)
+    with pytest.raises(AssertionError, match="nothing was made to fail"):
+        truth.follow(mark(4, errno.EIO))
 
 
 N, U, T, L, W = Kind.NEWEST, Kind.UNFLUSHED, Kind.TORN, Kind.LOST, Kind.WRONG

@@ -78,12 +78,14 @@ class Truth:
         self._steps: list[Step] = []
         self._step: Step | None = None  # under way
         self._unsynced: defaultdict[str, set[int]] = defaultdict(set)  # pages written in each file
+        self._dropped: set[int] = set()  # pages that the server has not on its disk for good, as it was told
         self._away = self._was_away = False  # the server is, or was during the step
         self._faulty = False  # whether anything was made to fail since the host booted
         self._full = False  # this host's disk is
         self._lives = 0
         self._held = 0  # in which of them the server began to hold a change back
         self._late = False  # the next change of its file is that, and of a process that was killed
+        self._came_true: list[Entry] = []  # such changes, since the step began
         self._drained = False  # and unchanged since
         self._whole = True  # nothing was lost, of which the map would have to tell for ever
         self._reborn: set[int] = set()  # pages that nobody has read since the host died
@@ -105,8 +107,10 @@ class Truth:
     def host_dies(self, *, server_too: bool = True) -> None:
         """The pool is gone: what is found from now on is what the disk has, until a page is found."""
         self._reborn = set(PAGES)
-        for file in [BACKING, OVERFLOW] if server_too or not self._setting.far else [OVERFLOW]:
+        is_gone = server_too or not self._setting.far
+        for file in [BACKING, OVERFLOW] if is_gone else [OVERFLOW]:
             self._unsynced.pop(file, None)
+        self._dropped = set() if is_gone else self._dropped
         self._faulty = False
 
     @property
@@ -130,6 +134,7 @@ class Truth:
                 self._unsynced.pop(file, None)
             case Operation.SYNC_FAILED:
                 self._fault(self._unsynced[file])
+                self._dropped |= self._unsynced[file] if file == BACKING else set()
             case Operation.TORN:
                 self._fault(pages)
             case Operation.FORGOT:
@@ -140,7 +145,10 @@ class Truth:
 
     def _change(self, entry: Entry) -> None:
         self._unsynced[entry.path.name] |= _pages(entry)
+        self._dropped -= _pages(entry) if entry.path.name == BACKING else set()
         if self._late:
+            self._late = False
+            self._came_true.append(entry)
             self._come_true(entry)
 
     def _hold(self, operation: Operation) -> None:
@@ -152,7 +160,6 @@ class Truth:
 
         That is an I/O error as long as anybody knows what the page is.
         """
-        self._late = False
         for page in _pages(entry):
             old, at = self._pages[page], page * PAGE - entry.offset
             late = {entry.data[at : at + PAGE] or ZEROS}
@@ -169,6 +176,7 @@ class Truth:
     def _mark(self, number: int, *, error: int) -> None:
         if self._step:
             self._end_step(self._step, error=error)
+        self._came_true.clear()
         self._step = self._steps[number] if number < len(self._steps) else None
         act = self._step.act if self._step else None
         self._full |= act is Act.DISK_FULL
@@ -193,6 +201,8 @@ class Truth:
             self._drained = self._whole and not (step.changes or self._any_may_fail())
         for page in step.changes:
             self._pages[page] = self._pages[page].after_success(step, page)
+        for entry in self._came_true:
+            self._come_true(entry)
 
     def _any_may_fail(self) -> bool:
         return any(versions.may_fail for versions in self._pages.values())
@@ -224,7 +234,11 @@ class Truth:
         assert kind is not Kind.WRONG, f"page {page} was read as {describe(got)}; {self.allowed(page)}"
         self._reborn.discard(page)
         found = frozenset() if got is None else frozenset({got})
-        if is_reborn:
+        if is_reborn and self._setting.far and page in self._dropped | self._unsynced[BACKING]:
+            # The server's host may die, too.
+            may_be = found | versions.acknowledged | versions.flushed
+            self._pages[page] = Versions(may_be, may_be, may_be, may_fail=True)
+        elif is_reborn:
             self._pages[page] = Versions(found, found, found, may_fail=got is None)
             self._whole &= got is not None
         elif found:
