@@ -60,11 +60,14 @@ ssize_t pwrite(int fd, const void *buffer, size_t length, off_t offset)
 }
 
 static bool syncs_fail;
+static int failing_fd = -1;   /* a file of which they do, */
+static unsigned n_good_syncs; /* but for the first ones */
 
 int fdatasync(int fd)
 {
     errno = EIO;
-    return syncs_fail ? -1 : (int)syscall(SYS_fdatasync, fd);
+    bool fails = syncs_fail || (fd == failing_fd && n_good_syncs-- == 0);
+    return fails ? -1 : (int)syscall(SYS_fdatasync, fd);
 }
 
 /* The whole pages cannot be zeroed, the part behind them could. */
@@ -136,6 +139,25 @@ static void test_bits(void)
     tm_close(device);
 }
 
+/* A handover ends where its bits, which are clear by now, cannot be synced: the next put sets its
+ * own again. */
+static void test_a_handover_that_fails_at_its_end(void)
+{
+    uint8_t bits = 0;
+    struct tm_config config = config_of(PAGES, ROOM);
+    device = open_device(&config);
+    CHECK(tm_write(device, "x", 1, PAGE * TM_PAGE, false) == 0);
+    failing_fd = config.bitmap_fd;
+    n_good_syncs = 1; /* when what is there was cleaned */
+    CHECK(tm_write_through(device, true) != 0);
+    failing_fd = -1;
+    CHECK(pread(config.bitmap_fd, &bits, 1, TM_PAGE) == 1 && bits == 0);
+    CHECK(tm_write(device, "y", 1, PAGE * TM_PAGE, false) == 0);
+    CHECK(pread(config.bitmap_fd, &bits, 1, TM_PAGE) == 1);
+    CHECK(bits == 1 << PAGE / device->bitmap.region_pages);
+    tm_close(device);
+}
+
 static pthread_t other;
 
 static void *flush(void *unused)
@@ -174,6 +196,7 @@ static void test_two_flushes(void)
 int main(void)
 {
     test_bits();
+    test_a_handover_that_fails_at_its_end();
     test_two_flushes();
     test_zeroing();
     test_overwriting();

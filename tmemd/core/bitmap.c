@@ -204,9 +204,7 @@ int bitmap_rest(struct bitmap *bitmap)
     for (uint64_t i = 0; i < bitmap->n; i++)
         atomic_store(&bitmap->regions[i], BITMAP_CLEAN);
     int error = bitmap->n ? make_durable(bitmap) : 0;
-    for (uint64_t i = 0; error && i < bitmap->n; i++)
-        atomic_store(&bitmap->regions[i], BITMAP_SET); /* whatever the disk has of them now */
-    bitmap->rests = !error;
+    bitmap->rests = !error; /* the disk may have any of them then: who needs one sets it again */
     count_set(bitmap);
     pthread_mutex_unlock(&bitmap->lock);
     return error;
