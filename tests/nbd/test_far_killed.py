@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import nbd
 import pytest
 
-from tests.support.harness import MIB
-from tests.support.remotes import Remote
+from tests.support.content import incompressible
+from tests.support.harness import MIB, Serve, device, wait_until
+from tests.support.remotes import Remote, volatile
 from tests.support.saving import STEPS, killed_at, read
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig, Uri
 from tmemd.device.remote import RemoteStore
 from tmemd.device.serve import open_device
+from tmemd.store import poolfile
 
 SIZE = 4 * MIB
+AT = 2 * MIB  # a page that is written through by durable devices alone
 
 
 @pytest.fixture
@@ -64,3 +70,42 @@ def test_a_new_device_that_was_killed_while_it_was_made_has_lost_nothing(
     (pools / "far.pool").unlink()  # the host dies: it is no new device any more
     with closing(open_device(config)) as served:
         assert read(served.core, 0, 4096) == b"x" * 4096
+
+
+def losses(pool: Path) -> int:
+    """Of connections to the server."""
+    with pool.open("rb") as file:
+        return poolfile.Snapshot().take(file.fileno(), pool).remote().losses
+
+
+def write_in_vain(client: nbd.NBD, content: bytes) -> None:
+    with pytest.raises(nbd.Error):
+        client.pwrite(content, AT)
+
+
+def test_who_was_stopped_sends_nothing_to_what_is_another_hosts_by_then(
+    serve: Serve, pools: Path, tmp_path: Path
+) -> None:
+    """A write that could not be sent again before it was stopped is not sent afterwards."""
+    with volatile(tmp_path / "remote", SIZE + MIB) as remote:
+        remote.start()
+        keys = {"timeout": 2, "lease": 4, "flush": "durable"}
+        one, two = (device("far", pools / host, SIZE, remote.uri, 4 * MIB, **keys) for host in ("here", "there"))
+        here = serve(one)
+        with here.client() as client, ThreadPoolExecutor() as beside:
+            remote.tell("stall", str(AT))
+            written = beside.submit(write_in_vain, client, incompressible(0, 1))
+            wait_until((remote.run / "stalled").exists, "the write to be stalled")
+            wait_until(lambda: losses(pools / "here" / "far.pool") > 0, "its connection to be given up")
+            os.kill(here.pid, signal.SIGSTOP)
+            remote.untell("stalled")
+            there = serve(two)
+            with there.client() as other:
+                other.pwrite(incompressible(0, 2), AT)
+                other.flush()
+                os.kill(here.pid, signal.SIGCONT)
+                written.result()
+                wait_until(lambda: "nothing is served here any more" in here.log(), "the lease to be lost")
+            with (remote.run / "disk").open("rb") as disk:
+                disk.seek(AT)
+                assert disk.read(4096) == incompressible(0, 2)

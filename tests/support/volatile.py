@@ -3,9 +3,9 @@
 
   nbdkit python volatile.py file=FILE run=DIR [fua=no]
 
-While DIR/hang is there no request is answered; the first write that finds DIR/stall takes it for DIR/stalled, and
-is not made while that is there; while DIR/fail is there each is an error; with DIR/size the export has
-as many bytes as stand there; with DIR/synced nothing is volatile.
+While DIR/hang is there no request is answered; the first write (at the offset that stands in it) that finds DIR/stall
+takes it for DIR/stalled, and is not made while that is there; while DIR/fail is there each is an error; with DIR/size
+the export has as many bytes as stand there; with DIR/synced nothing is volatile.
 """
 
 from __future__ import annotations
@@ -79,9 +79,11 @@ def pread(h: int, buf: bytearray, offset: int, flags: int) -> None:  # noqa: ARG
         buf[:] = data[offset - first : offset - first + len(buf)]
 
 
-def _stall() -> None:
+def _stall(offset: int) -> None:
     run = Path(_config["run"])
     with contextlib.suppress(OSError):
+        if (run / "stall").read_text() not in ("", str(offset)):
+            return
         (run / "stall").rename(run / "stalled")
         while _told("stalled"):
             time.sleep(0.005)
@@ -89,7 +91,7 @@ def _stall() -> None:
 
 def pwrite(h: int, buf: bytes, offset: int, flags: int) -> None:  # noqa: ARG001
     _obey()
-    _stall()
+    _stall(offset)
     assert offset % SECTOR == len(buf) % SECTOR == 0
     with _lock:
         for at in range(0, len(buf), SECTOR):

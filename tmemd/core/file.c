@@ -9,12 +9,13 @@ int file_init(struct file *file, const struct tm_config *config, const struct fe
 {
     *file = (struct file){.fence = fence, .bytes = config->file_bytes, .sync_failed = sync_failed};
     syncs_init(&file->syncs);
-    if (config->remote)
+    if (config->remote) {
         file->store = config->remote;
-    else if (config->file_fd >= 0)
-        file->store = &file->local.store;
-    if (config->remote)
+        file->store->fence = fence;
         store_recall_failure(file->store, sync_failed);
+    } else if (config->file_fd >= 0) {
+        file->store = &file->local.store;
+    }
     return file->store == &file->local.store
                ? local_init(&file->local, config->file_fd, !config->direct,
                             config->ephemeral && config->read_only)

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "fence.h"
 #include "tmem.h"
 
 enum {
@@ -256,9 +257,24 @@ static void finish(struct link *link, struct link_request *request, int error)
 static bool has_changes(const struct link *link)
 {
     const struct link_request *request = link->requests;
-    while (request && (request->op == LINK_READ || request->op == LINK_FLUSH))
+    while (request && !link_is_change(request->op))
         request = request->next;
     return request != NULL;
+}
+
+/* Whether it must not be sent any more, however long it has waited for that. */
+static bool is_fenced(const struct link_request *request)
+{
+    return request && request->fence && fence_is_reached(request->fence);
+}
+
+/* Whether something that waits to be sent, in libnbd or in the socket, must not be any more. */
+static bool has_fenced(const struct link *link)
+{
+    const struct link_request *request = link->requests;
+    while (request && !request->fence)
+        request = request->next;
+    return is_fenced(request);
 }
 
 /* What was sent in whole the server may make when it likes, until it closes the connection. */
@@ -360,7 +376,9 @@ static void poll_once(struct link *link, uint64_t deadline)
     short events = poll_for(fd, direction, link->wake, deadline);
     pthread_mutex_lock(&link->lock);
     link->polled = false;
-    if (events)
+    if (has_fenced(link))
+        link->doomed = true;
+    else if (events)
         notify(nbd, events);
     hang_up_if_over(link);
 }
@@ -388,7 +406,9 @@ int link_run(struct link *link, struct link_request *request, uint64_t deadline)
     link_cond_init(&request->turn);
     pthread_mutex_lock(&link->lock);
     hang_up_if_over(link);
-    if (link->nbd && !link->doomed) {
+    if (is_fenced(request)) {
+        request->error = EIO;
+    } else if (link->nbd && !link->doomed) {
         begin(link, request, &answered);
         await(link, request, deadline);
     }
@@ -430,7 +450,7 @@ void link_look(struct link *link)
     pthread_mutex_lock(&link->lock);
     if (link->nbd && !link->polled) {
         short events = poll_for(nbd_aio_get_fd(link->nbd), LIBNBD_AIO_DIRECTION_READ, -1, 0);
-        if (events)
+        if (events && !has_fenced(link))
             notify(link->nbd, events);
         hang_up_if_over(link);
     }

@@ -8,9 +8,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct fence;
 struct nbd_handle;
 
 enum link_op { LINK_READ, LINK_WRITE, LINK_ZERO, LINK_FLUSH };
+
+static inline bool link_is_change(enum link_op op) { return op == LINK_WRITE || op == LINK_ZERO; }
 
 /* A request, on the stack of who waits for it. */
 struct link_request {
@@ -19,7 +22,8 @@ struct link_request {
     uint64_t offset;
     size_t length;
     void *buffer;
-    int error; /* ENOTCONN: the connection was lost */
+    const struct fence *fence; /* of a change: it is EIO once this is reached. NULL: none */
+    int error;                 /* ENOTCONN: the connection was lost */
     bool done;
     pthread_cond_t turn; /* it is done, or its owner is to poll */
     struct link_request *next;

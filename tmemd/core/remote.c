@@ -188,16 +188,13 @@ static bool await_late(struct remote *remote, uint64_t deadline)
 }
 
 /* Have it answered, on whatever connection. ETIMEDOUT: by none in time. */
-static int run(struct remote *remote, enum link_op op, uint64_t offset, size_t length, void *buffer,
-               uint32_t flags)
+static int run(struct remote *remote, struct link_request request)
 {
-    struct link_request request = {
-        .op = op, .flags = flags, .offset = offset, .length = length, .buffer = buffer};
     uint64_t deadline = link_now() + remote->timeout_ms;
-    bool brief = remote->brief && op != LINK_READ;
+    bool brief = remote->brief && request.op != LINK_READ;
     for (unsigned tries = 0;; tries++) {
         uint64_t until = brief ? earlier(deadline, link_now() + BRIEF_MS) : deadline;
-        bool ready = op == LINK_READ || op == LINK_FLUSH || await_late(remote, until);
+        bool ready = !link_is_change(request.op) || await_late(remote, until);
         struct link *link = ready ? get_link(remote, until) : NULL;
         if (!link) {
             atomic_fetch_add(&remote->time_outs, !brief); /* something else takes those */
@@ -212,21 +209,30 @@ static int run(struct remote *remote, enum link_op op, uint64_t offset, size_t l
     }
 }
 
-/* Have a run of bytes answered in requests of at most `most`. */
-static int run_all(struct remote *remote, enum link_op op, uint64_t offset, uint64_t length,
-                   void *buffer, uint32_t flags, uint32_t most)
+static int run_flush(struct remote *remote)
 {
+    return run(remote, (struct link_request){.op = LINK_FLUSH});
+}
+
+/* Have a run of bytes answered in requests of at most `most`. */
+static int run_all(struct remote *remote, struct link_request whole, uint32_t most)
+{
+    struct link_request part = whole;
     int error = 0;
-    for (uint64_t done = 0, n; done < length && !error; done += n) {
-        n = earlier(length - done, most);
-        error = run(remote, op, offset + done, n, buffer ? (uint8_t *)buffer + done : NULL, flags);
+    for (size_t done = 0; done < whole.length && !error; done += part.length) {
+        part.offset = whole.offset + done;
+        part.length = earlier(whole.length - done, most);
+        part.buffer = whole.buffer ? (uint8_t *)whole.buffer + done : NULL;
+        error = run(remote, part);
     }
     return error;
 }
 
 int remote_read(struct remote *remote, uint64_t offset, size_t length, void *buffer)
 {
-    return run_all(remote, LINK_READ, offset, length, buffer, 0, remote->limits.most);
+    struct link_request whole = {
+        .op = LINK_READ, .offset = offset, .length = length, .buffer = buffer};
+    return run_all(remote, whole, remote->limits.most);
 }
 
 /* What is written through is synced by the server, which then syncs all the rest as well: that this
@@ -239,32 +245,37 @@ static int note_sync(struct remote *remote, int error)
 }
 
 /* A change; through: it is durable when this returns, whatever connections were lost meanwhile. */
-static int change(struct remote *remote, enum link_op op, uint64_t offset, uint64_t length,
-                  void *buffer, uint32_t flags, bool through)
+static int change(struct remote *remote, struct link_request whole, bool through)
 {
-    uint32_t most = op == LINK_ZERO ? ZERO_MOST : remote->limits.most;
-    bool by_fua = through && remote->limits.can_fua;
-    if (by_fua)
-        return note_sync(
-            remote, run_all(remote, op, offset, length, buffer, flags | LIBNBD_CMD_FLAG_FUA, most));
+    uint32_t most = whole.op == LINK_ZERO ? ZERO_MOST : remote->limits.most;
+    if (through && remote->limits.can_fua) {
+        whole.flags |= LIBNBD_CMD_FLAG_FUA;
+        return note_sync(remote, run_all(remote, whole, most));
+    }
     if (!through) {
         atomic_fetch_add(&remote->plain, 1);
-        return run_all(remote, op, offset, length, buffer, flags, most);
+        return run_all(remote, whole, most);
     }
     for (;;) {
         uint64_t connects = atomic_load(&remote->connects);
-        int error = run_all(remote, op, offset, length, buffer, flags, most);
+        int error = run_all(remote, whole, most);
         if (!error && remote->limits.can_flush)
-            error = note_sync(remote, run(remote, LINK_FLUSH, 0, 0, NULL, 0));
+            error = note_sync(remote, run_flush(remote));
         if (error || connects == atomic_load(&remote->connects))
             return error;
     }
 }
 
+static struct link_request write_of(uint64_t offset, size_t length, const void *buffer)
+{
+    return (struct link_request){
+        .op = LINK_WRITE, .offset = offset, .length = length, .buffer = (void *)(uintptr_t)buffer};
+}
+
 int remote_write(struct remote *remote, uint64_t offset, size_t length, const void *buffer,
                  bool through)
 {
-    return change(remote, LINK_WRITE, offset, length, (void *)(uintptr_t)buffer, 0, through);
+    return change(remote, write_of(offset, length, buffer), through);
 }
 
 static int read_op(struct store *store, uint64_t offset, size_t length, void *buffer)
@@ -275,16 +286,20 @@ static int read_op(struct store *store, uint64_t offset, size_t length, void *bu
 static int write_op(struct store *store, uint64_t offset, size_t length, const void *buffer,
                     bool through)
 {
-    return remote_write(remote_of(store), offset, length, buffer, through);
+    struct link_request whole = write_of(offset, length, buffer);
+    whole.fence = store->fence;
+    return change(remote_of(store), whole, through);
 }
 
 static int zero_op(struct store *store, uint64_t offset, uint64_t length, bool punch, bool through)
 {
     struct remote *remote = remote_of(store);
-    uint32_t flags = punch ? 0 : LIBNBD_CMD_FLAG_NO_HOLE;
-    if (!remote->limits.can_zero)
-        return ENOTSUP;
-    return change(remote, LINK_ZERO, offset, length, NULL, flags, through);
+    struct link_request whole = {.op = LINK_ZERO,
+                                 .flags = punch ? 0 : LIBNBD_CMD_FLAG_NO_HOLE,
+                                 .offset = offset,
+                                 .length = length,
+                                 .fence = store->fence};
+    return remote->limits.can_zero ? change(remote, whole, through) : ENOTSUP;
 }
 
 static int sync_op(struct store *store)
@@ -297,7 +312,7 @@ static int sync_op(struct store *store)
         return EAGAIN;
     if (!has_unsynced(remote))
         return 0;
-    int error = remote->limits.can_flush ? run(remote, LINK_FLUSH, 0, 0, NULL, 0) : 0;
+    int error = remote->limits.can_flush ? run_flush(remote) : 0;
     if (error == ETIMEDOUT || atomic_load(&remote->unsure))
         return EAGAIN;
     if (!error) {

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 struct store;
+struct fence;
 
 struct store_ops {
     int (*read)(struct store *store, uint64_t offset, size_t length, void *buffer);
@@ -35,6 +36,8 @@ struct store {
     _Atomic bool *inherited; /* who was here before us may have left what is not synced: set by who
                                 serves its pages, cleared by a sync. NULL: all syncs cover that */
     _Atomic bool *sync_failed; /* a sync has, that came with a write of others. NULL: never */
+    const struct fence *fence; /* of who serves its pages, who sets it: once it is reached nothing
+                                  more is sent, however long it has waited. NULL: none */
 };
 
 /* A write that goes through has failed: say so in the pool, where this lasts, if it was the sync.
