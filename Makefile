@@ -17,6 +17,8 @@ SEED := 1
 REVISION := 1
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Tests start Python thousands of times: what it compiles is kept, wherever the environment says otherwise.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup build sanitize lint format test test-package test-quick test-ceph migrations deb mutants bench doors \
 	remote inversion fragmentation prefetch warm slow-disk policies hitrate soak histories fuzz demo man clean
@@ -28,6 +30,7 @@ setup:  ## install what this machine lacks (Debian 12, root) and make .venv
 	@scripts/setup
 
 build: $(VENV)/built build/hog build/frontend  ## compile the C core in place
+	@$(PYTHON) -m compileall -q tmemd plugin tests benchmarks
 
 $(VENV)/built: $(SOURCES) | setup
 	TMEMD_WERROR=1 $(PYTHON) setup.py -q build_ext --inplace
