@@ -186,7 +186,7 @@ static int fault_of(unsigned number)
 static void hang(void)
 {
     while (atomic_load(&hung) && is_away())
-        usleep(1000);
+        usleep(5000);
     atomic_store(&hung, false);
 }
 
@@ -273,7 +273,7 @@ static void be_late(const struct recorded *this)
     snprintf(path, sizeof path, "%s.late", getenv("RECORD_AWAY"));
     close(open(path, O_CREAT | O_CLOEXEC, 0600));
     while (access(path, F_OK) == 0)
-        usleep(1000);
+        usleep(5000);
     lock_record();
     append(LATE, this->path, 0, 0, NULL);
 }

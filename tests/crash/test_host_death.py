@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """FLUSH, SIGKILL, host death, failed syncs and torn writes in any order: a page is its newest content, or EIO.
 
-The file is a local one, or a server on another host has it, which is killed, hangs, fails and forgets besides.
+The file is a local one, or a server on another host has it, which is killed, hangs, fails, forgets, and does late what
+a killed process had asked for. The disk is full for a while; a device is closed and opened again amid requests.
 Set HISTORIES to try more of each kind, as in `HISTORIES=300 pytest -n auto tests/crash/test_host_death.py`.
 """
 

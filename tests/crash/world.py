@@ -19,7 +19,7 @@ from tests.crash.history import PAGES, SIZE, Step, server_faults
 from tests.crash.life import FAILED_TO_OPEN, Birth, open_life, read_pages
 from tests.crash.nursery import nursery, recorder
 from tests.crash.record import recording
-from tests.crash.replay import Disk, Entry, File, Operation
+from tests.crash.replay import SECTOR, Disk, Entry, File, Operation
 from tests.crash.setting import BACKING, OVERFLOW, Setting
 from tests.crash.truth import Kind, Truth, describe, is_of_others
 from tests.support.remotes import Remote
@@ -27,10 +27,11 @@ from tests.support.remotes import Remote
 _NOT_JUDGED = {Operation.FOUND, Operation.SENT, Operation.HELD, Operation.LATE}
 
 
-def _reserved(path: Path, size: int) -> range:
-    """Bytes of a file that are there from its making on: all but the pages."""
-    pages = {BACKING: range(SIZE), OVERFLOW: range(size - SIZE, size)}.get(path.name, range(0))
-    return range(pages.start) if pages.start else range(pages.stop, size)
+def _reserved(path: Path, file: File) -> range:
+    """Bytes of a file that have blocks once it is made: all but the pages."""
+    pages = {BACKING: range(SIZE), OVERFLOW: range(file.size - SIZE, file.size)}.get(path.name, range(0))
+    reserved = range(pages.start) if pages.start else range(pages.stop, file.size)
+    return reserved if any(sector * SECTOR in reserved for sector in file.sectors) else range(0)
 
 
 class World:
@@ -183,7 +184,7 @@ class World:
     def _write(self, files: dict[Path, File]) -> None:
         for path, file in files.items():
             if path != self._files:  # the directory was synced, too
-                file.write_to(path, _reserved(path, file.size))
+                file.write_to(path, _reserved(path, file))
 
     def evict(self) -> None:
         """The page cache lets go of what it need not write, which a failed sync did not write either."""
