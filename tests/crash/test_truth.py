@@ -159,6 +159,16 @@ def test_a_change_that_comes_true_late_is_an_error_where_its_process_was_killed(
             find(truth, None)
 
 
+def test_part_of_a_source_s_page_that_may_be_a_mixture_leaves_a_mixture() -> None:
+    truth, half = Truth(Setting(far=True, source=True)), PAGE // 2
+    truth.begin([write(1), Step(Act.FLUSH), write(2), Step(Act.PART, OTHER * PAGE + half, half, bytes(half), True)])
+    for entry in (mark(0), mark(1), mark(2), on_file(Operation.WRITE), mark(3), on_file(Operation.FORGOT), mark(4)):
+        truth.follow(entry)
+    find(truth, torn(one(2), one(1))[:half].ljust(PAGE, b"\0"))
+    with pytest.raises(AssertionError):
+        find(truth, torn(one(2), one(1)))
+
+
 def test_what_needs_room_fails_while_the_disk_is_full() -> None:
     truth = Truth(Setting())
     truth.begin([Step(Act.DISK_FULL), write(1), Step(Act.DISK_FREED), write(2)])

@@ -200,9 +200,16 @@ class Truth:
         if step.act is Act.DRAIN:
             self._drained = self._whole and not (step.changes or self._any_may_fail())
         for page in step.changes:
-            self._pages[page] = self._pages[page].after_success(step, page)
+            self._succeed(step, page)
         for entry in self._came_true:
             self._come_true(entry)
+
+    def _succeed(self, step: Step, page: int) -> None:
+        old = self._pages[page]
+        may_be_mixed = self._setting.source and old.may_fail and not step.covers(page)
+        if may_be_mixed:
+            old = replace(old, now=old.now | old.flushed)
+        self._pages[page] = replace(old.after_success(step, page), may_fail=may_be_mixed)
 
     def _any_may_fail(self) -> bool:
         return any(versions.may_fail for versions in self._pages.values())
