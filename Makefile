@@ -7,7 +7,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := setup.py pyproject.toml $(wildcard tmemd/core/*.[ch] tmemd/vhost/*.[ch] tmemd/binding/*.[ch] tmemd/binding/*.pyx)
 C_FILES := $(wildcard tmemd/*/*.[ch] benchmarks/*.c tests/*/*.[ch] tests/*/*/*.[ch])
-SHELL_SCRIPTS = $(shell grep -lE '^\#!(/usr)?/bin/(env ba)?sh$$' -r scripts tests benchmarks .ci --exclude='*.py' 2>/dev/null)
+SHELL_SCRIPTS = $(shell grep -IlE '^\#!(/usr)?/bin/(env ba)?sh$$' -r scripts tests benchmarks .ci --exclude='*.py' 2>/dev/null)
 
 KILLS := 2000
 HISTORIES := 100
