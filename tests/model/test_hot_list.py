@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -84,6 +85,12 @@ def test_a_list_that_is_cut_off_is_refused(rig: Rig, tmp_path: Path, end: int) -
     path.write_bytes(msgspec.json.encode(listed(rig))[:end])
     with pytest.raises(PoolError, match="is damaged, or no list"):
         hotlist.read(path)
+
+
+def test_a_pipe_is_no_list_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list")
+    with pytest.raises(PoolError, match="no list of tmemctl"):
+        hotlist.read(tmp_path / "list")
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path: Path) -> None:

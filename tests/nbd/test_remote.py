@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,7 @@ from tests.support.harness import (
     waiting,
 )  # fmt: skip
 from tests.support.index import Kind, kinds
+from tests.support.mounts import mountable
 from tests.support.remotes import VOLATILE, Remote, volatile
 from tmemd import cli
 from tmemd.cli import common as cli_common
@@ -726,3 +728,43 @@ def test_a_server_that_speaks_tls_knows_who_may_come(serve: Serve, pools: Path, 
             far.check(client, 2)
     finally:
         server.kill()
+
+
+def test_where_the_overflow_file_finds_no_room_writes_wait_for_the_server(
+    serve: Serve, pools: Path, remote: Remote, tmp_path: Path
+) -> None:
+    remote.tell("synced")
+    with mountable(tmp_path / "small") as small:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256K", "small", small], check=True)
+        far = Far(serve, pools, remote, overflow=small / "overflow", timeout=100)
+        try:
+            with far.server.client() as client, ThreadPoolExecutor() as beside:
+                far.fill(client, 1)
+                remote.kill()
+                filled = beside.submit(far.fill, client, 2)
+                wait_until(lambda: os.statvfs(small).f_bavail == 0, "no room to be left")
+                remote.start()
+                filled.result()
+                far.check(client, 2)
+        finally:
+            far.server.kill()
+
+
+def test_who_begins_without_room_for_what_the_server_lacks_says_that_this_is_away(
+    serve: Serve, pools: Path, remote: Remote, tmp_path: Path
+) -> None:
+    with mountable(tmp_path / "small") as small:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256K", "small", small], check=True)
+        far = Far(serve, pools, remote, overflow=small / "overflow", flush="durable", timeout=0.5)
+        try:
+            with far.server.client() as client:
+                far.fill(client, 1)
+                remote.kill()
+                with pytest.raises(nbd.Error):
+                    far.fill(client, 2)
+        finally:
+            far.server.kill()
+        assert f"{remote.uri}: the server that has its file did not" in refusal(tmp_path, far.server.parameters)
+        remote.start()
+        far.server.start()
+        far.server.kill()

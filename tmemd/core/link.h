@@ -22,6 +22,7 @@ struct link_request {
     uint64_t offset;
     size_t length;
     void *buffer;
+    bool patient;              /* of a change, for who sends it: nothing else takes it */
     const struct fence *fence; /* of a change: it is EIO once this is reached. NULL: none */
     int error;                 /* ENOTCONN: the connection was lost */
     bool done;

@@ -160,10 +160,13 @@ static int write_op(struct store *store, uint64_t offset, size_t length, const v
     struct overflow *overflow = overflow_of(store);
     struct io_range io = {.first = offset / TM_PAGE, .n = (uint32_t)pages_of(length)};
     lock_io(&overflow->locks, &io);
-    bool here = remote_is_away(overflow->remote) || has_any(overflow, io.first, io.n);
+    bool stays = has_any(overflow, io.first, io.n),
+         here = stays || remote_is_away(overflow->remote);
     int error = here ? ETIMEDOUT : remote_write(overflow->remote, offset, length, buffer, through);
     if (error == ETIMEDOUT)
         error = write_here(overflow, io.first, length, buffer, through);
+    if (error == ENOSPC && !stays) /* it waits as if there were no such file */
+        error = remote_write_patiently(overflow->remote, offset, length, buffer, through);
     unlock_io(&overflow->locks, &io);
     return error;
 }

@@ -191,7 +191,7 @@ static bool await_late(struct remote *remote, uint64_t deadline)
 static int run(struct remote *remote, struct link_request request)
 {
     uint64_t deadline = link_now() + remote->timeout_ms;
-    bool brief = remote->brief && request.op != LINK_READ;
+    bool brief = remote->brief && request.op != LINK_READ && !request.patient;
     for (unsigned tries = 0;; tries++) {
         uint64_t until = brief ? earlier(deadline, link_now() + BRIEF_MS) : deadline;
         bool ready = !link_is_change(request.op) || await_late(remote, until);
@@ -276,6 +276,14 @@ int remote_write(struct remote *remote, uint64_t offset, size_t length, const vo
                  bool through)
 {
     return change(remote, write_of(offset, length, buffer), through);
+}
+
+int remote_write_patiently(struct remote *remote, uint64_t offset, size_t length,
+                           const void *buffer, bool through)
+{
+    struct link_request whole = write_of(offset, length, buffer);
+    whole.patient = true;
+    return change(remote, whole, through);
 }
 
 static int read_op(struct store *store, uint64_t offset, size_t length, void *buffer)

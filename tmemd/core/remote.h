@@ -42,6 +42,9 @@ uint64_t remote_size(const struct remote *remote);
 bool remote_is_away(struct remote *remote);
 /* From now on a change that finds it away is ETIMEDOUT after a second: something else takes it. */
 void remote_be_brief(struct remote *remote);
+/* A write that nothing else takes has the whole time-out. */
+int remote_write_patiently(struct remote *remote, uint64_t offset, size_t length,
+                           const void *buffer, bool through);
 
 int remote_read(struct remote *remote, uint64_t offset, size_t length, void *buffer);
 /* through: it is durable when this returns. */

@@ -21,7 +21,7 @@ from tmemd.device.lease import Fence, Lease, Times
 from tmemd.device.source import Source
 from tmemd.store import bitmapfile, poolfile
 from tmemd.store.bitmapfile import BitmapHeader
-from tmemd.store.poolfile import Identity, PoolError
+from tmemd.store.poolfile import AWAY, AwayError, Identity, PoolError
 from tmemd.store.poolindex import BLOCK_BYTES, State, block_count
 from tmemd.store.tail import Tail
 from tmemd.system import cgroup
@@ -249,6 +249,8 @@ class Parts:
                 fence_wait=config.timeout, prefetch=config.prefetch,
             )  # fmt: skip
         except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in AWAY and file:
+                raise AwayError(f"{file.path}: {AWAY[error.errno]}") from None
             raise PoolError(f"{self.pool_path}: {error} ('tmemctl check' tells more)") from None
 
 

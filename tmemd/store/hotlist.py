@@ -6,6 +6,7 @@ JSON, so that it can be looked at. What it says is a hint: pages are fetched fro
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Final
@@ -68,11 +69,16 @@ def _ages(fd: int, identity: Identity, now: int) -> bytearray:
     return ages
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe, which is no list, would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read(path: Path) -> HotList:
     """The list in a file. Raises PoolError."""
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        with open(path, "rb", opener=_open_at_once) as file:
+            data = file.read(_MAX_BYTES + 1) or b""
     except OSError as error:
         raise PoolError(f"{path}: {error.strerror}") from None
     if len(data) > _MAX_BYTES:
