@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from tmemd.binding import _core
 from tmemd.device.config import DeviceConfig, Uri
@@ -27,6 +29,7 @@ def connect(config: DeviceConfig, uri: Uri, *, write: bool) -> _core.Remote:
 
 def reach(config: DeviceConfig, uri: Uri, *, write: bool) -> tuple[_core.Remote, AwayError | None]:
     """The same where one may go on without it: also why it is away. Raises PoolError."""
+    _check_authority(uri)
     remote = _core.Remote(str(uri), connections=config.connections, timeout=config.timeout)
     try:
         remote.connect()
@@ -40,10 +43,32 @@ def reach(config: DeviceConfig, uri: Uri, *, write: bool) -> tuple[_core.Remote,
     return remote, None
 
 
+def _check_authority(uri: Uri) -> None:
+    """Raise PoolError where libnbd finds no authority's certificate, for it accepts any server then."""
+    parts = urlsplit(uri)
+    query = parse_qs(parts.query)
+    if not parts.scheme.startswith("nbds") or "tls-psk-file" in query:
+        return
+    places = query.get("tls-certificates") or _usual_certificates()
+    if not any(os.access(Path(place) / "ca-cert.pem", os.R_OK) for place in places):
+        raise PoolError(
+            f"{uri}: there is no {places[-1]}/ca-cert.pem that this user can read, and without it any server would be"
+            " trusted: say with tls-certificates=DIR where it is"
+        )
+
+
+def _usual_certificates() -> list[str]:
+    if os.geteuid() == 0:
+        return ["/etc/pki/libnbd"]
+    home = Path.home()
+    return [f"{home}/.pki/libnbd", f"{home}/.config/pki/libnbd"]
+
+
 def size_of(uri: Uri) -> int:
     """Bytes that the server exports there. Raises PoolError."""
     if not urlsplit(uri).scheme:
         raise PoolError(f"{uri}: not an NBD URI")
+    _check_authority(uri)
     probe = _core.Remote(str(uri), connections=1, timeout=DeviceConfig.timeout)
     try:
         probe.connect()
