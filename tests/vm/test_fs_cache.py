@@ -124,7 +124,7 @@ def booted() -> Iterator[Setting]:
         pools, export = pools / "base", disks / "export"  # the other is locked
         pools.mkdir()
         export.mkdir()
-        server = Server(disks, device("web-files", pools, "256M", disks / "backing", ENOUGH)).start()
+        server = Server(disks, device("web-files", pools, "256M", disks / "backing", ENOUGH, prefetch="no")).start()
         stack.callback(server.kill)
         yield Setting(server, pools / "web-files.pool", export, stack.enter_context(guest(server.socket, export)))
 
