@@ -154,6 +154,10 @@ def test_a_change_that_comes_true_late_is_an_error_where_its_process_was_killed(
     find(truth, one(3 if killed else 2))
     if killed:
         find(truth, None)
+        truth.begin([Step(Act.TRIM, OTHER * PAGE, PAGE, bytes(PAGE), fua=True)])
+        for entry in (mark(0), mark(1)):
+            truth.follow(entry)
+        assert [truth.after_death(OTHER, got) for got in (ZEROS, one(2), one(3))] == [N, N, W]
     else:
         with pytest.raises(AssertionError):
             find(truth, None)

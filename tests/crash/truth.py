@@ -86,6 +86,7 @@ class Truth:
         self._held = 0  # in which of them the server began to hold a change back
         self._late = False  # the next change of its file is that, and of a process that was killed
         self._came_true: list[Entry] = []  # such changes, since the step began
+        self._stray: dict[int, bytes] = {}  # what such a change has left in the server's file
         self._drained = False  # and unchanged since
         self._whole = True  # nothing was lost, of which the map would have to tell for ever
         self._reborn: set[int] = set()  # pages that nobody has read since the host died
@@ -145,7 +146,9 @@ class Truth:
 
     def _change(self, entry: Entry) -> None:
         self._unsynced[entry.path.name] |= _pages(entry)
-        self._dropped -= _pages(entry) if entry.path.name == BACKING else set()
+        if entry.path.name == BACKING:
+            self._dropped -= _pages(entry)
+            self._stray = {page: data for page, data in self._stray.items() if page not in _pages(entry)}
         if self._late:
             self._late = False
             self._came_true.append(entry)
@@ -162,7 +165,8 @@ class Truth:
         """
         for page in _pages(entry):
             old, at = self._pages[page], page * PAGE - entry.offset
-            late = {entry.data[at : at + PAGE] or ZEROS}
+            self._stray[page] = entry.data[at : at + PAGE] or ZEROS
+            late = {self._stray[page]}
             self._pages[page] = Versions(old.now | late, old.acknowledged | late, old.flushed | late, may_fail=True)
 
     def _fault(self, pages: Set[int]) -> None:
@@ -209,7 +213,11 @@ class Truth:
         may_be_mixed = self._setting.source and old.may_fail and not step.covers(page)
         if may_be_mixed:
             old = replace(old, now=old.now | old.flushed)
-        self._pages[page] = replace(old.after_success(step, page), may_fail=may_be_mixed)
+        new = replace(old.after_success(step, page), may_fail=may_be_mixed)
+        if page in self._stray and new.now == {ZEROS}:  # zeros over what is taken for zeros are no write
+            stray = {self._stray[page]}
+            new = replace(new, acknowledged=new.acknowledged | stray, flushed=new.flushed | stray)
+        self._pages[page] = new
 
     def _any_may_fail(self) -> bool:
         return any(versions.may_fail for versions in self._pages.values())
