@@ -103,11 +103,12 @@ static enum kind kind_of(uint32_t i) { return word_kind(index_word(device, FIRST
 static void test_the_set(void)
 {
     page_set pages = page_bit(3) | page_bit(4) | page_bit(4 + STRETCH_GAP + 1) | page_bit(63);
-    struct stretch first = stretch_first(pages), last = stretch_first(pages_after(pages, 14));
+    struct stretch first = stretch_first(pages, STRETCH_GAP),
+                   last = stretch_first(pages_after(pages, 14), STRETCH_GAP);
     CHECK(first.start == 3 && first.n == STRETCH_GAP + 3 && stretch_has_gaps(pages, first));
     CHECK(last.start == 63 && last.n == 1 && !stretch_has_gaps(pages, last));
-    CHECK(pages_after(pages, 64) == 0 && stretch_first(UINT64_MAX).n == 64);
-    CHECK(stretch_first(page_bit(0) | page_bit(STRETCH_GAP + 2)).n == 1);
+    CHECK(pages_after(pages, 64) == 0 && stretch_first(UINT64_MAX, 0).n == 64);
+    CHECK(stretch_first(page_bit(0) | page_bit(STRETCH_GAP + 2), STRETCH_GAP).n == 1);
 }
 
 static void test_zeros_between_go_along(void)

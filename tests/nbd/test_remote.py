@@ -612,6 +612,23 @@ def test_writes_go_to_the_overflow_file_while_it_is_away_and_back_afterwards(
     assert counters(far.pool).bad_checksums == 0
 
 
+def test_a_read_of_what_lies_in_ram_and_in_the_overflow_file_needs_no_server(
+    serve: Serve, pools: Path, remote: Remote
+) -> None:
+    far = far_with_overflow(serve, pools, remote)
+    versions = 1, 2, 1
+    with far.server.client() as client, Control(far.pool) as control:
+        remote.kill()
+        for version in 1, 2:
+            control.frozen(version == 1)
+            for page, last in enumerate(versions, FIRST):
+                if version == last:
+                    client.pwrite(incompressible(page, version), page * PAGE)
+        assert kinds(far.pool)[FIRST : FIRST + 3] == [Kind.FILE, Kind.TMEM, Kind.FILE]
+        expected = b"".join(incompressible(page, last) for page, last in enumerate(versions, FIRST))
+        assert client.pread(3 * PAGE, FIRST * PAGE) == expected
+
+
 def test_a_write_does_not_wait_for_the_server_where_there_is_an_overflow_file(
     serve: Serve, pools: Path, remote: Remote
 ) -> None:

@@ -126,7 +126,7 @@ class Writers:
         """Have them end; AssertionError when a request of theirs failed."""
         self.stop.set()
         self.join()
-        assert self.failed == []
+        assert not self.failed, self.failed
 
     def join(self) -> None:
         """Wait until all have ended; AssertionError when one of them read something wrong."""

@@ -107,12 +107,19 @@ static int fetch_stretch(struct tm_device *device, uint64_t first, struct stretc
     return error;
 }
 
+/* Where some pages lie apart, the rest may be away: then none is read that is not needed. */
+static uint32_t most_between(const struct tm_device *device)
+{
+    const _Atomic uint64_t *apart = device->file.store->apart;
+    return apart && atomic_load(apart) ? 0 : STRETCH_GAP;
+}
+
 int fetch_pages(struct tm_device *device, uint64_t first, page_set missing, uint64_t *words,
                 uint8_t *content)
 {
     int error = 0;
     while (missing && !error) {
-        struct stretch stretch = stretch_first(missing);
+        struct stretch stretch = stretch_first(missing, most_between(device));
         error = fetch_stretch(device, first, stretch, missing, words, content);
         missing = pages_after(missing, stretch.start + stretch.n);
     }

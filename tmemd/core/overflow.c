@@ -270,6 +270,7 @@ int overflow_new(struct remote *remote, int fd, uint64_t pages, struct overflow 
     struct store *behind = remote_store(remote);
     overflow->store = *behind;
     overflow->store.ops = &ops;
+    overflow->store.apart = &overflow->count;
     overflow->remote = remote;
     remote_be_brief(remote);
     overflow->pages = pages;

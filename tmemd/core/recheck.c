@@ -73,7 +73,7 @@ static int recheck_run(struct tm_device *device, uint64_t first, uint32_t n, uin
     lock_io(&device->locks, &io);
     page_set claims = find_claims(device, first, n);
     while (claims && !error) {
-        struct stretch stretch = stretch_first(claims);
+        struct stretch stretch = stretch_first(claims, STRETCH_GAP);
         error = recheck_stretch(device, first + stretch.start, stretch.n, content);
         claims = pages_after(claims, stretch.start + stretch.n);
     }

@@ -35,7 +35,9 @@ struct store {
         *unsure; /* it may have; who looks at what it holds clears this first. NULL: never */
     _Atomic bool *inherited; /* who was here before us may have left what is not synced: set by who
                                 serves its pages, cleared by a sync. NULL: all syncs cover that */
-    _Atomic bool *sync_failed; /* a sync has, that came with a write of others. NULL: never */
+    _Atomic bool *sync_failed;     /* a sync has, that came with a write of others. NULL: never */
+    const _Atomic uint64_t *apart; /* how many pages do not lie where the rest does, which may be
+                                      away. NULL: none */
     const struct fence *fence; /* of who serves its pages, who sets it: once it is reached nothing
                                   more is sent, however long it has waited. NULL: none */
 };

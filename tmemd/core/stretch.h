@@ -28,12 +28,13 @@ static inline page_set pages_all(uint32_t n)
     return n < TM_RUN_MAX ? page_bit(n) - 1 : UINT64_MAX;
 }
 
-/* The first stretch of the set, which is not empty: it begins and ends with pages of the set. */
-static inline struct stretch stretch_first(page_set pages)
+/* The first stretch of the set, which is not empty: it begins and ends with pages of the set, and
+ * nowhere has more than so many others between them. */
+static inline struct stretch stretch_first(page_set pages, uint32_t most_between)
 {
     struct stretch stretch = {.start = (uint32_t)__builtin_ctzll(pages)};
     pages >>= stretch.start;
-    for (uint32_t gap = 0; pages && gap <= STRETCH_GAP; gap = pages ? __builtin_ctzll(pages) : 0) {
+    for (uint32_t gap = 0; pages && gap <= most_between; gap = pages ? __builtin_ctzll(pages) : 0) {
         stretch.n += gap + 1;
         pages = pages >> gap >> 1;
     }

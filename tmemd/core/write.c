@@ -41,7 +41,7 @@ static int spill(struct tm_device *device, uint64_t first, page_set refused, con
 {
     int error = 0;
     while (refused && !error) {
-        struct stretch stretch = stretch_first(refused);
+        struct stretch stretch = stretch_first(refused, STRETCH_GAP);
         struct overwrite run = {
             .first = first + stretch.start, .n = stretch.n, .stored = ~(refused >> stretch.start)};
         error = write_run(device, &run, content + (size_t)stretch.start * TM_PAGE);
