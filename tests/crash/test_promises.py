@@ -148,7 +148,7 @@ def test_a_failed_sync_of_a_source_is_remembered_when_its_pool_is_made_anew(cach
     world.live(steps, f"{cache.number_of(Operation.SYNC, BACKING, 4, steps)}f")
     if is_half_made:
         with world.pool.open("r+b") as pool:
-            poolfile.unmake(pool.fileno(), sync_failed=True)
+            poolfile.unmake(pool.fileno(), poolfile.read_counters(pool.fileno(), world.pool))
     world.live([FLUSH, zero(ANY, fua=True)])
     assert world.truth.steps[Act.FLUSH, False] == 2
     world.host_dies()

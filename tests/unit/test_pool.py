@@ -7,13 +7,18 @@ import struct
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.support import fakes
 from tests.support.harness import waiting
 from tmemd import operations, protocol
+from tmemd.binding import _core
 from tmemd.client import Client
+from tmemd.device.config import DeviceConfig
+from tmemd.device.parts import Parts
+from tmemd.device.serve import open_device
 from tmemd.store import poolfile, requests
 from tmemd.store.directory import Pools
 from tmemd.store.pool import Pool
@@ -33,6 +38,23 @@ def test_a_target_stays_between_minimum_and_limit(directory: Path) -> None:
         for target in (fakes.MINIMUM, fakes.LIMIT, 2 * MIB):
             client.set_target("web", target)
             assert poolfile.read_control(fd).target == target == client.pool("web").target_bytes
+
+
+def test_a_pool_that_was_made_and_is_not_open_yet_has_its_bounds(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def look(*_: object) -> NoReturn:
+        client = Client.of_directory(directory)
+        client.set_target("web", 2 * MIB)
+        found.append((client.pool("web").counters.limit_bytes, client.pool("web").counters.minimum_bytes))
+        raise PoolError("seen")
+
+    monkeypatch.setattr(Parts, "open_core", look)
+    with pytest.raises(PoolError, match="seen"):
+        open_device(DeviceConfig("web", 64 * MIB, None, 8 * MIB, directory))
+    assert found == [(8 * MIB, _core.layout(64 * MIB).minimum_bytes)]
 
 
 def test_without_a_file_a_target_never_falls_below_use(directory: Path) -> None:

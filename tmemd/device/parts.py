@@ -186,7 +186,7 @@ class Parts:
             is_ephemeral=self.source is not None, is_durable=self.config.durable, is_restoring=restore is not None,
         )  # fmt: skip
         try:
-            _format(self.pool_fd, identity, states, sync_failed=self._has_source_failed())
+            _format(self.pool_fd, identity, states, self._known())
         except OSError as error:
             raise PoolError(f"{self.pool_path}: {error.strerror}") from None
         in_file, lost = states.count(State.FILE), states.count(State.LOST)
@@ -194,6 +194,16 @@ class Parts:
             f"{self.pool_path}: made a pool of epoch {header.epoch}: of {len(states)} blocks of {BLOCK_BYTES} bytes"
             f" {in_file} are in the file, {lost} lost"
         )
+
+    @property
+    def limit(self) -> int:
+        """Bytes of RAM that the pool may take at most."""
+        return self.config.limit or self.layout.data_offset + self.layout.data_bytes
+
+    def _known(self) -> poolfile.Counters:
+        """What is to be found in a new pool, also before it is opened."""
+        failed = self._has_source_failed()
+        return poolfile.new_counters(limit=self.limit, least=self.layout.minimum_bytes, sync_failed=failed)
 
     def _has_source_failed(self) -> bool:
         """Whether a sync of the source failed since the host booted: no later one covers what was dropped then."""
@@ -235,12 +245,11 @@ class Parts:
         """The page path over all of it. Raises PoolError when the pool contradicts itself."""
         config, backing, file = self.config, self.backing, self.file
         header = backing.header if backing else None
-        limit = config.limit or self.layout.data_offset + self.layout.data_bytes
         durable = config.durable or self.is_handed_over()
         try:
             return _core.Device(
                 self.pool_fd, file.fd if file else -1, backing.bitmap_fd if backing else -1, name=config.name,
-                size=config.size, limit=limit, region=header.region if header else bitmapfile.REGION,
+                size=config.size, limit=self.limit, region=header.region if header else bitmapfile.REGION,
                 file_bytes=file.file_bytes if file else 0, direct=bool(file and file.direct),
                 lost_zero=config.lost_zero, durable=durable, ephemeral=self.source is not None,
                 read_only=config.is_read_only, remote=file.remote if file else None, cgroup=cgroups,
@@ -402,7 +411,7 @@ def _attach_by_tmemd(socket: Path, config: DeviceConfig, known: Path) -> tuple[i
     return fd, Path(path)
 
 
-def _format(fd: int, identity: Identity, states: bytes, *, sync_failed: bool) -> None:
+def _format(fd: int, identity: Identity, states: bytes, known: poolfile.Counters) -> None:
     """Write an empty pool; the identity page last, so that what is half done is no pool. Control words stay.
 
     One that is to be restored says so first: what is half done is half restored, and not a new device. It keeps its
@@ -413,7 +422,7 @@ def _format(fd: int, identity: Identity, states: bytes, *, sync_failed: bool) ->
         os.pwrite(fd, identity.pack(), 0)
         os.ftruncate(fd, poolfile.STATES_OFFSET)
     else:
-        poolfile.unmake(fd, sync_failed=sync_failed)
+        poolfile.unmake(fd, known)
     os.ftruncate(fd, identity.file_bytes)
     os.posix_fallocate(fd, 0, identity.index_offset)
     os.pwrite(fd, control, poolfile.CONTROL_OFFSET)

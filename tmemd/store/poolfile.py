@@ -424,12 +424,16 @@ def has_failed_sync(fd: int) -> bool:
     return any(os.pread(fd, _WORD.size, _SYNC_FAILED_OFFSET))
 
 
-def unmake(fd: int, *, sync_failed: bool) -> None:
-    """Leave nothing of the pool but whether a sync of its file failed, which is known at each moment."""
+def new_counters(*, limit: int, least: int, sync_failed: bool) -> Counters:
+    """Of a pool that nobody has opened yet. Sizes in bytes."""
+    none = Counters(*[0] * len(Counters.__struct_fields__))
+    return msgspec.structs.replace(none, limit_bytes=limit, minimum_bytes=least, sync_failed=int(sync_failed))
+
+
+def unmake(fd: int, counters: Counters) -> None:
+    """Leave nothing of the pool but these counters, old or new at each moment."""
     os.pwrite(fd, bytes(PAGE), 0)
-    counters = bytearray(CONTROL_OFFSET - COUNTERS_OFFSET)
-    _WORD.pack_into(counters, _SYNC_FAILED_OFFSET - COUNTERS_OFFSET, sync_failed)
-    os.pwrite(fd, counters, COUNTERS_OFFSET)
+    os.pwrite(fd, _pack(counters).ljust(CONTROL_OFFSET - COUNTERS_OFFSET, b"\0"), COUNTERS_OFFSET)
     os.ftruncate(fd, CONTROL_OFFSET)
 
 
@@ -444,7 +448,11 @@ def _write_checked(fd: int, offset: int, value: int) -> None:
 
 def write_counters(fd: int, counters: Counters) -> None:
     """Say what is known of a pool that nobody serves. The caller holds the owner lock."""
-    os.pwrite(fd, _COUNTERS.pack(*msgspec.structs.astuple(counters)), COUNTERS_OFFSET)
+    os.pwrite(fd, _pack(counters), COUNTERS_OFFSET)
+
+
+def _pack(counters: Counters) -> bytes:
+    return _COUNTERS.pack(*msgspec.structs.astuple(counters))
 
 
 def write_target(fd: int, target: int) -> None:
