@@ -268,10 +268,13 @@ static void be_late(const struct recorded *this)
     if (!this->is || !late_change)
         return;
     late_change = false;
+    snprintf(path, sizeof path, "%s.late", getenv("RECORD_AWAY"));
+    int fd = open(path, O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return; /* one at a time */
+    close(fd);
     append(HELD, this->path, 0, 0, NULL);
     unlock_record();
-    snprintf(path, sizeof path, "%s.late", getenv("RECORD_AWAY"));
-    close(open(path, O_CREAT | O_CLOEXEC, 0600));
     while (access(path, F_OK) == 0)
         usleep(5000);
     lock_record();
