@@ -53,8 +53,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Three for each processor: most of the time tests wait for what they started."""
-    return 3 * len(os.sched_getaffinity(0))
+    """Two for each processor: half of the time tests wait for what they started. Three leave guests too little."""
+    return 2 * len(os.sched_getaffinity(0))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
