@@ -85,7 +85,7 @@ format: setup  ## let ruff and clang-format rearrange the code
 	ruff format .
 	clang-format -i $(C_FILES)
 
-test: build lint  ## lint and all tests, real guests included (twenty minutes on two cores)
+test: build lint  ## lint and all tests, real guests included (seventeen minutes on two cores)
 	pytest -n auto --ignore=tests/vm/test_package.py
 
 test-package: build deb  ## install, upgrade, remove and purge the package in a Debian of its own (as root)
