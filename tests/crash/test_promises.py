@@ -302,29 +302,26 @@ def test_what_an_overflow_file_failed_to_sync_for_another_page_is_not_taken_to_b
         assert world.truth.steps[Act.DRAIN, False] == 1
 
 
-def test_a_write_with_fua_that_is_refused_half_way_leaves_each_page_old_or_new(write_back: Scene) -> None:
-    before, after = write(BORDER - 4, 1, 8), replace(write(BORDER - 4, 2, 8), fua=True)
-    steps = [before, DRAIN, FREEZE, after]
-    spill = write_back.number_of(Operation.WRITE, BACKING, 4, steps)  # the rest is another run
-    world = write_back.world()
-    world.live(steps, f"{spill + 1}f")
-    assert world.truth.steps[Act.WRITE, False] == 1
-    world.live([DRAIN], look=True)
+def refuse_the_second_run(scene: Scene, steps: list[Step], after: Step) -> None:
+    """The last step fails there; each of its pages is old or new, then and when the host has died *after* one more."""
+    first_run = scene.number_of(Operation.WRITE, BACKING, len(steps), steps)
+    world = scene.world()
+    world.live(steps, f"{first_run + 1}f")
+    assert world.truth.steps[steps[-1].act, False] == 1
+    world.live([after], look=True)
     world.host_dies()
     world.live([])
+
+
+def test_a_write_with_fua_that_is_refused_half_way_leaves_each_page_old_or_new(write_back: Scene) -> None:
+    pages = replace(write(BORDER - 4, 2, 8), fua=True)
+    refuse_the_second_run(write_back, [write(BORDER - 4, 1, 8), DRAIN, FREEZE, pages], DRAIN)
 
 
 def test_a_durable_write_with_fua_that_is_refused_half_way_leaves_each_page_old_or_new(durable: Scene) -> None:
     pages, cut = write(ANY, 2, 4), PAGE // 2
     part = Step(Act.PART, pages.offset + cut, pages.length - cut, pages.data[cut:], fua=True)
-    steps = [write(ANY, 1, 4), FLUSH, part]
-    first_page = durable.number_of(Operation.WRITE, BACKING, 3, steps)
-    world = durable.world()
-    world.live(steps, f"{first_page + 1}f")
-    assert world.truth.steps[Act.PART, False] == 1
-    world.live([FLUSH], look=True)
-    world.host_dies()
-    world.live([])
+    refuse_the_second_run(durable, [write(ANY, 1, 4), FLUSH, part], FLUSH)
 
 
 @pytest.mark.parametrize("durable", [False, True], ids=["write-back", "durable"])

@@ -141,14 +141,6 @@ static inline bool state_is_durable(const struct tm_device *device)
     return state_mode(device) == STATE_DURABLE;
 }
 
-/* Whether each write of the page reaches the file before it is acknowledged. Unless it is under a
- * page lock this may be another thing a moment later. */
-static inline bool state_is_written_through(const struct tm_device *device, uint64_t page)
-{
-    return state_has_file(device) &&
-           (state_mode(device) != STATE_WRITE_BACK || state_is_read_by_blkid(device, page));
-}
-
 /* Whether blkid reads any of n pages, and whether it reads all. */
 static inline bool state_any_by_blkid(const struct tm_device *device, uint64_t first, uint32_t n)
 {
@@ -165,12 +157,17 @@ static inline bool state_all_by_blkid(const struct tm_device *device, uint64_t f
     return true;
 }
 
-/* Whether any of n pages is written through. */
+/* Whether each write of any of n pages, or of one, reaches the file before it is acknowledged.
+ * Unless it is under a page lock this may be another thing a moment later. */
 static inline bool state_any_written_through(const struct tm_device *device, uint64_t first,
                                              uint32_t n)
 {
     return state_has_file(device) &&
            (state_mode(device) != STATE_WRITE_BACK || state_any_by_blkid(device, first, n));
+}
+static inline bool state_is_written_through(const struct tm_device *device, uint64_t page)
+{
+    return state_any_written_through(device, page, 1);
 }
 
 /* How many of n neighbours, at most TM_RUN_MAX, are written through, or not, as `page` is. */

@@ -29,8 +29,7 @@ def connect(config: DeviceConfig, uri: Uri, *, write: bool) -> _core.Remote:
 
 def reach(config: DeviceConfig, uri: Uri, *, write: bool) -> tuple[_core.Remote, AwayError | None]:
     """The same where one may go on without it: also why it is away. Raises PoolError."""
-    _check_authority(uri)
-    remote = _core.Remote(str(uri), connections=config.connections, timeout=config.timeout)
+    remote = _remote(uri, config.connections, config.timeout)
     try:
         remote.connect()
     except OSError as error:
@@ -41,6 +40,12 @@ def reach(config: DeviceConfig, uri: Uri, *, write: bool) -> tuple[_core.Remote,
     if write and not status.can_flush:
         raise PoolError(f"{uri}: the server has no FLUSH, so nothing that is written there is ever known to be durable")
     return remote, None
+
+
+def _remote(uri: Uri, connections: int, timeout: float) -> _core.Remote:
+    """Not connected yet, to a server that has to prove who it is, if any has. Raises PoolError."""
+    _check_authority(uri)
+    return _core.Remote(str(uri), connections=connections, timeout=timeout)
 
 
 def _check_authority(uri: Uri) -> None:
@@ -68,8 +73,7 @@ def size_of(uri: Uri) -> int:
     """Bytes that the server exports there. Raises PoolError."""
     if not urlsplit(uri).scheme:
         raise PoolError(f"{uri}: not an NBD URI")
-    _check_authority(uri)
-    probe = _core.Remote(str(uri), connections=1, timeout=DeviceConfig.timeout)
+    probe = _remote(uri, 1, DeviceConfig.timeout)
     try:
         probe.connect()
     except OSError as error:
