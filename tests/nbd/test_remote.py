@@ -164,7 +164,7 @@ def test_our_own_device_is_another_ones_backing(serve: Serve, pools: Path, tmp_p
 
 @pytest.mark.parametrize("how", ["killed", "hung"])
 def test_requests_wait_for_a_server_that_comes_back(serve: Serve, pools: Path, remote: Remote, how: str) -> None:
-    far = Far(serve, pools, remote, timeout=60 if how == "killed" else 24)
+    far = Far(serve, pools, remote, timeout=60)
     with far.server.client() as client:
         far.fill(client, 1)
         assert far.drain() == 0

@@ -131,9 +131,10 @@ def test_only_as_much_is_fetched_as_there_is_room_and_more_when_there_is(left: H
         used = counters(there.pool).used_bytes - least
         here.target(least + used * 5 // 8)
         read(client, FAR)
-        wait_until(lambda: counters(pool).prefetches >= half, "the hottest pages")
+        # Several runs are fetched at a time: one of the others may be there before the last of these.
+        wait_until(lambda: kinds(pool)[HOT.start + half : HOT.stop] == [Kind.TMEM] * half, "the hottest pages")
+        assert counters(pool).prefetches >= half
         assert counters(pool).used_bytes <= least + used * 5 // 8
-        assert kinds(pool)[HOT.start + half : HOT.stop] == [Kind.TMEM] * half
         here.target(32 * MIB)
         wait_until(lambda: counters(pool).prefetches == len(HOT), "the others")
 
